@@ -1,0 +1,141 @@
+"""The settings table: every option, its default, its unit and its bounds.
+
+The law of this module: options are read here and nowhere else. An unknown or
+wrong option stops Datasette at start with a message that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PLUGIN = "datasette-pubsub"
+
+#: Longest channel name, in bytes of UTF-8. Long enough for a path of ids, short
+#: enough that an index page still holds many; MQTT and NATS users stay below 256.
+MAX_CHANNEL_BYTES = 255
+
+#: Longest subscription name, in bytes of UTF-8; as for channels.
+MAX_SUBSCRIPTION_NAME_BYTES = 255
+
+#: Rows that one publish_batch chunk carries, in messages: the bound that the
+#: original description sets for a batch handed to the broker.
+CHUNK_MESSAGES = 1000
+
+#: Rows read from the log at a time during catch-up, in messages. One page is
+#: about 100 KB of ordinary messages: large enough that the thread hand-over
+#: (about 0.2 ms) is small beside it.
+PAGE_MESSAGES = 1000
+
+SYNCHRONOUS = {"normal": 1, "full": 2, "extra": 3}
+
+
+class ConfigError(ValueError):
+    """An option is unknown, of the wrong type or out of bounds; the text names it."""
+
+
+def _option(default: Any, unit: str, doc: str, low: float = 0, high: float = float("inf")) -> Any:
+    return field(default=default, metadata={"unit": unit, "doc": doc, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options of one database: the instance's, overridden by the database's own."""
+
+    enabled: bool = _option(True, "true or false", "whether this database takes part")
+    synchronous: str = _option(
+        "full",
+        "normal, full or extra",
+        "SQLite's synchronous setting on Datasette's write connection; "
+        "with normal, an acknowledged message may be lost when the machine loses power",
+    )
+    max_payload_bytes: int = _option(
+        1024 * 1024, "bytes", "largest payload of one message", 1, 256 * 1024 * 1024
+    )
+    max_batch_messages: int = _option(
+        10_000, "messages", "most messages in one publish request", 1, 1_000_000
+    )
+    max_body_bytes: int = _option(
+        16 * 1024 * 1024, "bytes", "largest publish request body", 1024, 1024 * 1024 * 1024
+    )
+    max_pending_messages: int = _option(
+        100_000, "messages", "publishes waiting for the batcher, before it pushes back", 1
+    )
+    max_pending_bytes: int = _option(
+        64 * 1024 * 1024, "bytes", "payload bytes waiting for the batcher, before it pushes back", 1024
+    )
+    tail_bytes: int = _option(
+        16 * 1024 * 1024, "bytes", "newest messages kept in memory for live subscribers", 0
+    )
+    send_bytes: int = _option(
+        256 * 1024, "bytes", "most that one send to a subscriber carries", 1024, 16 * 1024 * 1024
+    )
+    max_subscribers: int = _option(10_000, "streams", "streams open at once on this database", 1)
+    max_channels_per_stream: int = _option(
+        100, "channels and patterns", "channels and patterns that one stream may name", 1, 10_000
+    )
+    heartbeat_seconds: float = _option(
+        15.0, "seconds", "silence after which an SSE stream carries a heartbeat", 0.1, 3600
+    )
+    send_timeout_seconds: float = _option(
+        60.0, "seconds", "how long a reader may leave a send unread before it is cut off", 0.1, 86400
+    )
+    poll_seconds: float = _option(
+        0.004,
+        "seconds",
+        "how often commits by other processes are looked for while somebody is subscribed",
+        0.001,
+        10,
+    )
+    cursor_save_seconds: float = _option(
+        1.0, "seconds", "how often the cursors of live subscriptions are saved", 0.05, 60
+    )
+    demo: str = _option(
+        "", "file name", "demo database to make and serve, beside the configuration file (instance only)"
+    )
+
+
+def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
+    where = f"{PLUGIN}: option {option!r}"
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} must be true or false")
+    elif kind is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{where} must be text: {meta['unit']}")
+    else:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise ConfigError(f"{where} must be a number of {meta['unit']}")
+        if kind is int and value != int(value):
+            raise ConfigError(f"{where} must be a whole number of {meta['unit']}")
+        if not meta["low"] <= value <= meta["high"]:
+            raise ConfigError(f"{where} must be between {meta['low']:g} and {meta['high']:g} {meta['unit']}")
+        value = kind(value)
+    return value
+
+
+def read_settings(instance: Any, database: Any = None) -> Settings:
+    """Settings from the plugin's blocks of the configuration, checked.
+
+    ``instance`` and ``database`` are what stands under ``plugins:
+    datasette-pubsub:`` at the top and for one database. Raises
+    :class:`ConfigError`, whose text names the option and its bounds.
+    """
+    kinds = {f.name: (type(f.default), f.metadata) for f in fields(Settings)}
+    values: dict[str, Any] = {}
+    for level, block in (("instance", instance), ("database", database)):
+        if block is None:
+            continue
+        if not isinstance(block, Mapping):
+            raise ConfigError(f"{PLUGIN}: the plugin's configuration must be a mapping of options")
+        for name, value in block.items():
+            if name not in kinds:
+                raise ConfigError(f"{PLUGIN}: unknown option {name!r}; known: {', '.join(sorted(kinds))}")
+            if name == "demo" and level == "database":
+                raise ConfigError(f"{PLUGIN}: option 'demo' belongs to the instance, not to a database")
+            values[name] = _check(name, *(kinds[name][0], value, kinds[name][1]))
+    settings = Settings(**values)
+    if settings.synchronous not in SYNCHRONOUS:
+        raise ConfigError(f"{PLUGIN}: option 'synchronous' must be one of {', '.join(SYNCHRONOUS)}")
+    return settings

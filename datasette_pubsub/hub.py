@@ -1,0 +1,260 @@
+"""The hub: wakes subscribers when messages are committed, and keeps the newest in memory.
+
+The law of this module: it knows no SQL and no HTTP. It holds no queue per
+subscriber; what a subscriber has not taken is in the shared tail or, failing
+that, in the log. Everything runs on the event loop's thread, without locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from .models import Event, Message
+from .selector import Selector
+
+#: Joined spans that are kept until the next commit, in spans. All subscribers
+#: at the same place share one; a few places and formats are in use at a time.
+MAX_SPANS = 64
+
+
+class Encoder(Protocol):
+    """A wire format: turns messages and events into bytes. Stateless, shared by many streams."""
+
+    name: str
+
+    def message(self, message: Message, missed: int = 0) -> bytes:
+        """The frame of one message; ``missed`` as on the first message after a gap."""
+
+    def event(self, event: Event) -> bytes:
+        """The frame of an event, empty when the format does not show it."""
+
+
+class Span(NamedTuple):
+    """What lies after a position, joined: the bytes, where they end, and how many messages they hold."""
+
+    data: bytes
+    position: int
+    count: int
+
+
+class Waiter:
+    """One live subscriber, from :meth:`Hub.register` to :meth:`Hub.unregister`."""
+
+    __slots__ = ("_future", "resume", "selector", "woken")
+
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
+        #: Set by the hub, cleared by :meth:`wait`: something happened since the last wait ended.
+        self.woken = True
+        #: Up to here there is nothing for this subscriber, if it had read all before it waited.
+        self.resume: int | None = None
+        self._future: asyncio.Future[None] | None = None
+
+    def wake(self, resume: int | None = None) -> None:
+        """End the present or the next wait."""
+        if not self.woken:
+            self.woken = True
+            self.resume = resume
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    def rest(self) -> None:
+        """Say that everything up to the hub's head has been read; call it before a last look, then wait."""
+        self.woken = False
+        self.resume = None
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait until woken, at most ``timeout`` seconds; whether it was."""
+        if self.woken:
+            return True
+        loop = asyncio.get_running_loop()
+        future = self._future = loop.create_future()
+        timer = loop.call_later(timeout, _finish, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            self._future = None
+        return self.woken
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Tail:
+    """The newest committed messages, without holes from ``base`` (exclusive) to the head."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.base = 0
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._ids: list[int] = []
+        self._messages: list[Message] = []
+        self._frames: dict[str, list[bytes | None]] = {}
+        self._spans: OrderedDict[tuple[object, ...], Span] = OrderedDict()
+
+    def reset(self, position: int) -> None:
+        """Forget everything; the tail now begins after this position."""
+        self.base = position
+        self._bytes = 0
+        self._ids.clear()
+        self._messages.clear()
+        self._frames.clear()
+        self._spans.clear()
+
+    def extend(self, messages: Sequence[Message]) -> None:
+        """Add the messages that follow the head, and drop the oldest over the byte bound."""
+        self._spans.clear()
+        for message in messages:
+            self._ids.append(message.id)
+            self._bytes += message.size
+        self._messages.extend(messages)
+        for frames in self._frames.values():
+            frames.extend([None] * len(messages))
+        if self._bytes > self._max_bytes:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        # Down to three quarters, so that the lists are not cut at every commit.
+        goal = self._max_bytes * 3 // 4
+        drop = 0
+        while drop < len(self._messages) and self._bytes > goal:
+            self._bytes -= self._messages[drop].size
+            drop += 1
+        self.base = self._ids[drop - 1]
+        del self._ids[:drop], self._messages[:drop]
+        for frames in self._frames.values():
+            del frames[:drop]
+
+    def span(
+        self, selector: Selector, encoder: Encoder, after: int, head: int, max_bytes: int, max_messages: int
+    ) -> Span:
+        """The frames after a position inside the tail, encoded once and joined once for all who ask alike."""
+        key = (after, selector, encoder.name, max_bytes, max_messages)
+        span = self._spans.get(key)
+        if span is None:
+            span = self._join(selector, encoder, after, head, max_bytes, max_messages)
+            self._spans[key] = span
+            if len(self._spans) > MAX_SPANS:
+                self._spans.popitem(last=False)
+        return span
+
+    def _join(
+        self, selector: Selector, encoder: Encoder, after: int, head: int, max_bytes: int, max_messages: int
+    ) -> Span:
+        frames = self._frames.get(encoder.name)
+        if frames is None:
+            frames = self._frames[encoder.name] = [None] * len(self._messages)
+        messages = self._messages
+        parts: list[bytes] = []
+        total = 0
+        matches = selector.matches
+        for index in range(bisect_right(self._ids, after), len(messages)):
+            message = messages[index]
+            if not matches(message.channel):
+                continue
+            frame = frames[index]
+            if frame is None:
+                frame = frames[index] = encoder.message(message)
+            total += len(frame)
+            if parts and (total > max_bytes or len(parts) >= max_messages):
+                # Stops before this message; all others up to it have been looked at.
+                return Span(b"".join(parts), message.id - 1, len(parts))
+            parts.append(frame)
+        return Span(b"".join(parts), head, len(parts))
+
+
+class Hub:
+    """The live side of one database's log."""
+
+    def __init__(self, tail_bytes: int, on_idle: Callable[[bool], None]) -> None:
+        self.head = 0
+        self.tail = Tail(tail_bytes)
+        self._on_idle = on_idle
+        self._by_channel: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._by_pattern: set[Waiter] = set()
+        self._waiters: set[Waiter] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def register(self, selector: Selector) -> Waiter:
+        """Enter a subscriber. Register before reading the head: nothing committed after can then be overlooked."""
+        waiter = Waiter(selector)
+        self._waiters.add(waiter)
+        for channel in selector.channels:
+            self._by_channel[channel].add(waiter)
+        if selector.patterns:
+            self._by_pattern.add(waiter)
+        if len(self._waiters) == 1:
+            self._on_idle(False)
+        return waiter
+
+    def unregister(self, waiter: Waiter) -> None:
+        """Remove a subscriber; harmless when it is gone already."""
+        if waiter not in self._waiters:
+            return
+        self._waiters.discard(waiter)
+        self._by_pattern.discard(waiter)
+        for channel in waiter.selector.channels:
+            followers = self._by_channel[channel]
+            followers.discard(waiter)
+            if not followers:
+                del self._by_channel[channel]
+        if not self._waiters:
+            self.tail.reset(self.head)
+            self._on_idle(True)
+
+    def committed(self, before: int, messages: Sequence[Message]) -> bool:
+        """Take in messages just committed, where ``before`` was the log's head before them.
+
+        Returns ``False`` when messages between the hub's head and these are
+        missing: the caller then reads the log and calls :meth:`fill`.
+        """
+        if not messages:
+            return True
+        last = messages[-1].id
+        if last <= self.head:
+            return True
+        if not self._waiters:
+            self.skip_to(last)
+            return True
+        if before > self.head:
+            return False
+        self.fill([message for message in messages if message.id > self.head], last)
+        return True
+
+    def fill(self, messages: Sequence[Message], head: int) -> None:
+        """Take in all messages between the hub's head and ``head``, and wake who follows them."""
+        if head <= self.head:
+            return
+        previous, self.head = self.head, head
+        if not messages:
+            return
+        if len(self._waiters):
+            self.tail.extend(messages)
+        for channel in {message.channel for message in messages}:
+            for waiter in self._by_channel.get(channel, ()):
+                waiter.wake(previous)
+            for waiter in self._by_pattern:
+                if waiter.selector.matches(channel):
+                    waiter.wake(previous)
+
+    def skip_to(self, head: int) -> None:
+        """Move to a head without knowing what lies before it; subscribers read it from the log."""
+        if head <= self.head:
+            return
+        self.head = head
+        self.tail.reset(head)
+        self.wake_all()
+
+    def wake_all(self) -> None:
+        """End every wait, so that each stream looks at its state."""
+        for waiter in list(self._waiters):
+            waiter.wake()

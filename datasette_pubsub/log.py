@@ -1,0 +1,221 @@
+"""The log: append, read, head. Plain functions of a connection.
+
+The law of this module: SQL on ``pubsub_messages`` stands here. It knows no
+hub, no threads and no HTTP, and it never begins or ends a transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from .config import PAGE_MESSAGES
+from .models import Item, Message, Page
+from .schema import LOG, installed
+from .selector import Selector
+
+#: Up to so many channels, catch-up merges one index range per channel; above,
+#: it scans windows of the log. SQLite allows 500 terms in a compound SELECT.
+MERGED_CHANNELS = 50
+
+#: Ids scanned per page when the log is scanned, in ids; bounds the time that
+#: one page takes when few messages match.
+WINDOW_IDS = 20_000
+
+_COLUMNS = "id, channel, payload, created_at"
+
+#: One bound text carries all messages: each element is the length of the
+#: channel in three digits, the channel and the payload. json_each hands text
+#: elements through unchanged, and a commit makes one call instead of one per
+#: row, which matters while the event loop holds the interpreter lock.
+_APPEND_MANY = f"""
+    INSERT INTO {LOG} (channel, payload, created_at)
+    SELECT substr(value, 4, substr(value, 1, 3)), substr(value, 4 + substr(value, 1, 3)), ?2
+    FROM json_each(?1)"""
+_APPEND_ONE = f"INSERT INTO {LOG} (channel, payload, created_at, key) VALUES (?, ?, ?, ?)"
+
+
+def now() -> str:
+    """The present time as the log stores it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def head(conn: sqlite3.Connection) -> int:
+    """The newest id that the log has given out, 0 when there is none or no log."""
+    try:
+        row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", [LOG]).fetchone()
+    except sqlite3.OperationalError:
+        if installed(conn):
+            raise
+        return 0
+    return int(row[0]) if row else 0
+
+
+def earliest(conn: sqlite3.Connection) -> int:
+    """The oldest id still in the log; one past the head when it is empty."""
+    row = conn.execute(f"SELECT min(id) FROM {LOG}").fetchone()
+    return int(row[0]) if row[0] is not None else head(conn) + 1
+
+
+def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> tuple[list[int], list[Message]]:
+    """Append messages, in order, inside the caller's transaction.
+
+    Returns the id of every item and the messages that are new. An item whose
+    key is already in its channel gets the first message's id and adds nothing.
+    Raises ``sqlite3.Error`` as SQLite does, also for what the guard refuses.
+    """
+    ids: list[int] = []
+    new: list[Message] = []
+    plain: list[Item] = []
+    for item in items:
+        payload = item.payload
+        if item.key is None and type(payload) is str and "\0" not in payload:
+            plain.append(item)
+            continue
+        if plain:
+            _append_plain(conn, plain, created_at, ids, new)
+            plain = []
+        _append_one(conn, item, created_at, ids, new)
+    if plain:
+        _append_plain(conn, plain, created_at, ids, new)
+    return ids, new
+
+
+def _append_plain(
+    conn: sqlite3.Connection, items: list[Item], created_at: str, ids: list[int], new: list[Message]
+) -> None:
+    if len(items) == 1:
+        _append_one(conn, items[0], created_at, ids, new)
+        return
+    text = json.dumps([f"{len(item.channel):03d}{item.channel}{item.payload}" for item in items], ensure_ascii=False)
+    before = head(conn)
+    conn.execute("SAVEPOINT pubsub_append")
+    conn.execute(_APPEND_MANY, (text, created_at))
+    if head(conn) - before == len(items):
+        conn.execute("RELEASE pubsub_append")
+        first = before + 1
+        ids.extend(range(first, first + len(items)))
+        new.extend(
+            Message(first + n, item.channel, item.payload, created_at) for n, item in enumerate(items)
+        )
+        return
+    # A trigger of the user's on the log has published too: ids are not a plain range.
+    conn.execute("ROLLBACK TO pubsub_append")
+    conn.execute("RELEASE pubsub_append")
+    for item in items:
+        _append_one(conn, item, created_at, ids, new)
+
+
+def _append_one(
+    conn: sqlite3.Connection, item: Item, created_at: str, ids: list[int], new: list[Message]
+) -> None:
+    cursor = conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
+    if cursor.rowcount == 1:
+        message_id = int(cursor.lastrowid or 0)
+        new.append(Message(message_id, item.channel, item.payload, created_at))
+    else:
+        row = conn.execute(
+            f"SELECT id FROM {LOG} WHERE channel = ? AND key = ?", (item.channel, item.key)
+        ).fetchone()
+        message_id = int(row[0])
+    ids.append(message_id)
+
+
+def channel_names(conn: sqlite3.Connection) -> list[str]:
+    """All channels of the log by name, one index seek per channel."""
+    rows = conn.execute(f"""
+        WITH RECURSIVE names(channel) AS (
+            SELECT min(channel) FROM {LOG}
+            UNION ALL
+            SELECT (SELECT min(channel) FROM {LOG} WHERE channel > names.channel) FROM names WHERE names.channel IS NOT NULL
+        ) SELECT channel FROM names WHERE channel IS NOT NULL""")
+    return [row[0] for row in rows]
+
+
+def newest(conn: sqlite3.Connection, selector: Selector, limit: int, before: int | None = None) -> list[Message]:
+    """The newest messages of the selector's channels, oldest of them first, below ``before`` if given."""
+    if not installed(conn):
+        return []
+    top = before if before is not None else head(conn) + 1
+    if selector.everything:
+        sql, values = f"SELECT {_COLUMNS} FROM {LOG} WHERE id < ? ORDER BY id DESC LIMIT ?", [top, limit]
+        return [_message(row) for row in conn.execute(sql, values)][::-1]
+    rows: list[Any] = []
+    for channel in _expand(conn, selector):
+        sql = f"SELECT {_COLUMNS} FROM {LOG} WHERE channel = ? AND id < ? ORDER BY id DESC LIMIT ?"
+        rows.extend(conn.execute(sql, [channel, top, limit]))
+    rows.sort(key=lambda row: row[0])
+    return [_message(row) for row in rows[-limit:]]
+
+
+class Reader:
+    """Reads one selector's messages from the log in pages, forward.
+
+    Keeps, between pages, the channels that its patterns match, and up to which
+    id that list is complete. Belongs to one stream; each call may use another
+    connection.
+    """
+
+    __slots__ = ("_channels", "_known_to", "selector")
+
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
+        self._channels: list[str] = sorted(selector.channels)
+        self._known_to = -1
+
+    def page(self, conn: sqlite3.Connection, after: int, max_bytes: int, limit: int = PAGE_MESSAGES) -> Page:
+        """The next messages after an id: at most ``limit``, and about ``max_bytes`` of payload, but at least one.
+
+        The head is read before the rows, so that ``position`` never passes a
+        message that was committed in between.
+        """
+        top = head(conn)
+        if top <= after:
+            return Page([], max(after, 0), top)
+        if self.selector.patterns and not self.selector.everything and top > self._known_to:
+            self._channels = _expand(conn, self.selector)
+            self._known_to = top
+        rows, end = self._select(conn, after, top, limit)
+        messages: list[Message] = []
+        total = 0
+        for row in rows:
+            message = _message(row)
+            total += message.size
+            if messages and total > max_bytes:
+                return Page(messages, messages[-1].id, top)
+            messages.append(message)
+        if len(messages) == limit:
+            end = messages[-1].id
+        return Page(messages, end, top)
+
+    def _select(self, conn: sqlite3.Connection, after: int, top: int, limit: int) -> tuple[Iterable[Any], int]:
+        channels = self._channels
+        if self.selector.everything:
+            sql = f"SELECT {_COLUMNS} FROM {LOG} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+            return conn.execute(sql, [after, top, limit]), top
+        if not channels:
+            return [], top
+        if len(channels) <= MERGED_CHANNELS:
+            one = f"SELECT {_COLUMNS} FROM {LOG} WHERE channel = ? AND id > ? AND id <= ?"
+            sql = " UNION ALL ".join([one] * len(channels)) + " ORDER BY id LIMIT ?"
+            values = [value for channel in channels for value in (channel, after, top)]
+            return conn.execute(sql, [*values, limit]), top
+        end = min(top, after + WINDOW_IDS)
+        sql = f"""SELECT {_COLUMNS} FROM {LOG} WHERE id > ? AND id <= ?
+                  AND +channel IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"""
+        return conn.execute(sql, [after, end, json.dumps(channels), limit]), end
+
+
+def _expand(conn: sqlite3.Connection, selector: Selector) -> list[str]:
+    """The selector's channels, its patterns resolved against the channels of the log."""
+    channels = set(selector.channels)
+    if selector.patterns:
+        channels.update(name for name in channel_names(conn) if selector.matches(name))
+    return sorted(channels)
+
+
+def _message(row: Any) -> Message:
+    return Message(row[0], row[1], row[2], row[3])

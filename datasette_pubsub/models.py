@@ -1,0 +1,163 @@
+"""The values that travel between the layers. Nothing here does input or output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .config import MAX_CHANNEL_BYTES, MAX_SUBSCRIPTION_NAME_BYTES, Settings
+from .errors import InvalidArgument, TooLarge
+
+#: What a payload may be: SQLite's own types, without NULL.
+Payload = str | bytes | int | float
+
+Start = Literal["earliest", "latest"]
+AckMode = Literal["auto", "explicit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One message on its way in: not yet in the log, so without an id."""
+
+    channel: str
+    payload: Payload
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the log. ``created_at`` is UTC text with milliseconds."""
+
+    id: int
+    channel: str
+    payload: Payload
+    created_at: str
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory the message takes in the tail."""
+        payload = self.payload
+        return 200 + len(self.channel) + (len(payload) if isinstance(payload, (str, bytes)) else 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Messages read from the log, and the position up to which nothing was left out."""
+
+    messages: list[Message]
+    position: int
+    head: int
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where a subscriber begins, as it asked: at most one of the three is set."""
+
+    after: int | None = None
+    start: Start | None = None
+    since: str | None = None
+
+    @property
+    def given(self) -> bool:
+        return self.after is not None or self.start is not None or self.since is not None
+
+
+# -- events: what a stream tells besides messages ---------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The subscriber has caught up; ``head`` is the newest id of the log."""
+
+    head: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Nothing happened for a while, and the stream lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """``missed`` messages were trimmed before the subscriber read them; it goes on after ``resumed_at``."""
+
+    missed: int
+    resumed_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """A newer connection has taken over the subscription."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The server is going away; come back with the last id."""
+
+
+Event = Ready | Heartbeat | Gap | Superseded | Bye
+
+
+def check_channel(channel: object, field: str = "channel") -> str:
+    """Return the channel if it is a valid name, else raise :class:`InvalidArgument` naming the field."""
+    if not isinstance(channel, str):
+        raise InvalidArgument(f"{field} must be text")
+    if not channel:
+        raise InvalidArgument(f"{field} is empty")
+    if "\0" in channel:
+        raise InvalidArgument(f"{field} must not contain NUL")
+    size = _utf8_length(channel, field)
+    if size > MAX_CHANNEL_BYTES:
+        raise InvalidArgument(f"{field} has {size} bytes; the limit is {MAX_CHANNEL_BYTES} bytes")
+    return channel
+
+
+def check_subscription_name(name: object, field: str = "subscription") -> str:
+    """Return the name if it is valid, else raise :class:`InvalidArgument` naming the field."""
+    if not isinstance(name, str) or not name:
+        raise InvalidArgument(f"{field} is empty")
+    if "\0" in name:
+        raise InvalidArgument(f"{field} must not contain NUL")
+    size = _utf8_length(name, field)
+    if size > MAX_SUBSCRIPTION_NAME_BYTES:
+        raise InvalidArgument(f"{field} has {size} bytes; the limit is {MAX_SUBSCRIPTION_NAME_BYTES} bytes")
+    return name
+
+
+def check_item(item: Item, settings: Settings) -> int:
+    """Check one message before it is queued; return its payload's size in bytes.
+
+    Raises :class:`InvalidArgument` or :class:`TooLarge`, naming the field.
+    """
+    check_channel(item.channel)
+    payload = item.payload
+    if payload is None:
+        raise InvalidArgument("payload is NULL")
+    if isinstance(payload, str):
+        size = len(payload) if payload.isascii() else _utf8_length(payload, "payload")
+    elif isinstance(payload, (bytes, bytearray, memoryview)):
+        size = len(payload)
+    elif isinstance(payload, bool) or not isinstance(payload, (int, float)):
+        raise InvalidArgument("payload must be text, bytes or a number")
+    else:
+        if isinstance(payload, int) and not -(2**63) <= payload < 2**63:
+            raise InvalidArgument("payload is an integer of more than 64 bits")
+        if payload != payload:
+            raise InvalidArgument("payload is not a number (NaN), which SQLite stores as NULL")
+        size = 8
+    if size > settings.max_payload_bytes:
+        raise TooLarge(
+            f"payload has {size} bytes; the limit is {settings.max_payload_bytes} bytes (max_payload_bytes)"
+        )
+    if item.key is not None:
+        check_channel(item.key, "key")
+    return size
+
+
+def _utf8_length(text: str, field: str) -> int:
+    if text.isascii():
+        return len(text)
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{field} holds half of a surrogate pair, which is not valid Unicode") from None

@@ -1,0 +1,221 @@
+"""The tables, the view and the triggers in the user's file, and their migrations.
+
+The law of this module: it is the only one that creates or changes database
+objects. Everything is plain SQL stored in the file, so that every program that
+opens it can publish with nothing installed (DESIGN.md, decision 2). It never
+touches an object of the same name that it did not make.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import sqlite_utils
+from sqlite_utils.migrations import Migrations
+
+from .config import MAX_CHANNEL_BYTES, SYNCHRONOUS, Settings
+from .errors import SchemaConflict
+
+LOG = "pubsub_messages"
+VIEW = "vpubsub"
+SUBSCRIPTIONS = "pubsub_subscriptions"
+RELEASED = "pubsub_released"
+
+#: Objects that must be a table or view of ours, with the columns they must have.
+EXPECTED = {
+    LOG: ("table", {"id", "channel", "payload", "created_at", "key"}),
+    VIEW: ("view", {"channel", "payload", "key", "id", "created_at"}),
+    SUBSCRIPTIONS: ("table", {"id", "owner", "name", "reads", "cursor", "created_at", "last_seen_at"}),
+    RELEASED: ("table", {"channel", "id"}),
+}
+
+NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+
+migrations = Migrations("datasette-pubsub")
+
+
+@migrations()
+def m001_log(db: sqlite_utils.Database) -> None:
+    """The log, its face for publishers, and what retention has released."""
+    _run(
+        db,
+        f"""
+        CREATE TABLE {LOG} (
+            id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
+            channel TEXT NOT NULL,
+            payload NOT NULL,
+            created_at TEXT NOT NULL DEFAULT ({NOW}),
+            key TEXT
+        )""",
+        f"CREATE INDEX {LOG}_channel ON {LOG} (channel, id)",
+        f"CREATE UNIQUE INDEX {LOG}_key ON {LOG} (channel, key) WHERE key IS NOT NULL",
+        f"CREATE TABLE {RELEASED} (channel TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID",
+        f"""
+        CREATE TRIGGER {LOG}_update BEFORE UPDATE ON {LOG}
+        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: messages cannot be changed'); END""",
+        f"""
+        CREATE TRIGGER {LOG}_delete BEFORE DELETE ON {LOG}
+        WHEN NOT EXISTS (SELECT 1 FROM {RELEASED} WHERE channel = OLD.channel AND id >= OLD.id)
+        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: only retention removes messages'); END""",
+        f"CREATE VIEW {VIEW} AS SELECT channel, payload, key, id, created_at FROM {LOG}",
+        f"""
+        CREATE TRIGGER {VIEW}_insert INSTEAD OF INSERT ON {VIEW}
+        BEGIN INSERT INTO {LOG} (channel, payload, key) VALUES (NEW.channel, NEW.payload, NEW.key); END""",
+    )
+
+
+@migrations()
+def m002_subscriptions(db: sqlite_utils.Database) -> None:
+    """Durable subscriptions; a cursor moves forward only, and never past the head."""
+    _run(
+        db,
+        f"""
+        CREATE TABLE {SUBSCRIPTIONS} (
+            id INTEGER PRIMARY KEY,
+            owner TEXT NOT NULL DEFAULT '',
+            name TEXT NOT NULL CHECK (name <> ''),
+            reads TEXT NOT NULL DEFAULT '{{}}' CHECK (json_valid(reads)),
+            cursor INTEGER NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL DEFAULT ({NOW}),
+            last_seen_at TEXT NOT NULL DEFAULT ({NOW}),
+            UNIQUE (owner, name)
+        )""",
+        f"""
+        CREATE TRIGGER {SUBSCRIPTIONS}_forward BEFORE UPDATE OF cursor ON {SUBSCRIPTIONS}
+        WHEN NEW.cursor IS NOT OLD.cursor
+        BEGIN
+            SELECT RAISE(ABORT, 'a cursor only moves forward') WHERE NEW.cursor < OLD.cursor;
+            SELECT RAISE(ABORT, 'a cursor is a message id of the log, and this one is ahead of its head')
+            WHERE typeof(NEW.cursor) <> 'integer'
+               OR NEW.cursor > coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{LOG}'), 0);
+        END""",
+    )
+
+
+def guard_sql(max_payload_bytes: int) -> str:
+    """The trigger that checks every message, whichever program inserts it.
+
+    One condition that is false for an ordinary message, so that it costs one
+    evaluation a row. It stands before the table's own constraints, so that
+    neither ``OR REPLACE`` nor ``OR IGNORE`` of an outer statement, which SQLite
+    hands down into triggers, can replace a stored message or drop a bad one in
+    silence. ``NEW.id`` is -1 when the publisher gave none
+    (https://sqlite.org/lang_createtrigger.html).
+    """
+    too_large = (
+        f"(length(NEW.payload) > {max_payload_bytes // 4} AND length(CAST(NEW.payload AS BLOB)) > {max_payload_bytes})"
+    )
+    channel_bytes = "length(CAST(NEW.channel AS BLOB))"
+    return f"""
+        CREATE TRIGGER {LOG}_guard BEFORE INSERT ON {LOG}
+        WHEN NEW.key IS NOT NULL OR NEW.id <> -1 OR NEW.payload IS NULL OR {too_large}
+          OR NEW.channel IS NULL OR typeof(NEW.channel) <> 'text'
+          OR {channel_bytes} NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES} OR instr(NEW.channel, char(0))
+          OR NEW.created_at NOT GLOB
+             '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9]Z'
+        BEGIN
+            SELECT RAISE(ABORT, 'message ids are given by the log, not by the publisher') WHERE NEW.id <> -1;
+            SELECT RAISE(ABORT, 'channel is NULL') WHERE NEW.channel IS NULL;
+            SELECT RAISE(ABORT, 'channel must be text') WHERE typeof(NEW.channel) <> 'text';
+            SELECT RAISE(ABORT, 'channel is empty') WHERE {channel_bytes} = 0;
+            SELECT RAISE(ABORT, 'channel is over the limit of {MAX_CHANNEL_BYTES} bytes')
+            WHERE {channel_bytes} > {MAX_CHANNEL_BYTES};
+            SELECT RAISE(ABORT, 'channel must not contain NUL') WHERE instr(NEW.channel, char(0));
+            SELECT RAISE(ABORT, 'payload is NULL') WHERE NEW.payload IS NULL;
+            SELECT RAISE(ABORT, 'payload is over the limit of {max_payload_bytes} bytes (max_payload_bytes)')
+            WHERE {too_large};
+            SELECT RAISE(ABORT, 'key must be text of 1 to {MAX_CHANNEL_BYTES} bytes')
+            WHERE NEW.key IS NOT NULL
+              AND (typeof(NEW.key) <> 'text' OR length(CAST(NEW.key AS BLOB)) NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES});
+            SELECT RAISE(ABORT, 'created_at must be UTC like 2026-01-31T12:00:00.000Z')
+            WHERE NEW.created_at NOT GLOB
+             '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9]Z';
+            SELECT RAISE(IGNORE)
+            WHERE EXISTS (SELECT 1 FROM {LOG} WHERE channel = NEW.channel AND key = NEW.key);
+        END"""
+
+
+def _run(db: sqlite_utils.Database, *statements: str) -> None:
+    for statement in statements:
+        db.execute(statement)
+
+
+def _existing(conn: sqlite3.Connection) -> dict[str, str]:
+    names = ",".join("?" * len(EXPECTED))
+    rows = conn.execute(
+        f"SELECT name, type FROM sqlite_master WHERE name IN ({names}) AND type IN ('table', 'view')", list(EXPECTED)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def check(conn: sqlite3.Connection) -> bool:
+    """Whether the log is installed in this file, complete and ours.
+
+    Raises :class:`SchemaConflict` when an object with one of our names is not
+    ours, or when the log has lost its AUTOINCREMENT (as a table rebuild by
+    other tools can do), which would let ids be given out twice.
+    """
+    found = _existing(conn)
+    for name, kind in found.items():
+        expected_kind, columns = EXPECTED[name]
+        have = {row[1] for row in conn.execute(f"PRAGMA table_info({name})")}
+        if kind != expected_kind or not columns <= have:
+            raise SchemaConflict(
+                f"{name} already exists in this database and is not datasette-pubsub's; "
+                "rename it, then install again"
+            )
+    if LOG in found:
+        sql = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", [LOG]).fetchone()[0]
+        if "AUTOINCREMENT" not in sql.upper():
+            raise SchemaConflict(
+                f"{LOG} has lost its AUTOINCREMENT, so message ids could be given out twice; "
+                "restore the table as datasette-pubsub makes it"
+            )
+    return len(found) == len(EXPECTED)
+
+
+def installed(conn: sqlite3.Connection) -> bool:
+    """Whether there is a log to read in this file. Cheap: no checks."""
+    return conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [LOG]).fetchone() is not None
+
+
+def install(conn: sqlite3.Connection, settings: Settings) -> None:
+    """Bring the file to the newest schema, in one transaction; a complete one is only read.
+
+    ``conn`` must be a writable connection outside a transaction. Raises
+    :class:`SchemaConflict` when the file holds something with our names that is
+    not ours, and ``sqlite3.OperationalError`` when the file cannot be written.
+    """
+    guard = guard_sql(settings.max_payload_bytes)
+    if _complete(conn, guard):
+        return
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        # Looked at again inside the transaction: another process may have been faster.
+        if not _complete(conn, guard):
+            db = sqlite_utils.Database(conn, recursive_triggers=False, execute_plugins=False)
+            migrations.apply(db)
+            conn.execute(f"DROP TRIGGER IF EXISTS {LOG}_guard")
+            conn.execute(guard)
+    except BaseException:
+        conn.execute("ROLLBACK")
+        raise
+    conn.execute("COMMIT")
+
+
+def _complete(conn: sqlite3.Connection, guard: str) -> bool:
+    if not check(conn):
+        return False
+    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [f"{LOG}_guard"]).fetchone()
+    if row is None or row[0].strip() != guard.strip():
+        return False
+    db = sqlite_utils.Database(conn, recursive_triggers=False, execute_plugins=False)
+    return not migrations.pending(db)
+
+
+def set_durability(conn: sqlite3.Connection, settings: Settings) -> None:
+    """Write-ahead log, and ``synchronous`` at least as configured, on one writing connection."""
+    conn.execute("PRAGMA journal_mode = WAL").fetchone()
+    wanted = SYNCHRONOUS[settings.synchronous]
+    if settings.synchronous == "normal" or conn.execute("PRAGMA synchronous").fetchone()[0] < wanted:
+        conn.execute(f"PRAGMA synchronous = {wanted}")

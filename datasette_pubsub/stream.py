@@ -1,0 +1,142 @@
+"""One live subscriber: from its position to live, in one loop.
+
+The law of this module: it yields bytes, made by an encoder, and never holds
+more than one send's worth of them. It takes from the tail while its position
+lies inside it and from the log when not; catch-up and live delivery are the
+same loop, so there is no hand-over to race (DESIGN.md, decision 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from .hub import Encoder, Hub, Waiter
+from .models import Bye, Heartbeat, Page, Ready, Superseded
+
+#: Reads one page of the log after a position.
+ReadPage = Callable[[int], Awaitable[Page]]
+
+#: How long a subscription with an automatic cursor rests after its very first
+#: message, in seconds. A reader that takes one message and leaves (``break``,
+#: ``head -1``) is common, and in this mode what was handed over counts as read;
+#: so the second message is not sent before the first could have made it leave.
+FIRST_MESSAGE_SECONDS = 0.2
+
+_ALL = 1 << 30
+
+
+class Stream:
+    """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
+
+    ``handed_over`` is called with the position after each send has been taken,
+    and whenever the position moves past messages of other channels.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        waiter: Waiter,
+        read_page: ReadPage,
+        encoder: Encoder,
+        position: int,
+        *,
+        send_bytes: int,
+        heartbeat_seconds: float,
+        first_alone: bool = False,
+        handed_over: Callable[[int], None] | None = None,
+    ) -> None:
+        self.position = position
+        self._hub = hub
+        self._waiter = waiter
+        self._read_page = read_page
+        self._encoder = encoder
+        self._send_bytes = send_bytes
+        self._heartbeat_seconds = heartbeat_seconds
+        self._first_alone = first_alone
+        self._handed_over = handed_over
+        self._end: Bye | Superseded | None = None
+        self._ended = asyncio.Event()
+
+    @property
+    def end(self) -> Bye | Superseded | None:
+        """Why the stream was told to end, if it was."""
+        return self._end
+
+    def stop(self, reason: Bye | Superseded) -> None:
+        """Let the stream end with this reason after the send that is under way."""
+        if self._end is None:
+            self._end = reason
+            self._ended.set()
+            self._waiter.wake()
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Yield what is to be sent, until the stream is stopped or the iterator closed.
+
+        Each item is one send; the next is made only when the consumer asks, so
+        a slow reader costs no memory and loses nothing.
+        """
+        hub, waiter, encoder = self._hub, self._waiter, self._encoder
+        ready = False
+        while self._end is None:
+            if self.position < hub.tail.base:
+                data, position, count = await self._from_log()
+            elif self.position < hub.head:
+                limit = 1 if self._first_alone else _ALL
+                data, position, count = hub.tail.span(
+                    waiter.selector, encoder, self.position, hub.head, self._send_bytes, limit
+                )
+            else:
+                if not ready:
+                    ready = True
+                    frame = encoder.event(Ready(self.position))
+                    if frame:
+                        yield frame
+                        continue
+                frame = await self._wait()
+                if frame:
+                    yield frame
+                continue
+            if data:
+                yield data
+            self._move(position)
+            if count and self._first_alone:
+                self._first_alone = False
+                await self._first_message()
+        frame = encoder.event(self._end)
+        if frame:
+            yield frame
+
+    def _move(self, position: int) -> None:
+        if position > self.position:
+            self.position = position
+            if self._handed_over is not None:
+                self._handed_over(position)
+
+    async def _from_log(self) -> tuple[bytes, int, int]:
+        page = await self._read_page(self.position)
+        messages, position = page.messages, page.position
+        if self._first_alone and len(messages) > 1:
+            messages, position = messages[:1], messages[0].id
+        message_frame = self._encoder.message
+        return b"".join([message_frame(message) for message in messages]), position, len(messages)
+
+    async def _wait(self) -> bytes:
+        """Wait for the next message of this subscriber; the heartbeat if none came in time."""
+        waiter = self._waiter
+        waiter.rest()
+        woken = await waiter.wait(self._heartbeat_seconds)
+        if not woken:
+            # Not woken: everything up to the head was for others.
+            self._move(self._hub.head)
+            return self._encoder.event(Heartbeat())
+        if waiter.resume is not None:
+            self._move(waiter.resume)
+        return b""
+
+    async def _first_message(self) -> None:
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+                await self._ended.wait()
+        except TimeoutError:
+            pass

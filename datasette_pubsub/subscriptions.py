@@ -1,0 +1,105 @@
+"""Durable subscriptions: rows with a cursor. Plain functions of a connection.
+
+The law of this module: SQL on ``pubsub_subscriptions`` stands here. A cursor
+only moves forward, and never past the head of the log.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import log
+from .errors import NotFound, OutOfRange
+from .schema import NOW, SUBSCRIPTIONS
+from .selector import Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One row. ``owner`` is the actor's id, empty for anonymous readers."""
+
+    id: int
+    owner: str
+    name: str
+    selector: Selector
+    cursor: int
+    created_at: str
+    last_seen_at: str
+
+
+_COLUMNS = "id, owner, name, reads, cursor, created_at, last_seen_at"
+
+
+def find(conn: sqlite3.Connection, owner: str, name: str) -> Subscription | None:
+    """The subscription of this owner and name, or ``None``."""
+    row = conn.execute(
+        f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} WHERE owner = ? AND name = ?", [owner, name]
+    ).fetchone()
+    return _subscription(row) if row else None
+
+
+def everyone(conn: sqlite3.Connection) -> list[Subscription]:
+    """All subscriptions of the file, by owner and name."""
+    return [
+        _subscription(row)
+        for row in conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} ORDER BY owner, name")
+    ]
+
+
+def open_or_create(
+    conn: sqlite3.Connection, owner: str, name: str, selector: Selector, cursor: int
+) -> Subscription:
+    """The subscription, made with this cursor if it is new; what it reads is brought up to date.
+
+    An empty selector keeps what an existing subscription reads.
+    """
+    reads = json.dumps({"channels": sorted(selector.channels), "patterns": list(selector.patterns)})
+    found = find(conn, owner, name)
+    if found is None:
+        conn.execute(
+            f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor) VALUES (?, ?, ?, ?)",
+            [owner, name, reads, cursor],
+        )
+    elif selector and selector != found.selector:
+        conn.execute(
+            f"UPDATE {SUBSCRIPTIONS} SET reads = ?, last_seen_at = {NOW} WHERE id = ?", [reads, found.id]
+        )
+    else:
+        conn.execute(f"UPDATE {SUBSCRIPTIONS} SET last_seen_at = {NOW} WHERE id = ?", [found.id])
+    result = find(conn, owner, name)
+    assert result is not None
+    return result
+
+
+def move(conn: sqlite3.Connection, cursors: Mapping[int, int]) -> None:
+    """Move cursors forward, by subscription id; one that is already further stays where it is."""
+    for subscription_id, cursor in cursors.items():
+        conn.execute(
+            f"UPDATE {SUBSCRIPTIONS} SET cursor = max(cursor, ?), last_seen_at = {NOW} WHERE id = ?",
+            [cursor, subscription_id],
+        )
+
+
+def acknowledge(conn: sqlite3.Connection, owner: str, name: str, message_id: int) -> tuple[int, int]:
+    """Finish all messages up to an id; returns the subscription's id and its cursor, which never moves back.
+
+    Raises :class:`NotFound` for an unknown subscription and :class:`OutOfRange`
+    for an id that the log has not given out.
+    """
+    found = find(conn, owner, name)
+    if found is None:
+        raise NotFound(f"subscription not found: {name}")
+    top = log.head(conn)
+    if message_id < 1 or message_id > top:
+        raise OutOfRange(f"message_id {message_id} is not an id of this log; its newest is {top}")
+    move(conn, {found.id: message_id})
+    return found.id, max(found.cursor, message_id)
+
+
+def _subscription(row: sqlite3.Row) -> Subscription:
+    reads = json.loads(row[3])
+    selector = Selector(frozenset(reads.get("channels", ())), tuple(reads.get("patterns", ())))
+    return Subscription(row[0], row[1], row[2], selector, row[4], row[5], row[6])

@@ -1,0 +1,79 @@
+"""Sees commits that did not come through the batcher: other processes, other writes.
+
+The law of this module: one connection per database, made by Datasette, asked
+for ``PRAGMA data_version`` (3 µs) on the event loop, and only while somebody is
+subscribed. The answer changes with every commit of any other connection
+(https://sqlite.org/pragma.html#pragma_data_version). The file itself is never
+opened or looked at: closing it would drop SQLite's locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable
+
+logger = logging.getLogger("datasette_pubsub")
+
+
+class Watcher:
+    """Calls ``changed`` after commits. :meth:`run` is a supervised task."""
+
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        changed: Callable[[], Awaitable[None]],
+        poll_seconds: float,
+    ) -> None:
+        self._connect = connect
+        self._changed = changed
+        self._poll_seconds = poll_seconds
+        self._conn: sqlite3.Connection | None = None
+        self._version: int | None = None
+        self._needed = asyncio.Event()
+
+    def watch(self, needed: bool) -> None:
+        """Start or stop looking."""
+        if needed:
+            self._needed.set()
+        else:
+            self._needed.clear()
+
+    def look(self) -> None:
+        """Take the next poll for a change, whatever the version says."""
+        self._version = None
+
+    async def run(self) -> None:
+        """Poll for ever; an error in one round is logged and does not end it."""
+        while True:
+            await self._needed.wait()
+            try:
+                if self._moved():
+                    await self._changed()
+            except sqlite3.ProgrammingError:
+                logger.info("the database was closed; no longer watching it")
+                return
+            except Exception:
+                # The connection may be what is broken: take a new one next time.
+                logger.exception("could not look for new messages; trying again")
+                self._conn = None
+                await asyncio.sleep(1)
+            await asyncio.sleep(self._poll_seconds)
+
+    def _moved(self) -> bool:
+        """Whether another connection has committed since the last call. Never waits for a lock."""
+        if self._conn is None:
+            self._conn = self._connect()
+            self._conn.execute("PRAGMA busy_timeout = 0")
+            self._version = None
+        try:
+            version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                return False
+            raise
+        if version == self._version:
+            return False
+        self._version = version
+        return True
