@@ -10,24 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
-
-from datasette.app import Datasette
-from datasette.database import Database
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import log, schema, subscriptions
 from .batcher import Batcher, Committed
-from .config import Settings
-from .errors import FailedPrecondition, InvalidArgument, PubsubError, TooMany, Unavailable
+from .config import PLUGIN, Settings, read_settings
+from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
 from .hub import Encoder, Hub
-from .models import AckMode, Bye, Item, Message, Page, Superseded, Where, check_subscription_name
+from .models import ANYWHERE, AckMode, Bye, Item, Message, Page, Superseded, Where, check_subscription_name
 from .selector import Selector
 from .stream import Stream
 from .subscriptions import Subscription
 from .watcher import Watcher
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -72,21 +74,31 @@ class Broker:
         self._datasette = datasette
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
         self._batcher = Batcher(settings, self._transaction, self._committed)
-        self._watcher = Watcher(db.connect, self._refresh, settings.poll_seconds)
+        self._watcher = Watcher(db.connect, self.refresh, settings.poll_seconds)
         self._streams: set[Stream] = set()
+        #: By subscription id: the stream that holds it, and those of them whose cursor follows the stream.
         self._owners: dict[int, Stream] = {}
-        self._tasks: list[Any] = []
+        self._automatic: dict[int, Stream] = {}
+        self._started = False
         self._closing = False
         self._refreshing = asyncio.Lock()
 
     # -- life ---------------------------------------------------------------
 
     def start(self) -> None:
-        """Enter the supervised tasks; called once, on the event loop."""
+        """Enter the supervised tasks, once; called on the event loop."""
+        if self._started:
+            return
+        self._started = True
         add = self._datasette.add_background_task
-        self._tasks.append(add(self._run_batcher, name=f"pubsub batcher: {self.name}"))
-        if not self._db.is_memory and self._db.is_mutable:
-            self._tasks.append(add(self._run_watcher, name=f"pubsub watcher: {self.name}"))
+        if self.stores:
+            add(self._run_batcher, name=f"pubsub batcher: {self.name}")
+            add(self._run_cursors, name=f"pubsub cursors: {self.name}")
+            add(self._run_watcher, name=f"pubsub watcher: {self.name}")
+
+    def serves(self, db: Database) -> bool:
+        """Whether this is the broker of that very database, not of one removed and added again."""
+        return self._db is db
 
     async def _run_batcher(self, _datasette: Datasette) -> None:
         in_batcher.set(True)
@@ -109,20 +121,37 @@ class Broker:
 
     # -- writing ------------------------------------------------------------
 
+    @property
+    def stores(self) -> bool:
+        """Whether this is a file that can be written."""
+        return bool(self._db.is_mutable and not self._db.is_memory)
+
+    def prepare_write(self, conn: sqlite3.Connection) -> None:
+        """Durability and the log, on Datasette's write connection; why not, if not, stands in ``conflict``."""
+        self.conflict = None
+        try:
+            if not conn.in_transaction:
+                schema.set_durability(conn, self.settings)
+            schema.install(conn, self.settings)
+        except PubsubError as error:
+            self.conflict = error
+        except sqlite3.Error as error:
+            self.conflict = explain(error, self.name)
+        if self.conflict is not None:
+            logger.warning("database %s: %s", self.name, self.conflict.message)
+
     def check_writable(self) -> None:
         """Raise :class:`FailedPrecondition` when this database can never store a message."""
         if not self._db.is_mutable:
             raise FailedPrecondition(f"database {self.name} is immutable: nothing can be published to it")
         if self._db.is_memory:
             raise FailedPrecondition(f"database {self.name} is in memory: it cannot keep messages")
-        if self.conflict is not None:
-            raise self.conflict
 
     async def publish(self, items: Sequence[Item]) -> list[int]:
         """Append messages, all or none; their ids, once they are on disk."""
         self.check_writable()
         if len(items) > self.settings.max_batch_messages:
-            raise InvalidArgument(
+            raise TooLarge(
                 f"{len(items)} messages in one request; the limit is "
                 f"{self.settings.max_batch_messages} (max_batch_messages)"
             )
@@ -140,7 +169,9 @@ class Broker:
 
     async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         def checked(conn: sqlite3.Connection) -> T:
-            # Opening the write connection has tried to install the log; see hooks.prepare_connection.
+            # Opening the write connection has tried to install the log; what stood in the way may be gone.
+            if self.conflict is not None:
+                self.prepare_write(conn)
             if self.conflict is not None:
                 raise self.conflict
             return fn(conn)
@@ -167,35 +198,97 @@ class Broker:
             raise Unavailable(f"database {self.name} could not be read") from error
         return result
 
-    async def _refresh(self) -> None:
+    async def channels(self) -> list[log.Channel]:
+        """All channels of the log, by name, with what they hold."""
+        return await self.read(log.channels)
+
+    async def newest(self, selector: Selector, limit: int, before: int | None = None) -> list[Message]:
+        """The newest messages of these channels, oldest first."""
+        return await self.read(lambda conn: log.newest(conn, selector, limit, before))
+
+    async def selector_of(self, owner: str, name: str) -> Selector:
+        """What a subscription reads, as stored; nothing for one that does not exist."""
+
+        def find(conn: sqlite3.Connection) -> Selector:
+            if not schema.installed(conn):
+                return Selector()
+            found = subscriptions.find(conn, owner, name)
+            return found.selector if found else Selector()
+
+        return await self.read(find)
+
+    async def subscriptions(self, owner: str) -> list[dict[str, Any]]:
+        """An owner's subscriptions, with their lag and whether a subscriber is connected."""
+
+        def read(conn: sqlite3.Connection) -> list[tuple[Subscription, int]]:
+            if not schema.installed(conn):
+                return []
+            own = [found for found in subscriptions.everyone(conn) if found.owner == owner]
+            return [(found, log.count_after(conn, found.selector, found.cursor)) for found in own]
+
+        return [
+            {
+                "subscription": found.name,
+                "channels": sorted(found.selector.channels),
+                "patterns": list(found.selector.patterns),
+                "cursor": found.cursor,
+                "lag": lag,
+                "connected": found.id in self._owners,
+                "created_at": found.created_at,
+                "last_seen_at": found.last_seen_at,
+            }
+            for found, lag in await self.read(read)
+        ]
+
+    async def refresh(self) -> None:
         """Bring the hub up to the log's head."""
         async with self._refreshing:
             known = self.hub.head
 
             def read(conn: sqlite3.Connection) -> Page:
                 top = log.head(conn)
-                if top <= known or top - known > FILL_IDS or known == 0:
+                if top <= known or top - known > FILL_IDS:
                     return Page([], top, top)
-                return log.Reader(Selector(patterns=("*",))).page(
-                    conn, known, self.settings.tail_bytes or 1, FILL_IDS
-                )
+                return log.Reader(Selector(patterns=("*",))).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
 
             page = await self.read(read)
             if not page.messages:
                 self.hub.skip_to(page.head)
             else:
-                self.hub.fill(
-                    [message for message in page.messages if message.id > self.hub.head], page.position
-                )
+                self.hub.fill([message for message in page.messages if message.id > self.hub.head], page.position)
                 if page.position < page.head:
                     self.hub.skip_to(page.head)
 
     def _idle_changed(self, idle: bool) -> None:
         self._watcher.watch(not idle)
 
-    def nudge(self) -> None:
-        """A write of Datasette's own has committed: look at the log at once."""
-        self._watcher.look()
+    async def log_head(self) -> int:
+        """The log's head now, with the hub brought up to it."""
+        await self.refresh()
+        return self.hub.head
+
+    async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
+        """The named subscription, made if it is new; what it reads is as asked now, or as it was stored."""
+
+        def open_or_create(conn: sqlite3.Connection) -> Subscription:
+            found = subscriptions.find(conn, owner, name)
+            if found is None and not selector:
+                raise InvalidArgument("channel is required for a new subscription: name at least one")
+            cursor = found.cursor if found else _start(conn, where, "earliest")
+            return subscriptions.open_or_create(conn, owner, name, selector, cursor)
+
+        return await self._write(open_or_create)
+
+    async def _first_position(self, subscription: Subscription | None, where: Where) -> int:
+        if where.resume is not None:
+            return where.resume
+        if subscription is not None:
+            return subscription.cursor
+        if where.after is not None:
+            return where.after
+        if where.start != "earliest" and where.since is None:
+            return self.hub.head
+        return await self.read(lambda conn: _start(conn, where, "latest"))
 
     @asynccontextmanager
     async def subscribe(
@@ -205,7 +298,7 @@ class Broker:
         *,
         owner: str = "",
         name: str | None = None,
-        where: Where = Where(),
+        where: Where = ANYWHERE,
         ack: AckMode = "auto",
         heartbeat_seconds: float | None = None,
     ) -> AsyncIterator[Stream]:
@@ -222,28 +315,27 @@ class Broker:
                 f"{len(self._streams)} streams are open on database {self.name}; "
                 f"the limit is {self.settings.max_subscribers} (max_subscribers)"
             )
-        if name is None and not selector:
-            raise InvalidArgument("channel is required: name at least one channel or pattern")
         subscription = None
         if name is not None:
             check_subscription_name(name)
             self.check_writable()
-            subscription, selector = await self._open(owner, name, selector, where, ack)
+            subscription = await self._open(owner, name, selector, where)
+            selector = subscription.selector
+        elif not selector:
+            raise InvalidArgument("channel is required: name at least one channel or pattern")
+        automatic = subscription is not None and ack == "auto"
+        # Entered before the head is read: what commits from here on wakes the waiter.
         waiter = self.hub.register(selector)
         try:
-            await self._refresh()
-            position = await self._first_position(subscription, where)
+            head = await self.log_head()
+            position = min(await self._first_position(subscription, where), head)
+            if subscription is not None:
+                position = self._take_over(subscription, position, where, automatic)
             reader = log.Reader(selector)
 
             async def read_page(after: int) -> Page:
                 return await self.read(lambda conn: reader.page(conn, after, self.settings.send_bytes))
 
-            automatic = subscription is not None and ack == "auto"
-            previous = self._owners.get(subscription.id) if subscription is not None else None
-            if previous is not None:
-                previous.stop(Superseded())
-                if automatic and where.after is None:
-                    position = max(position, previous.position)
             stream = Stream(
                 self.hub,
                 waiter,
@@ -257,6 +349,10 @@ class Broker:
             self._streams.add(stream)
             if subscription is not None:
                 self._owners[subscription.id] = stream
+                if automatic:
+                    self._automatic[subscription.id] = stream
+                elif where.resume is not None:
+                    self._batcher.move_cursor(subscription.id, position)
             if self._closing:
                 stream.stop(Bye())
             try:
@@ -265,7 +361,124 @@ class Broker:
                 self._streams.discard(stream)
                 if subscription is not None and self._owners.get(subscription.id) is stream:
                     del self._owners[subscription.id]
-                    if automatic:
-                        self._batcher.move_cursor(subscription.id, stream.position)
+                    if self._automatic.pop(subscription.id, None) is not None:
+                        self._batcher.move_cursor(subscription.id, stream.settled)
         finally:
             self.hub.unregister(waiter)
+
+    def _take_over(self, subscription: Subscription, position: int, where: Where, automatic: bool) -> int:
+        """End the stream that is open under the same name; where the new one begins."""
+        previous = self._owners.get(subscription.id)
+        if previous is None:
+            return position
+        previous.stop(Superseded())
+        if self._automatic.pop(subscription.id, None) is not None:
+            self._batcher.move_cursor(subscription.id, previous.settled)
+            if automatic and where.resume is None:
+                return max(position, previous.settled)
+        return position
+
+    async def _run_cursors(self, _datasette: Datasette) -> None:
+        """Save the cursors of live automatic subscriptions every now and then."""
+        saved: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(self.settings.cursor_save_seconds)
+            live = {key: stream.settled for key, stream in self._automatic.items()}
+            for key, cursor in live.items():
+                if saved.get(key) != cursor:
+                    self._batcher.move_cursor(key, cursor)
+            saved = live
+
+
+def _start(conn: sqlite3.Connection, where: Where, default: str) -> int:
+    """The position at which a new reader begins."""
+    if where.position is not None:
+        return min(where.position, log.head(conn))
+    if not schema.installed(conn):
+        return 0
+    if where.since is not None:
+        return log.before_time(conn, where.since)
+    if (where.start or default) == "earliest":
+        return log.earliest(conn) - 1
+    return log.head(conn)
+
+
+class Brokers:
+    """The brokers of one Datasette: one for each database that takes part, made when first needed."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self._datasette = datasette
+        self._brokers: dict[str, Broker] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        #: The event loop that serves, once there is one; SQL threads hand their work to it.
+        self.loop: asyncio.AbstractEventLoop | None = None
+        #: Whether the signals that end the server are heard.
+        self.listening = False
+
+    def begin(self) -> None:
+        """Remember the event loop; called on it, by Datasette's startup."""
+        self.loop = asyncio.get_running_loop()
+
+    def settings(self, name: str) -> Settings:
+        """The options of a database. Raises :class:`~.config.ConfigError`."""
+        return read_settings(
+            self._datasette.plugin_config(PLUGIN),
+            self._datasette.plugin_config(PLUGIN, database=name, fallback=False),
+        )
+
+    @property
+    def instance_settings(self) -> Settings:
+        """The options that hold where no database has its own."""
+        return read_settings(self._datasette.plugin_config(PLUGIN))
+
+    def find(self, name: str) -> Broker | None:
+        """The broker of a database, ``None`` for an unknown one or one that does not take part. Thread-safe."""
+        db = self._datasette.databases.get(name)
+        if db is None:
+            return None
+        with self._lock:
+            broker = self._brokers.get(name)
+            if broker is None or not broker.serves(db):
+                settings = self.settings(name)
+                if not settings.enabled:
+                    return None
+                broker = self._brokers[name] = Broker(self._datasette, db, settings)
+            return broker
+
+    def of(self, name: str) -> Broker:
+        """The broker of a database, started. Call it on the event loop.
+
+        Raises :class:`~.errors.NotFound` for an unknown database and for one
+        that does not take part.
+        """
+        if not name:
+            raise InvalidArgument("db_name is required")
+        self.loop = asyncio.get_running_loop()
+        broker = self.find(name)
+        if broker is None:
+            raise NotFound(f"database not found: {name}")
+        broker.start()
+        if self._closing:
+            broker.close_streams()
+        return broker
+
+    def close_streams(self) -> None:
+        """Tell every stream of every database that the server is going away."""
+        self._closing = True
+        for broker in list(self._brokers.values()):
+            broker.close_streams()
+
+    async def stop(self) -> None:
+        """End all streams and write what was accepted."""
+        self.close_streams()
+        await asyncio.gather(*(broker.stop() for broker in list(self._brokers.values())))
+
+
+def brokers(datasette: Datasette) -> Brokers:
+    """The brokers of this Datasette; they live and end with it."""
+    found: Brokers | None = getattr(datasette, "_pubsub_brokers", None)
+    if found is None:
+        # setdefault is one step, so that two threads cannot make two.
+        found = datasette.__dict__.setdefault("_pubsub_brokers", Brokers(datasette))
+    return found

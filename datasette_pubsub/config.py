@@ -50,27 +50,17 @@ class Settings:
         "SQLite's synchronous setting on Datasette's write connection; "
         "with normal, an acknowledged message may be lost when the machine loses power",
     )
-    max_payload_bytes: int = _option(
-        1024 * 1024, "bytes", "largest payload of one message", 1, 256 * 1024 * 1024
-    )
-    max_batch_messages: int = _option(
-        10_000, "messages", "most messages in one publish request", 1, 1_000_000
-    )
-    max_body_bytes: int = _option(
-        16 * 1024 * 1024, "bytes", "largest publish request body", 1024, 1024 * 1024 * 1024
-    )
+    max_payload_bytes: int = _option(1024 * 1024, "bytes", "largest payload of one message", 1, 256 * 1024 * 1024)
+    max_batch_messages: int = _option(10_000, "messages", "most messages in one publish request", 1, 1_000_000)
+    max_body_bytes: int = _option(16 * 1024 * 1024, "bytes", "largest publish request body", 1024, 1024 * 1024 * 1024)
     max_pending_messages: int = _option(
         100_000, "messages", "publishes waiting for the batcher, before it pushes back", 1
     )
     max_pending_bytes: int = _option(
         64 * 1024 * 1024, "bytes", "payload bytes waiting for the batcher, before it pushes back", 1024
     )
-    tail_bytes: int = _option(
-        16 * 1024 * 1024, "bytes", "newest messages kept in memory for live subscribers", 0
-    )
-    send_bytes: int = _option(
-        256 * 1024, "bytes", "most that one send to a subscriber carries", 1024, 16 * 1024 * 1024
-    )
+    tail_bytes: int = _option(16 * 1024 * 1024, "bytes", "newest messages kept in memory for live subscribers", 0)
+    send_bytes: int = _option(256 * 1024, "bytes", "most that one send to a subscriber carries", 1024, 16 * 1024 * 1024)
     max_subscribers: int = _option(10_000, "streams", "streams open at once on this database", 1)
     max_channels_per_stream: int = _option(
         100, "channels and patterns", "channels and patterns that one stream may name", 1, 10_000

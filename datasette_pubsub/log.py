@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from .config import PAGE_MESSAGES
-from .models import Item, Message, Page
+from .models import Item, Message, Page, utc_text
 from .schema import LOG, installed
 from .selector import Selector
 
@@ -40,7 +42,7 @@ _APPEND_ONE = f"INSERT INTO {LOG} (channel, payload, created_at, key) VALUES (?,
 
 def now() -> str:
     """The present time as the log stores it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return utc_text(datetime.now(UTC))
 
 
 def head(conn: sqlite3.Connection) -> int:
@@ -60,6 +62,26 @@ def earliest(conn: sqlite3.Connection) -> int:
     return int(row[0]) if row[0] is not None else head(conn) + 1
 
 
+def before_time(conn: sqlite3.Connection, since: str) -> int:
+    """The last id whose message was created before a time.
+
+    Found by halving: ``created_at`` grows with the id, since one writer at a
+    time gives out both. Where a clock was set back, it is one of the places
+    that fit.
+    """
+    low, high = earliest(conn) - 1, head(conn)
+    while low < high:
+        middle = (low + high + 1) // 2
+        row = conn.execute(
+            f"SELECT created_at, id FROM {LOG} WHERE id <= ? ORDER BY id DESC LIMIT 1", [middle]
+        ).fetchone()
+        if row is None or row[0] < since:
+            low = middle
+        else:
+            high = row[1] - 1
+    return low
+
+
 def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> tuple[list[int], list[Message]]:
     """Append messages, in order, inside the caller's transaction.
 
@@ -69,70 +91,117 @@ def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> 
     """
     ids: list[int] = []
     new: list[Message] = []
-    plain: list[Item] = []
-    for item in items:
-        payload = item.payload
-        if item.key is None and type(payload) is str and "\0" not in payload:
-            plain.append(item)
-            continue
-        if plain:
-            _append_plain(conn, plain, created_at, ids, new)
-            plain = []
-        _append_one(conn, item, created_at, ids, new)
-    if plain:
-        _append_plain(conn, plain, created_at, ids, new)
+    for plain, run in _runs(items):
+        if not plain or len(run) == 1 or not _append_plain(conn, run, created_at, ids, new):
+            for item in run:
+                _append_one(conn, item, created_at, ids, new)
     return ids, new
+
+
+def insert(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> None:
+    """Append messages whose ids nobody asks for; works inside another statement too."""
+    for plain, run in _runs(items):
+        if plain:
+            conn.execute(_APPEND_MANY, (_pack(run), created_at))
+        else:
+            for item in run:
+                conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
+
+
+def _runs(items: Sequence[Item]) -> Iterator[tuple[bool, list[Item]]]:
+    """Neighbours that one statement can carry together (``True``), and the others."""
+    for plain, run in groupby(items, _is_plain):
+        yield plain, list(run)
+
+
+def _is_plain(item: Item) -> bool:
+    return item.key is None and type(item.payload) is str and "\0" not in item.payload
+
+
+def _pack(items: list[Item]) -> str:
+    return json.dumps([f"{len(item.channel):03d}{item.channel}{item.payload!s}" for item in items], ensure_ascii=False)
 
 
 def _append_plain(
     conn: sqlite3.Connection, items: list[Item], created_at: str, ids: list[int], new: list[Message]
-) -> None:
-    if len(items) == 1:
-        _append_one(conn, items[0], created_at, ids, new)
-        return
-    text = json.dumps([f"{len(item.channel):03d}{item.channel}{item.payload}" for item in items], ensure_ascii=False)
+) -> bool:
+    """Append by one statement; ``False``, and nothing done, when the ids would not be a plain range."""
     before = head(conn)
     conn.execute("SAVEPOINT pubsub_append")
-    conn.execute(_APPEND_MANY, (text, created_at))
-    if head(conn) - before == len(items):
+    conn.execute(_APPEND_MANY, (_pack(items), created_at))
+    if head(conn) - before != len(items):
+        # A trigger of the user's on the log has published too.
+        conn.execute("ROLLBACK TO pubsub_append")
         conn.execute("RELEASE pubsub_append")
-        first = before + 1
-        ids.extend(range(first, first + len(items)))
-        new.extend(
-            Message(first + n, item.channel, item.payload, created_at) for n, item in enumerate(items)
-        )
-        return
-    # A trigger of the user's on the log has published too: ids are not a plain range.
-    conn.execute("ROLLBACK TO pubsub_append")
+        return False
     conn.execute("RELEASE pubsub_append")
-    for item in items:
-        _append_one(conn, item, created_at, ids, new)
+    for message_id, item in enumerate(items, before + 1):
+        ids.append(message_id)
+        new.append(Message(message_id, item.channel, item.payload, created_at))
+    return True
 
 
-def _append_one(
-    conn: sqlite3.Connection, item: Item, created_at: str, ids: list[int], new: list[Message]
-) -> None:
+def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list[int], new: list[Message]) -> None:
     cursor = conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
     if cursor.rowcount == 1:
         message_id = int(cursor.lastrowid or 0)
         new.append(Message(message_id, item.channel, item.payload, created_at))
     else:
-        row = conn.execute(
-            f"SELECT id FROM {LOG} WHERE channel = ? AND key = ?", (item.channel, item.key)
-        ).fetchone()
+        row = conn.execute(f"SELECT id FROM {LOG} WHERE channel = ? AND key = ?", (item.channel, item.key)).fetchone()
         message_id = int(row[0])
     ids.append(message_id)
 
 
 def channel_names(conn: sqlite3.Connection) -> list[str]:
-    """All channels of the log by name, one index seek per channel."""
+    """All channels of the log by name, one index seek per channel; none where there is no log."""
+    if not installed(conn):
+        return []
     rows = conn.execute(f"""
         WITH RECURSIVE names(channel) AS (
             SELECT min(channel) FROM {LOG}
             UNION ALL
-            SELECT (SELECT min(channel) FROM {LOG} WHERE channel > names.channel) FROM names WHERE names.channel IS NOT NULL
+            SELECT (SELECT min(channel) FROM {LOG} WHERE channel > names.channel)
+            FROM names WHERE names.channel IS NOT NULL
         ) SELECT channel FROM names WHERE channel IS NOT NULL""")
     return [row[0] for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A channel with what the log holds of it: how many messages, and its newest."""
+
+    name: str
+    count: int
+    newest_id: int
+    newest_at: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The channel as ``channels.json`` shows it."""
+        return {
+            "channel": self.name,
+            "count": self.count,
+            "newest_id": self.newest_id,
+            "newest_created_at": self.newest_at,
+        }
+
+
+def channels(conn: sqlite3.Connection) -> list[Channel]:
+    """All channels of the log by name; none where there is no log."""
+    if not installed(conn):
+        return []
+    rows = conn.execute(f"""
+        SELECT c.channel, c.count, c.newest, m.created_at
+        FROM (SELECT channel, count(*) AS count, max(id) AS newest FROM {LOG} GROUP BY channel) AS c
+        JOIN {LOG} AS m ON m.id = c.newest ORDER BY c.channel""")
+    return [Channel(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+def count_after(conn: sqlite3.Connection, selector: Selector, after: int) -> int:
+    """How many messages of the selector's channels come after an id."""
+    if selector.everything:
+        return int(conn.execute(f"SELECT count(*) FROM {LOG} WHERE id > ?", [after]).fetchone()[0])
+    one = f"SELECT count(*) FROM {LOG} WHERE channel = ? AND id > ?"
+    return sum(int(conn.execute(one, [channel, after]).fetchone()[0]) for channel in _expand(conn, selector))
 
 
 def newest(conn: sqlite3.Connection, selector: Selector, limit: int, before: int | None = None) -> list[Message]:

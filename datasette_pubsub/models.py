@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from .config import MAX_CHANNEL_BYTES, MAX_SUBSCRIPTION_NAME_BYTES, Settings
@@ -51,15 +52,26 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where a subscriber begins, as it asked: at most one of the three is set."""
+    """Where a subscriber begins, as it asked; the first that is set counts.
 
+    ``resume`` is the last id that a reader says it has (``Last-Event-ID``): it
+    wins, also over a subscription's cursor. The others choose where an unnamed
+    or a new subscription begins: ``after`` an id, at the ``start``
+    (``earliest`` or ``latest``), or with the first message ``since`` a time.
+    """
+
+    resume: int | None = None
     after: int | None = None
     start: Start | None = None
     since: str | None = None
 
     @property
-    def given(self) -> bool:
-        return self.after is not None or self.start is not None or self.since is not None
+    def position(self) -> int | None:
+        """The id after which to begin, where the reader named one."""
+        return self.resume if self.resume is not None else self.after
+
+
+ANYWHERE = Where()
 
 
 # -- events: what a stream tells besides messages ---------------------------
@@ -112,6 +124,33 @@ def check_channel(channel: object, field: str = "channel") -> str:
     return channel
 
 
+def check_since(text: object, field: str = "since") -> str:
+    """An ISO 8601 time as the log stores it; without a zone it is UTC. Raises :class:`InvalidArgument`."""
+    try:
+        if not isinstance(text, str):
+            raise ValueError
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return utc_text(moment)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(f"{field} must be an ISO 8601 time like 2026-01-31T12:00:00Z") from None
+
+
+def utc_text(moment: datetime) -> str:
+    """A time as the log stores it: UTC, milliseconds, ``Z``."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+
+
+def check_message_id(value: object, field: str) -> int:
+    """A message id, 0 or more. Raises :class:`InvalidArgument` naming the field."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise InvalidArgument(f"{field} must be a message id: a whole number, 0 or more")
+    return value
+
+
 def check_subscription_name(name: object, field: str = "subscription") -> str:
     """Return the name if it is valid, else raise :class:`InvalidArgument` naming the field."""
     if not isinstance(name, str) or not name:
@@ -146,9 +185,7 @@ def check_item(item: Item, settings: Settings) -> int:
             raise InvalidArgument("payload is not a number (NaN), which SQLite stores as NULL")
         size = 8
     if size > settings.max_payload_bytes:
-        raise TooLarge(
-            f"payload has {size} bytes; the limit is {settings.max_payload_bytes} bytes (max_payload_bytes)"
-        )
+        raise TooLarge(f"payload has {size} bytes; the limit is {settings.max_payload_bytes} bytes (max_payload_bytes)")
     if item.key is not None:
         check_channel(item.key, "key")
     return size

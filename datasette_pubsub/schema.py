@@ -161,8 +161,7 @@ def check(conn: sqlite3.Connection) -> bool:
         have = {row[1] for row in conn.execute(f"PRAGMA table_info({name})")}
         if kind != expected_kind or not columns <= have:
             raise SchemaConflict(
-                f"{name} already exists in this database and is not datasette-pubsub's; "
-                "rename it, then install again"
+                f"{name} already exists in this database and is not datasette-pubsub's; rename it, then install again"
             )
     if LOG in found:
         sql = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", [LOG]).fetchone()[0]
@@ -182,14 +181,15 @@ def installed(conn: sqlite3.Connection) -> bool:
 def install(conn: sqlite3.Connection, settings: Settings) -> None:
     """Bring the file to the newest schema, in one transaction; a complete one is only read.
 
-    ``conn`` must be a writable connection outside a transaction. Raises
+    Inside a transaction of the caller's it becomes part of that. Raises
     :class:`SchemaConflict` when the file holds something with our names that is
     not ours, and ``sqlite3.OperationalError`` when the file cannot be written.
     """
     guard = guard_sql(settings.max_payload_bytes)
     if _complete(conn, guard):
         return
-    conn.execute("BEGIN IMMEDIATE")
+    nested = conn.in_transaction
+    conn.execute("SAVEPOINT pubsub_install" if nested else "BEGIN IMMEDIATE")
     try:
         # Looked at again inside the transaction: another process may have been faster.
         if not _complete(conn, guard):
@@ -198,9 +198,9 @@ def install(conn: sqlite3.Connection, settings: Settings) -> None:
             conn.execute(f"DROP TRIGGER IF EXISTS {LOG}_guard")
             conn.execute(guard)
     except BaseException:
-        conn.execute("ROLLBACK")
+        conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
         raise
-    conn.execute("COMMIT")
+    conn.execute("RELEASE pubsub_install" if nested else "COMMIT")
 
 
 def _complete(conn: sqlite3.Connection, guard: str) -> bool:

@@ -29,8 +29,7 @@ _ALL = 1 << 30
 class Stream:
     """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
 
-    ``handed_over`` is called with the position after each send has been taken,
-    and whenever the position moves past messages of other channels.
+    It moves when the consumer asks for the next send, so when the last was taken.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class Stream:
         send_bytes: int,
         heartbeat_seconds: float,
         first_alone: bool = False,
-        handed_over: Callable[[int], None] | None = None,
     ) -> None:
         self.position = position
         self._hub = hub
@@ -54,9 +52,13 @@ class Stream:
         self._send_bytes = send_bytes
         self._heartbeat_seconds = heartbeat_seconds
         self._first_alone = first_alone
-        self._handed_over = handed_over
         self._end: Bye | Superseded | None = None
         self._ended = asyncio.Event()
+
+    @property
+    def settled(self) -> int:
+        """Up to here nothing is left to hand over: the hub's head while the stream waits for more."""
+        return self.position if self._waiter.woken else max(self.position, self._hub.head)
 
     @property
     def end(self) -> Bye | Superseded | None:
@@ -110,8 +112,6 @@ class Stream:
     def _move(self, position: int) -> None:
         if position > self.position:
             self.position = position
-            if self._handed_over is not None:
-                self._handed_over(position)
 
     async def _from_log(self) -> tuple[bytes, int, int]:
         page = await self._read_page(self.position)

@@ -35,23 +35,16 @@ _COLUMNS = "id, owner, name, reads, cursor, created_at, last_seen_at"
 
 def find(conn: sqlite3.Connection, owner: str, name: str) -> Subscription | None:
     """The subscription of this owner and name, or ``None``."""
-    row = conn.execute(
-        f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} WHERE owner = ? AND name = ?", [owner, name]
-    ).fetchone()
+    row = conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} WHERE owner = ? AND name = ?", [owner, name]).fetchone()
     return _subscription(row) if row else None
 
 
 def everyone(conn: sqlite3.Connection) -> list[Subscription]:
     """All subscriptions of the file, by owner and name."""
-    return [
-        _subscription(row)
-        for row in conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} ORDER BY owner, name")
-    ]
+    return [_subscription(row) for row in conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} ORDER BY owner, name")]
 
 
-def open_or_create(
-    conn: sqlite3.Connection, owner: str, name: str, selector: Selector, cursor: int
-) -> Subscription:
+def open_or_create(conn: sqlite3.Connection, owner: str, name: str, selector: Selector, cursor: int) -> Subscription:
     """The subscription, made with this cursor if it is new; what it reads is brought up to date.
 
     An empty selector keeps what an existing subscription reads.
@@ -64,9 +57,7 @@ def open_or_create(
             [owner, name, reads, cursor],
         )
     elif selector and selector != found.selector:
-        conn.execute(
-            f"UPDATE {SUBSCRIPTIONS} SET reads = ?, last_seen_at = {NOW} WHERE id = ?", [reads, found.id]
-        )
+        conn.execute(f"UPDATE {SUBSCRIPTIONS} SET reads = ?, last_seen_at = {NOW} WHERE id = ?", [reads, found.id])
     else:
         conn.execute(f"UPDATE {SUBSCRIPTIONS} SET last_seen_at = {NOW} WHERE id = ?", [found.id])
     result = find(conn, owner, name)

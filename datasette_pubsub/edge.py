@@ -1,0 +1,120 @@
+"""What the HTTP edges share: reading requests, and mapping errors to responses.
+
+The law of this module: errors are mapped to HTTP here and nowhere else, and no
+text that was not meant for the caller leaves it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from datasette.utils.asgi import Request, Response
+
+from .broker import Broker, brokers
+from .errors import InvalidArgument, PubsubError, TooLarge, UnsupportedMediaType
+from .models import ANYWHERE, Start, Where, check_message_id, check_since
+from .selector import Selector
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_pubsub")
+
+View = Callable[..., Awaitable[Response | None]]
+
+
+def internal(error: Exception) -> PubsubError:
+    """The error shown for one that was not foreseen: a reference that stands in the log, and nothing else."""
+    reference = secrets.token_hex(4)
+    logger.error("internal error %s", reference, exc_info=error)
+    return PubsubError(f"internal error; the server's log has it under {reference}")
+
+
+def error_response(error: PubsubError) -> Response:
+    """An error in Datasette's own JSON shape, with its status."""
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    body = {"ok": False, "error": error.message, "errors": [error.message], "status": error.status}
+    return Response.json(body, status=error.status, headers=headers)
+
+
+def mapped(view: View) -> View:
+    """A view whose errors become JSON responses."""
+
+    @functools.wraps(view)
+    async def wrapper(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
+        try:
+            return await view(scope, receive, send, request, datasette)
+        except PubsubError as error:
+            return error_response(error)
+        except Exception as error:
+            return error_response(internal(error))
+
+    return wrapper
+
+
+def broker_of(datasette: Datasette, request: Request) -> Broker:
+    """The broker of the database in the URL. Raises :class:`~.errors.NotFound`."""
+    return brokers(datasette).of(request.url_vars["database"])
+
+
+async def read_body(request: Request, receive: Any, limit: int) -> bytes:
+    """The body, of at most ``limit`` bytes, counted while reading. Raises :class:`TooLarge`."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaType("content-encoding: only identity, an uncompressed body, is read here")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidArgument("the request ended before its body was complete")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"request body is over the limit of {limit} bytes (max_body_bytes)")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def read_json(request: Request, receive: Any, limit: int) -> dict[str, Any]:
+    """The JSON object in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise UnsupportedMediaType("content-type must be application/json")
+    body = await read_body(request, receive, limit)
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InvalidArgument(f"the body is not valid JSON{where}") from None
+    if not isinstance(data, dict):
+        raise InvalidArgument("the body must be a JSON object")
+    return data
+
+
+def selector_from(request: Request, limit: int) -> Selector:
+    """The channels and patterns of a query string. Raises :class:`InvalidArgument`."""
+    return Selector.of(request.args.getlist("channel"), request.args.getlist("pattern"), limit)
+
+
+def where_from(request: Request) -> Where:
+    """Where a reader begins, from its query string and its ``Last-Event-ID`` header."""
+    args = request.args
+    last = request.headers.get("last-event-id") or args.get("last_event_id")
+    after, start, since = args.get("after"), args.get("start"), args.get("since")
+    if not (last or after or start or since):
+        return ANYWHERE
+    if start and start not in ("earliest", "latest"):
+        raise InvalidArgument("start must be earliest or latest")
+    begin: Start | None = "earliest" if start == "earliest" else "latest" if start else None
+    return Where(
+        resume=check_message_id(last, "Last-Event-ID") if last else None,
+        after=check_message_id(after, "after") if after else None,
+        start=begin,
+        since=check_since(since) if since else None,
+    )

@@ -1,0 +1,179 @@
+"""The Datasette hooks, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasette import hookimpl
+from datasette.events import Event
+from datasette.utils.asgi import Request
+
+from . import api, caller, log, pages, permissions, rpc, shutdown, sql, sse
+from .broker import brokers, in_batcher
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+INTERNAL = "_internal"
+
+ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", sse.stream),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", api.publish),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", api.ack),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", api.channels),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", api.subscriptions),
+    (r"^/(?P<database>[^/]+)/-/pubsub/?$", pages.viewer),
+    (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", pages.viewer),
+    (r"^/db\.v1\.DbService/(?P<method>[A-Za-z]+)$", rpc.view),
+]
+
+
+@dataclass
+class PublishMessages(Event):
+    """Event name: ``publish-messages``
+
+    Messages were committed by a write of Datasette's own that did not come
+    through the batcher: the write page, the write API, a plugin.
+
+    :ivar database: the database's name
+    :ivar head: the log's newest message id after the write
+    """
+
+    name = "publish-messages"
+    database: str
+    head: int
+
+
+@hookimpl
+def register_events() -> list[type[Event]]:
+    return [PublishMessages]
+
+
+@hookimpl
+def track_event(datasette: Datasette, event: Event) -> Any:
+    """After the commit: wake the hub."""
+    if isinstance(event, PublishMessages):
+        broker = brokers(datasette).find(event.database)
+        if broker is not None:
+            return broker.refresh()
+    return None
+
+
+@hookimpl
+def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
+    async def begin() -> None:
+        brokers(datasette).begin()
+        for name in list(datasette.databases):
+            brokers(datasette).settings(name)
+
+    return begin
+
+
+@hookimpl(specname="shutdown")
+async def end(datasette: Datasette) -> None:
+    await brokers(datasette).stop()
+
+
+@hookimpl
+def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datasette) -> None:
+    broker = brokers(datasette).find(database)
+    if broker is None:
+        return
+    # Only Database.connect(write=True) sets this isolation level.
+    writes = broker.stores and conn.isolation_level == "IMMEDIATE"
+    if writes:
+        broker.prepare_write(conn)
+    bridge = caller.bridge(datasette)
+    sql.register(
+        conn,
+        broker.settings,
+        functools.partial(bridge.publish, broker),
+        writes=writes,
+        permit=functools.partial(bridge.permit, broker),
+    )
+
+
+@hookimpl
+def write_wrapper(datasette: Datasette, database: str, request: Request | None) -> Any:
+    """Tell publish_batch whose request it runs for, and the hub what was committed."""
+    if database == INTERNAL or in_batcher.get():
+        return None
+    broker = brokers(datasette).find(database)
+    if broker is None:
+        return None
+
+    def wrapper(conn: sqlite3.Connection, track_event: Callable[[Event], None]) -> Iterator[None]:
+        token = caller.current.set(caller.Caller(request) if request is not None else None)
+        sql.failure.set(None)
+        before = log.head(conn)
+        try:
+            yield
+        except sqlite3.Error:
+            sql.raise_failure()
+            raise
+        finally:
+            caller.current.reset(token)
+        head = log.head(conn)
+        if head != before:
+            actor = request.actor if request is not None else None
+            track_event(PublishMessages(actor=actor, database=database, head=head))
+
+    return wrapper
+
+
+@hookimpl
+def actor_from_request(datasette: Datasette, request: Request) -> None:
+    """Not to name an actor, but to learn which request the SQL that follows runs for."""
+    found = caller.current.get()
+    if found is not None:
+        found.request = request
+
+
+@hookimpl
+def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
+    def wrap(app: Any) -> Any:
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            shutdown.listen(datasette)
+            token = caller.current.set(caller.Caller())
+            try:
+                await app(scope, receive, send)
+            finally:
+                caller.current.reset(token)
+
+        return wrapped
+
+    return wrap
+
+
+@hookimpl
+def register_routes() -> list[tuple[str, Callable[..., Awaitable[Any]]]]:
+    return ROUTES
+
+
+@hookimpl
+def register_actions() -> list[Any]:
+    return permissions.ACTIONS
+
+
+@hookimpl
+async def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
+    return await permissions.default_rules(datasette, actor, action)
+
+
+@hookimpl
+def database_actions(datasette: Datasette, actor: dict[str, Any] | None, database: str) -> Any:
+    return pages.database_link(datasette, actor, database)
+
+
+@hookimpl
+def register_commands(cli: Any) -> None:
+    from .cli import pubsub
+
+    cli.add_command(pubsub)

@@ -1,0 +1,132 @@
+"""Who may do what: the actions, their resource and their defaults.
+
+The law of this module: Datasette decides. Every entrance asks here, and here
+Datasette's permission system is asked; no rule is kept beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from datasette.permissions import Action, PermissionSQL, Resource
+from datasette.resources import DatabaseResource, TableResource
+
+from . import log
+from .broker import Broker, brokers
+from .errors import PermissionDenied
+from .schema import LOG
+from .selector import Selector
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+VIEW = "view-channel"
+PUBLISH = "publish-message"
+
+#: Channels of one database that Datasette's lists of resources show, in channels.
+MAX_LISTED = 1000
+
+Actor = dict[str, Any] | None
+
+
+class ChannelResource(Resource):
+    """A channel of a database. Without a channel: all of them."""
+
+    name = "channel"
+    parent_class = DatabaseResource
+
+    def __init__(self, database: str, channel: str | None = None) -> None:
+        super().__init__(parent=database, child=channel)
+
+    @classmethod
+    async def resources_sql(cls, datasette: Datasette, actor: Actor = None) -> str:
+        rows = []
+        for name in list(datasette.databases):
+            broker = brokers(datasette).find(name)
+            if broker is not None:
+                for channel in await broker.read(log.channel_names):
+                    rows.append(f"({_quote(name)}, {_quote(channel)})")
+                    if len(rows) >= MAX_LISTED:
+                        break
+        if not rows:
+            return "SELECT NULL AS parent, NULL AS child WHERE 0"
+        return f"SELECT column1 AS parent, column2 AS child FROM (VALUES {', '.join(rows)})"
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("'", "''").replace("\0", "") + "'"
+
+
+ACTIONS = [
+    Action(
+        name=VIEW,
+        description="Receive the messages of a channel",
+        resource_class=ChannelResource,
+    ),
+    Action(
+        name=PUBLISH,
+        description="Publish messages to a channel",
+        resource_class=ChannelResource,
+    ),
+]
+
+
+async def default_rules(datasette: Datasette, actor: Actor, action: str) -> PermissionSQL | None:
+    """Whoever may see the log table may view its channels. Publishing has no default."""
+    if action != VIEW:
+        return None
+    allowed = [
+        name
+        for name in list(datasette.databases)
+        if await datasette.allowed(action="view-table", resource=TableResource(name, LOG), actor=actor)
+    ]
+    if not allowed:
+        return None
+    params = {f"pubsub_parent_{n}": name for n, name in enumerate(allowed)}
+    rows = [f"SELECT :{key} AS parent, NULL AS child, 1 AS allow, 'may see the log table' AS reason" for key in params]
+    return PermissionSQL(sql=" UNION ALL ".join(rows), params=params)
+
+
+async def may_publish(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
+    """Whether the actor may publish to this channel; without one, to the database as a whole."""
+    return bool(await datasette.allowed(action=PUBLISH, resource=ChannelResource(database, channel), actor=actor))
+
+
+async def may_view(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
+    """Whether the actor may receive this channel; without one, the database as a whole."""
+    return bool(await datasette.allowed(action=VIEW, resource=ChannelResource(database, channel), actor=actor))
+
+
+async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
+    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may publish to all of them."""
+    for channel in set(channels):
+        if not await may_publish(datasette, actor, database, channel):
+            raise PermissionDenied(f"permission denied: {PUBLISH} on channel {channel!r} of database {database}")
+
+
+async def require_view(datasette: Datasette, actor: Actor, database: str, selector: Selector) -> None:
+    """Raise :class:`PermissionDenied` unless the actor may receive all that the selector follows.
+
+    A pattern may match channels that do not exist yet, so it needs the right to
+    the database as a whole.
+    """
+    for channel in selector.channels:
+        if not await may_view(datasette, actor, database, channel):
+            raise PermissionDenied(f"permission denied: {VIEW} on channel {channel!r} of database {database}")
+    if selector.patterns and not await may_view(datasette, actor, database):
+        raise PermissionDenied(f"permission denied: a pattern needs {VIEW} on all channels of database {database}")
+
+
+async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -> list[log.Channel]:
+    """The channels of a database that the actor may see."""
+    return [
+        channel for channel in await broker.channels() if await may_view(datasette, actor, broker.name, channel.name)
+    ]
+
+
+def owner_of(actor: Actor) -> str:
+    """Whose subscriptions an actor has: its id, empty for anonymous visitors."""
+    if not actor:
+        return ""
+    return str(actor["id"]) if actor.get("id") is not None else ""

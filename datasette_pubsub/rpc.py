@@ -1,0 +1,233 @@
+"""Connect RPC: ``db.v1.DbService`` for Connect, gRPC-Web and gRPC.
+
+The law of this module: connectrpc reads requests, and writes headers, errors
+and ends; the frames of ``Subscribe`` go past it, many in one send, as they are
+kept in the hub's tail (it would write one at a time, 4 to 75 times slower).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+from connectrpc.request import RequestContext
+from datasette.utils.asgi import Request
+
+from . import permissions
+from .broker import Brokers, brokers
+from .edge import internal
+from .errors import InvalidArgument, PubsubError
+from .gen.db_connect import DbServiceASGIApplication
+from .gen.db_pb2 import (
+    AckMode,
+    AckRequest,
+    AckResponse,
+    PublishBatchRequest,
+    PublishBatchResponse,
+    PublishItem,
+    Start,
+    SubscribeRequest,
+    SubscribeResponse,
+)
+from .models import (
+    Item,
+    Superseded,
+    Where,
+    check_message_id,
+    check_subscription_name,
+    utc_text,
+)
+from .models import Start as StartName
+from .selector import Selector
+from .wire import ConnectEncoder
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_pubsub")
+
+#: Seconds between heartbeats that a subscriber may ask for.
+MAX_HEARTBEAT_SECONDS = 3600
+
+_STARTS: dict[int, StartName | None] = {
+    Start.START_UNSPECIFIED: None,
+    Start.START_EARLIEST: "earliest",
+    Start.START_LATEST: "latest",
+}
+
+
+class _Sender:
+    """The ASGI ``send`` of one call. Drops the library's first body when a stream takes over from it."""
+
+    def __init__(self, send: Any) -> None:
+        self._send = send
+        self.taking_over = False
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if self.taking_over and message["type"] == "http.response.body":
+            self.taking_over = False
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def raw(self, data: bytes) -> None:
+        """Send frames as they are."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    request: Request
+    sender: _Sender
+
+
+_call: ContextVar[_Call] = ContextVar("datasette_pubsub_call")
+
+
+def _connect_error(error: Exception) -> ConnectError:
+    if isinstance(error, ConnectError):
+        return error
+    known = error if isinstance(error, PubsubError) else internal(error)
+    return ConnectError(Code[known.code.upper()], known.message)
+
+
+class Service:
+    """The three methods, as connectrpc calls them."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self._datasette = datasette
+
+    @property
+    def _brokers(self) -> Brokers:
+        return brokers(self._datasette)
+
+    async def publish_batch(self, request: PublishBatchRequest, ctx: RequestContext[Any, Any]) -> PublishBatchResponse:
+        """Append messages, all or none."""
+        try:
+            broker = self._brokers.of(request.db_name)
+            items = [_item(item, n) for n, item in enumerate(request.items)]
+            actor = _call.get().request.actor
+            await permissions.require_publish(self._datasette, actor, broker.name, {item.channel for item in items})
+            return PublishBatchResponse(message_ids=await broker.publish(items))
+        except Exception as error:
+            raise _connect_error(error) from error
+
+    async def ack(self, request: AckRequest, ctx: RequestContext[Any, Any]) -> AckResponse:
+        """Move a cursor forward."""
+        try:
+            broker = self._brokers.of(request.db_name)
+            name = check_subscription_name(request.subscription_name, "subscription_name")
+            message_id = check_message_id(request.message_id, "message_id")
+            actor = _call.get().request.actor
+            owner = permissions.owner_of(actor)
+            selector = await broker.selector_of(owner, name)
+            await permissions.require_view(self._datasette, actor, broker.name, selector)
+            return AckResponse(cursor=await broker.acknowledge(owner, name, message_id))
+        except Exception as error:
+            raise _connect_error(error) from error
+
+    async def subscribe(
+        self, request: SubscribeRequest, ctx: RequestContext[Any, Any]
+    ) -> AsyncIterator[SubscribeResponse]:
+        """Stream messages. Yields one placeholder, which makes the library send its headers."""
+        call = _call.get()
+        try:
+            broker = self._brokers.of(request.db_name)
+            limit = broker.settings.max_channels_per_stream
+            channels = [*([request.channel] if request.channel else []), *request.channels]
+            selector = Selector.of(channels, list(request.patterns), limit)
+            name = request.subscription_name or None
+            if request.heartbeat_seconds > MAX_HEARTBEAT_SECONDS:
+                raise InvalidArgument(f"heartbeat_seconds is over the limit of {MAX_HEARTBEAT_SECONDS} seconds")
+            actor = call.request.actor
+            owner = permissions.owner_of(actor)
+            wanted = selector or (await broker.selector_of(owner, name) if name else selector)
+            await permissions.require_view(self._datasette, actor, broker.name, wanted)
+            as_json = "json" in call.request.headers.get("content-type", "")
+            encoder = ConnectEncoder(as_json, request.status, request.heartbeat_seconds > 0)
+            async with broker.subscribe(
+                selector,
+                encoder,
+                owner=owner,
+                name=name,
+                where=_where(request),
+                ack="explicit" if request.ack_mode == AckMode.ACK_MODE_EXPLICIT else "auto",
+                heartbeat_seconds=float(request.heartbeat_seconds) or None,
+            ) as live:
+                call.sender.taking_over = True
+                yield SubscribeResponse()
+                async for data in live.frames():
+                    async with asyncio.timeout(broker.settings.send_timeout_seconds):
+                        await call.sender.raw(data)
+                end = live.end
+        except TimeoutError:
+            logger.info(
+                "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
+                broker.name,
+                broker.settings.send_timeout_seconds,
+            )
+            raise ConnectError(
+                Code.DEADLINE_EXCEEDED, "the reader took nothing for too long (send_timeout_seconds)"
+            ) from None
+        except Exception as error:
+            raise _connect_error(error) from error
+        if isinstance(end, Superseded):
+            raise ConnectError(Code.ABORTED, "superseded: a newer connection has taken over this subscription")
+        raise ConnectError(Code.UNAVAILABLE, "the server is going away; connect again")
+
+
+def _item(item: PublishItem, n: int) -> Item:
+    if not item.channel:
+        raise InvalidArgument(f"items[{n}].channel is empty")
+    if item.blob and item.payload:
+        raise InvalidArgument(f"items[{n}].payload and items[{n}].blob exclude each other")
+    return Item(item.channel, item.blob or item.payload, item.key or None)
+
+
+def _where(request: SubscribeRequest) -> Where:
+    if request.start not in _STARTS:
+        raise InvalidArgument("start must be START_EARLIEST or START_LATEST")
+    since = None
+    if request.HasField("since"):
+        try:
+            since = utc_text(request.since.ToDatetime(tzinfo=UTC))
+        except (ValueError, OverflowError):
+            raise InvalidArgument("since is not a valid time") from None
+    return Where(
+        resume=check_message_id(request.last_message_id, "last_message_id")
+        if request.HasField("last_message_id")
+        else None,
+        after=check_message_id(request.after, "after") if request.HasField("after") else None,
+        start=_STARTS[request.start],
+        since=since,
+    )
+
+
+def application(datasette: Datasette) -> DbServiceASGIApplication:
+    """The ASGI application of this Datasette's service; made once."""
+    found = getattr(datasette, "_pubsub_service", None)
+    if found is None:
+        found = DbServiceASGIApplication(
+            Service(datasette),
+            read_max_bytes=brokers(datasette).instance_settings.max_body_bytes,
+            compressions=[],
+        )
+        datasette._pubsub_service = found
+    return found
+
+
+async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> None:
+    """Routed by Datasette, so after its actor and cross-site checks."""
+    sender = _Sender(send)
+    token = _call.set(_Call(request, sender))
+    try:
+        inner = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
+        await application(datasette)(inner, receive, sender)
+    finally:
+        _call.reset(token)

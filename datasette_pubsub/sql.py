@@ -1,0 +1,215 @@
+"""publish_batch: publishing from SELECT, on every connection that Datasette opens.
+
+The law of this module: it is an aggregate of one connection and knows neither
+hub nor permissions. On a write connection it inserts into the caller's
+transaction, all or nothing with it; on a read-only one it hands chunks of at
+most 1,000 messages to a function that blocks until they are durable.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from . import log
+from .config import CHUNK_MESSAGES, Settings
+from .errors import PubsubError, Unavailable
+from .models import Item, check_item
+
+#: Hands one chunk on; returns when it is durable. May raise :class:`PubsubError`.
+Publish = Callable[[Sequence[Item]], None]
+
+#: The payload bytes that one chunk may hold before it is handed on early.
+CHUNK_BYTES = 4 * 1024 * 1024
+
+_SPOOL = "temp.pubsub_spool"
+
+#: Why the publish_batch of the statement that runs now has failed. Python's
+#: sqlite3 replaces the text of an exception in an aggregate by one of its own,
+#: so the reason travels beside it. Set by the aggregate, taken by whoever can
+#: raise it: the row factory on a read connection, the write wrapper on a write
+#: connection. Each SQL call of Datasette's runs in a context of its own.
+failure: ContextVar[list[PubsubError] | None] = ContextVar("datasette_pubsub_failure", default=None)
+
+
+class PublishFailed(sqlite3.OperationalError):
+    """publish_batch refused or could not store its messages; the text says why."""
+
+
+def raise_failure() -> None:
+    """Raise what a publish_batch has noted in this context, once."""
+    noted = failure.get()
+    if noted:
+        failure.set(None)
+        raise PublishFailed(f"publish_batch: {noted[0].message}")
+
+
+def register(conn: sqlite3.Connection, settings: Settings, publish: Publish, *, writes: bool, permit: Publish) -> None:
+    """Register ``publish_batch(channel, payload)`` and ``publish_batch(channel, payload, key)``.
+
+    ``publish`` serves read-only connections; ``permit`` is asked, on a write
+    connection (``writes``), whether the caller may publish a chunk, and raises
+    :class:`PubsubError` when not.
+    """
+    if writes:
+
+        def begin() -> _Aggregate:
+            return _InTransaction(settings, conn, permit)
+
+    else:
+        conn.row_factory = _row
+
+        def begin() -> _Aggregate:
+            return _ThroughBatcher(settings, publish)
+
+    for arguments in (2, 3):
+        conn.create_aggregate("publish_batch", arguments, begin)  # type: ignore[arg-type]
+
+
+def _row(cursor: sqlite3.Cursor, values: Any) -> sqlite3.Row:
+    """Datasette's own row, unless the statement that made it has failed to publish."""
+    if failure.get() is not None:
+        raise_failure()
+    return sqlite3.Row(cursor, values)
+
+
+class _Aggregate:
+    """Collects chunks. The result is the number of messages published."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._chunk: list[Item] = []
+        self._bytes = 0
+        self._count = 0
+        self._failed: PubsubError | None = None
+
+    def step(self, channel: Any, payload: Any, key: Any = None) -> None:
+        if self._failed is not None:
+            return
+        item = Item(channel, payload, key)
+        try:
+            self._bytes += check_item(item, self._settings)
+            self._chunk.append(item)
+            if len(self._chunk) >= CHUNK_MESSAGES or self._bytes >= CHUNK_BYTES:
+                self._hand_over()
+        except (PubsubError, sqlite3.Error) as error:
+            self._fail(error)
+
+    def finalize(self) -> int | None:
+        try:
+            if self._failed is None and self._chunk:
+                self._hand_over()
+            if self._failed is None:
+                self.finish()
+        except (PubsubError, sqlite3.Error) as error:
+            self._fail(error)
+        return self._count if self._failed is None else self.failed()
+
+    def _fail(self, error: PubsubError | sqlite3.Error) -> None:
+        if not isinstance(error, PubsubError):
+            error = Unavailable(f"the messages could not be written: {error}")
+        self._failed = error
+        self._chunk = []
+        failure.set([error])
+
+    def _hand_over(self) -> None:
+        chunk, self._chunk, self._bytes = self._chunk, [], 0
+        self.take(chunk)
+        self._count += len(chunk)
+
+    def take(self, chunk: list[Item]) -> None:
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """All rows have been seen."""
+
+    def failed(self) -> int | None:
+        """The result of a failed call, or an exception."""
+        return None
+
+
+class _ThroughBatcher(_Aggregate):
+    """On a read-only connection: every chunk is durable before the next is taken."""
+
+    def __init__(self, settings: Settings, publish: Publish) -> None:
+        super().__init__(settings)
+        self._publish = publish
+
+    def take(self, chunk: list[Item]) -> None:
+        self._publish(chunk)
+
+
+class _InTransaction(_Aggregate):
+    """On a write connection: part of the caller's transaction.
+
+    Chunks after the first wait in a temporary table until all rows have been
+    seen: the SELECT may be reading the log, and must not see its own messages.
+    """
+
+    def __init__(self, settings: Settings, conn: sqlite3.Connection, permit: Publish) -> None:
+        super().__init__(settings)
+        self._conn = conn
+        self._permit = permit
+        self._first: list[Item] | None = None
+        self._spool: int | None = None
+        self._began = False
+
+    def take(self, chunk: list[Item]) -> None:
+        self._permit(chunk)
+        if not self._conn.in_transaction:
+            self._conn.execute("BEGIN IMMEDIATE")
+            self._began = True
+        if self._first is None:
+            self._first = chunk
+            return
+        conn = self._conn
+        if self._spool is None:
+            conn.execute(f"CREATE TABLE IF NOT EXISTS {_SPOOL} (id INTEGER PRIMARY KEY, batch INTEGER, chunk TEXT)")
+            self._spool = int(conn.execute(f"SELECT coalesce(max(batch), 0) + 1 FROM {_SPOOL}").fetchone()[0])
+        conn.execute(f"INSERT INTO {_SPOOL} (batch, chunk) VALUES (?, ?)", [self._spool, _pack(chunk)])
+
+    def finish(self) -> None:
+        if self._first is None:
+            return
+        created_at = log.now()
+        log.insert(self._conn, self._first, created_at)
+        for (chunk_id,) in self._spooled():
+            packed = self._conn.execute(f"SELECT chunk FROM {_SPOOL} WHERE id = ?", [chunk_id]).fetchone()[0]
+            log.insert(self._conn, _unpack(packed), created_at)
+        self._empty_spool()
+        if self._began:
+            self._conn.execute("COMMIT")
+
+    def _empty_spool(self) -> None:
+        if self._spool is not None:
+            self._conn.execute(f"DELETE FROM {_SPOOL} WHERE batch = ?", [self._spool])
+
+    def _spooled(self) -> Iterable[Any]:
+        if self._spool is None:
+            return []
+        return self._conn.execute(f"SELECT id FROM {_SPOOL} WHERE batch = ? ORDER BY id", [self._spool]).fetchall()
+
+    def failed(self) -> int | None:
+        if self._began:
+            self._conn.execute("ROLLBACK")
+        else:
+            self._empty_spool()
+        # An error here makes SQLite undo what the statement has done.
+        raise PublishFailed(str(self._failed))
+
+
+def _pack(chunk: list[Item]) -> str:
+    """A chunk as text for the spool; bytes become hexadecimal digits in a list of their own."""
+    return json.dumps(
+        [[i.channel, [i.payload.hex()] if isinstance(i.payload, bytes) else i.payload, i.key] for i in chunk]
+    )
+
+
+def _unpack(text: str) -> list[Item]:
+    return [
+        Item(channel, bytes.fromhex(payload[0]) if isinstance(payload, list) else payload, key)
+        for channel, payload, key in json.loads(text)
+    ]

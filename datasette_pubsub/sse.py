@@ -1,0 +1,76 @@
+"""Server-Sent Events: ``GET /<db>/-/pubsub/-/stream``.
+
+The law of this module: it turns a request into a stream of the broker and its
+bytes into a response; what is sent, and when, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from datasette.utils.asgi import Request, Response
+from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
+
+from . import permissions
+from .edge import broker_of, mapped, selector_from, where_from
+from .errors import InvalidArgument, MethodNotAllowed
+from .models import AckMode
+from .wire import SseEncoder
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_pubsub")
+
+#: How long an ending server lets a stream say so, in seconds; it needs one loop turn.
+GOODBYE_SECONDS = 1.0
+
+_ENCODERS = {"": SseEncoder(), "json": SseEncoder(), "raw": SseEncoder(raw=True)}
+
+HEADERS = {
+    # Neither cached nor rewritten on the way; nginx is told not to buffer by sse-starlette (X-Accel-Buffering).
+    "Cache-Control": "no-store, no-transform",
+}
+
+
+@mapped
+async def stream(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
+    """The view of one SSE stream; it returns when the stream has ended."""
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed("the stream is read with GET")
+    broker = broker_of(datasette, request)
+    selector = selector_from(request, broker.settings.max_channels_per_stream)
+    where = where_from(request)
+    name = request.args.get("subscription")
+    encoder = _ENCODERS.get(request.args.get("format") or "")
+    if encoder is None:
+        raise InvalidArgument("format must be json or raw")
+    mode = request.args.get("ack") or "auto"
+    if mode not in ("auto", "explicit"):
+        raise InvalidArgument("ack must be auto or explicit")
+    ack: AckMode = "explicit" if mode == "explicit" else "auto"
+    owner = permissions.owner_of(request.actor)
+    wanted = selector or (await broker.selector_of(owner, name) if name else selector)
+    await permissions.require_view(datasette, request.actor, broker.name, wanted)
+    async with broker.subscribe(selector, encoder, owner=owner, name=name, where=where, ack=ack) as live:
+        response = EventSourceResponse(
+            live.frames(),
+            headers=HEADERS,
+            ping=0,
+            send_timeout=broker.settings.send_timeout_seconds,
+            shutdown_grace_period=GOODBYE_SECONDS,
+        )
+        if scope.get("http_version", "1.1") not in ("1.0", "1.1"):
+            # RFC 9113, 8.2.2: HTTP/2 knows no connection-specific header fields.
+            del response.headers["connection"]
+        try:
+            await response(scope, receive, send)
+        except SendTimeoutError:
+            logger.info(
+                "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
+                broker.name,
+                broker.settings.send_timeout_seconds,
+            )
+    return None

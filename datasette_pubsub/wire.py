@@ -1,0 +1,133 @@
+"""The wire formats: how messages and events look to SSE, Connect and gRPC readers.
+
+The law of this module: values in, bytes out; it knows no storage, no hub and no
+HTTP. Encoders are stateless, so that one frame serves all streams of a format.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+from datetime import datetime
+from typing import Any
+
+from .gen.db_pb2 import Kind, SubscribeResponse
+from .models import Bye, Event, Gap, Heartbeat, Message, Payload, Ready, Superseded
+
+_LINES = re.compile(r"\r\n|\r|\n")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def text_of(payload: Payload) -> str:
+    """A text or number as text; a number as SQLite would print it."""
+    return payload if isinstance(payload, str) else repr(payload)
+
+
+def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
+    """A message with the names and types of ``SubscribeResponse`` in Connect JSON.
+
+    Ids are strings (https://protobuf.dev/programming-guides/json/: int64), a
+    blob travels as base64 under ``blob``.
+    """
+    fields: dict[str, Any] = {"messageId": str(message.id), "channel": message.channel}
+    if isinstance(message.payload, bytes):
+        fields["blob"] = base64.b64encode(message.payload).decode()
+    else:
+        fields["payload"] = text_of(message.payload)
+    fields["createdAt"] = message.created_at
+    if missed:
+        fields["missed"] = str(missed)
+    return fields
+
+
+class SseEncoder:
+    """Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    A message is an unnamed event with an id; everything else is named and has
+    none, so that a reader's ``Last-Event-ID`` is always a message.
+    """
+
+    def __init__(self, raw: bool = False) -> None:
+        self.name = "sse-raw" if raw else "sse"
+        self._raw = raw
+
+    def message(self, message: Message, missed: int = 0) -> bytes:
+        if not self._raw:
+            return f"id: {message.id}\ndata: {_json(message_fields(message, missed))}\n\n".encode()
+        payload = message.payload
+        text = base64.b64encode(payload).decode() if isinstance(payload, bytes) else text_of(payload)
+        data = "\n".join(f"data: {line}" for line in _LINES.split(text))
+        return f"id: {message.id}\n{data}\n\n".encode()
+
+    def event(self, event: Event) -> bytes:
+        match event:
+            case Ready(head):
+                name, data = "ready", {"head": str(head)}
+            case Heartbeat():
+                name, data = "heartbeat", {}
+            case Gap(missed, resumed_at):
+                name, data = "gap", {"missed": str(missed), "resumedAt": str(resumed_at)}
+            case Superseded():
+                name, data = "superseded", {"reason": "a newer connection has taken over this subscription"}
+            case Bye():
+                name, data = "bye", {"reason": "the server is going away; connect again"}
+        return f"event: {name}\ndata: {_json(data)}\n\n".encode()
+
+
+class ConnectEncoder:
+    """Enveloped messages of Connect, gRPC and gRPC-Web streams.
+
+    Each is a flag byte, the length in four bytes and the message
+    (https://connectrpc.com/docs/protocol/#streaming-rpcs). How a stream ended
+    is told by its end, so ``Superseded`` and ``Bye`` have no frame.
+    """
+
+    def __init__(self, as_json: bool, status: bool = False, heartbeats: bool = False) -> None:
+        self.name = "connect-json" if as_json else "connect-proto"
+        self._as_json = as_json
+        self._status = status
+        self._heartbeats = heartbeats
+
+    def message(self, message: Message, missed: int = 0) -> bytes:
+        if self._as_json:
+            return _envelope(_json(message_fields(message, missed)).encode())
+        response = SubscribeResponse(message_id=message.id, channel=message.channel, missed=missed)
+        if isinstance(message.payload, bytes):
+            response.blob = message.payload
+        else:
+            response.payload = text_of(message.payload)
+        response.created_at.seconds, response.created_at.nanos = _timestamp(message.created_at)
+        return _envelope(response.SerializeToString())
+
+    def event(self, event: Event) -> bytes:
+        match event:
+            case Heartbeat() if self._heartbeats:
+                fields: dict[str, Any] = {"kind": "KIND_HEARTBEAT"}
+            case Ready(head) if self._status:
+                fields = {"kind": "KIND_READY", "head": head}
+            case Gap(missed, resumed_at) if self._status:
+                fields = {"kind": "KIND_GAP", "missed": missed, "head": resumed_at}
+            case _:
+                return b""
+        if self._as_json:
+            return _envelope(_json({k: v if k == "kind" else str(v) for k, v in fields.items()}).encode())
+        fields["kind"] = Kind.Value(fields["kind"])
+        return _envelope(SubscribeResponse(**fields).SerializeToString())
+
+
+def _envelope(data: bytes) -> bytes:
+    return struct.pack(">BI", 0, len(data)) + data
+
+
+def _timestamp(created_at: str) -> tuple[int, int]:
+    """Seconds and nanoseconds of a time as the log stores it; zero for one that is no date."""
+    try:
+        moment = datetime.fromisoformat(created_at)
+    except ValueError:
+        return 0, 0
+    return int(moment.timestamp() // 1), moment.microsecond * 1000
