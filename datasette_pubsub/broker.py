@@ -130,8 +130,7 @@ class Broker:
         """Durability and the log, on Datasette's write connection; why not, if not, stands in ``conflict``."""
         self.conflict = None
         try:
-            if not conn.in_transaction:
-                schema.set_durability(conn, self.settings)
+            schema.set_durability(conn, self.settings)
             schema.install(conn, self.settings)
         except PubsubError as error:
             self.conflict = error
@@ -139,6 +138,10 @@ class Broker:
             self.conflict = explain(error, self.name)
         if self.conflict is not None:
             logger.warning("database %s: %s", self.name, self.conflict.message)
+
+    async def prepare_later(self) -> None:
+        """Have the log installed by the write thread, as soon as nothing reads; does not wait for it."""
+        await self._db.execute_write_fn(lambda conn: None, block=False)
 
     def check_writable(self) -> None:
         """Raise :class:`FailedPrecondition` when this database can never store a message."""
@@ -168,10 +171,11 @@ class Broker:
         return await self._write(fn)
 
     async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        if self.conflict is not None:
+            # Opening the write connection could not install the log; what stood in the way may be gone.
+            await self._db.execute_write_fn(self.prepare_write, transaction=False)
+
         def checked(conn: sqlite3.Connection) -> T:
-            # Opening the write connection has tried to install the log; what stood in the way may be gone.
-            if self.conflict is not None:
-                self.prepare_write(conn)
             if self.conflict is not None:
                 raise self.conflict
             return fn(conn)

@@ -53,8 +53,12 @@ class Bridge:
         self._limit = threads - 1
         self._slots = threading.BoundedSemaphore(self._limit) if self._limit > 0 else None
 
-    def publish(self, broker: Broker, chunk: Sequence[Item]) -> None:
-        """Check the caller and publish one chunk through the batcher; returns when it is durable."""
+    def publish(self, broker: Broker, chunk: Sequence[Item], blocks: bool) -> None:
+        """Check the caller and publish one chunk through the batcher; returns when it is durable.
+
+        ``blocks`` says that the file is not in WAL mode yet, so that nothing
+        can be written while the caller's SELECT is reading.
+        """
         if self._slots is None:
             raise FailedPrecondition(
                 "publish_batch in a SELECT waits in a SQL thread: set num_sql_threads to 2 or more"
@@ -62,12 +66,18 @@ class Bridge:
         if not self._slots.acquire(blocking=False):
             raise TooMany(f"{self._limit} publish_batch queries are running; the limit is num_sql_threads - 1")
         try:
-            self._wait(self._publish(broker, current.get(), chunk))
+            self._wait(self._publish(broker, current.get(), chunk, blocks))
         finally:
             self._slots.release()
 
-    async def _publish(self, broker: Broker, caller: Caller | None, chunk: Sequence[Item]) -> None:
+    async def _publish(self, broker: Broker, caller: Caller | None, chunk: Sequence[Item], blocks: bool) -> None:
         await self._check(broker, caller, chunk)
+        broker.check_writable()
+        if blocks:
+            await broker.prepare_later()
+            raise Unavailable(
+                f"database {broker.name} had no log yet and is being prepared for publishing; run the query again"
+            )
         await brokers(self._datasette).of(broker.name).publish(chunk)
 
     def permit(self, broker: Broker, chunk: Sequence[Item]) -> None:

@@ -38,7 +38,7 @@ class Span(NamedTuple):
 
     data: bytes
     position: int
-    count: int
+    messages: int
 
 
 class Waiter:

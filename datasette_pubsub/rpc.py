@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
@@ -227,7 +227,7 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
     sender = _Sender(send)
     token = _call.set(_Call(request, sender))
     try:
-        inner = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
-        await application(datasette)(inner, receive, sender)
+        inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
+        await application(datasette)(inner, receive, cast(Any, sender))
     finally:
         _call.reset(token)

@@ -19,8 +19,12 @@ from .config import CHUNK_MESSAGES, Settings
 from .errors import PubsubError, Unavailable
 from .models import Item, check_item
 
+#: Is asked whether the caller may publish a chunk. Raises :class:`PubsubError`.
+Permit = Callable[[Sequence[Item]], None]
+
 #: Hands one chunk on; returns when it is durable. May raise :class:`PubsubError`.
-Publish = Callable[[Sequence[Item]], None]
+#: The flag says that the file cannot be written while the SELECT is reading it.
+Publish = Callable[[Sequence[Item], bool], None]
 
 #: The payload bytes that one chunk may hold before it is handed on early.
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -47,7 +51,7 @@ def raise_failure() -> None:
         raise PublishFailed(f"publish_batch: {noted[0].message}")
 
 
-def register(conn: sqlite3.Connection, settings: Settings, publish: Publish, *, writes: bool, permit: Publish) -> None:
+def register(conn: sqlite3.Connection, settings: Settings, publish: Publish, *, writes: bool, permit: Permit) -> None:
     """Register ``publish_batch(channel, payload)`` and ``publish_batch(channel, payload, key)``.
 
     ``publish`` serves read-only connections; ``permit`` is asked, on a write
@@ -63,7 +67,7 @@ def register(conn: sqlite3.Connection, settings: Settings, publish: Publish, *, 
         conn.row_factory = _row
 
         def begin() -> _Aggregate:
-            return _ThroughBatcher(settings, publish)
+            return _ThroughBatcher(settings, conn, publish)
 
     for arguments in (2, 3):
         conn.create_aggregate("publish_batch", arguments, begin)  # type: ignore[arg-type]
@@ -134,12 +138,13 @@ class _Aggregate:
 class _ThroughBatcher(_Aggregate):
     """On a read-only connection: every chunk is durable before the next is taken."""
 
-    def __init__(self, settings: Settings, publish: Publish) -> None:
+    def __init__(self, settings: Settings, conn: sqlite3.Connection, publish: Publish) -> None:
         super().__init__(settings)
         self._publish = publish
+        self._blocks = conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal"
 
     def take(self, chunk: list[Item]) -> None:
-        self._publish(chunk)
+        self._publish(chunk, self._blocks)
 
 
 class _InTransaction(_Aggregate):
@@ -149,7 +154,7 @@ class _InTransaction(_Aggregate):
     seen: the SELECT may be reading the log, and must not see its own messages.
     """
 
-    def __init__(self, settings: Settings, conn: sqlite3.Connection, permit: Publish) -> None:
+    def __init__(self, settings: Settings, conn: sqlite3.Connection, permit: Permit) -> None:
         super().__init__(settings)
         self._conn = conn
         self._permit = permit

@@ -1,0 +1,215 @@
+"""publish_batch on Datasette's own connections: the SQL page, the write connection, plugins' code."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import itsdangerous
+import pytest
+from conftest import Server, Sse, sqlite_shell
+from datasette.app import Datasette
+
+from datasette_pubsub import log, schema, sql
+from datasette_pubsub.config import Settings
+
+ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)"
+PUBLISH = f"{ROWS} SELECT publish_batch('feed', 'message ' || i) AS published FROM n"
+GRANT = {"permissions": {"publish-message": {"id": "writer"}}}
+SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
+
+
+def cookie(actor: str) -> dict[str, str]:
+    return {"ds_actor": itsdangerous.URLSafeSerializer("tests", "actor").dumps({"a": {"id": actor}})}
+
+
+def query(server: Server, actor: str | None, headers: dict[str, str], statement: str = PUBLISH) -> httpx.Response:
+    return httpx.get(
+        f"{server.url}/{server.database}/-/query.json",
+        params={"sql": statement},
+        cookies=cookie(actor) if actor else None,
+        headers=headers,
+        timeout=60,
+    )
+
+
+def install(path: Path) -> None:
+    conn = sqlite3.connect(path)
+    schema.set_durability(conn, Settings())
+    schema.install(conn, Settings())
+    conn.close()
+
+
+def test_the_sql_page_publishes_ten_thousand_for_an_actor_with_the_grant(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    install(tmp_path / "data.db")
+    server = serve(config=GRANT)
+    with Sse(f"{server.pubsub}/-/stream", channel="feed") as reader:
+        reader.until("ready")
+        answer = query(server, "writer", SAME_ORIGIN)
+        assert answer.json()["rows"] == [{"published": 10000}]
+        received = reader.messages(10000)
+    assert [m["payload"] for m in received] == [f"message {n}" for n in range(1, 10001)]
+    ids = [int(m["messageId"]) for m in received]
+    assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize("actor", ["other", None])
+def test_the_sql_page_publishes_nothing_without_the_grant_and_says_why(
+    serve: Callable[..., Server], tmp_path: Path, actor: str | None
+) -> None:
+    install(tmp_path / "data.db")
+    server = serve(config=GRANT)
+    answer = query(server, actor, SAME_ORIGIN)
+    assert answer.status_code == 400
+    assert "permission denied: publish-message on channel 'feed'" in answer.json()["error"]
+    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(0,)]
+    # The connection serves on, without a trace of the failure.
+    assert query(server, actor, SAME_ORIGIN, "SELECT 1 AS one").json()["rows"] == [{"one": 1}]
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "none"}, {}])
+def test_a_link_from_elsewhere_publishes_nothing(
+    serve: Callable[..., Server], tmp_path: Path, headers: dict[str, str]
+) -> None:
+    install(tmp_path / "data.db")
+    server = serve(config=GRANT)
+    answer = query(server, "writer", headers)
+    assert answer.status_code == 400
+    assert "run it from Datasette's SQL page" in answer.json()["error"]
+    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(0,)]
+
+
+def test_a_database_without_a_log_is_prepared_by_the_first_query(serve: Callable[..., Server]) -> None:
+    server = serve(config=GRANT)
+    assert "run the query again" in query(server, "writer", SAME_ORIGIN).json()["error"]
+    assert query(server, "writer", SAME_ORIGIN).json()["rows"] == [{"published": 10000}]
+
+
+def test_bad_rows_are_named(serve: Callable[..., Server], tmp_path: Path) -> None:
+    install(tmp_path / "data.db")
+    server = serve()
+    for statement, reason in (
+        ("SELECT publish_batch('', 'x')", "channel is empty"),
+        ("SELECT publish_batch('a', NULL)", "payload is NULL"),
+        ("SELECT publish_batch(NULL, 'x')", "channel must be text"),
+        (f"SELECT publish_batch('{'c' * 256}', 'x')", "the limit is 255 bytes"),
+    ):
+        answer = query(server, None, {}, statement)
+        assert answer.status_code == 400
+        assert reason in answer.json()["error"]
+    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(0,)]
+
+
+@pytest.fixture
+def writing(tmp_path: Path) -> sqlite3.Connection:
+    conn = sqlite3.connect(tmp_path / "w.db", isolation_level="IMMEDIATE")
+    schema.set_durability(conn, Settings())
+    schema.install(conn, Settings())
+    sql.register(conn, Settings(), lambda chunk, blocks: None, writes=True, permit=lambda chunk: None)
+    return conn
+
+
+def count(conn: sqlite3.Connection) -> int:
+    return int(conn.execute("SELECT count(*) FROM pubsub_messages").fetchone()[0])
+
+
+def test_on_a_write_connection_it_is_part_of_the_transaction(writing: sqlite3.Connection) -> None:
+    writing.execute("BEGIN IMMEDIATE")
+    assert writing.execute(PUBLISH).fetchone() == (10000,)
+    assert count(writing) == 10000
+    writing.execute("ROLLBACK")
+    assert count(writing) == 0
+    assert writing.execute(PUBLISH).fetchone() == (10000,)
+    assert not writing.in_transaction
+    assert log.head(writing) == 10000
+
+
+def test_it_does_not_read_its_own_messages(writing: sqlite3.Connection) -> None:
+    writing.execute(PUBLISH)
+    copied = writing.execute("SELECT publish_batch('copy', payload) FROM pubsub_messages").fetchone()
+    assert copied == (10000,)
+    assert count(writing) == 20000
+
+
+def test_inside_another_statement(writing: sqlite3.Connection) -> None:
+    writing.execute("CREATE TABLE published (n)")
+    with writing:
+        writing.execute(f"INSERT INTO published {PUBLISH}")
+    assert writing.execute("SELECT n FROM published").fetchall() == [(10000,)]
+    assert count(writing) == 10000
+
+
+# Datasette has SQLite's callbacks print what they raise, which pytest takes for a warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_bad_row_undoes_the_whole_call(writing: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        writing.execute(f"{ROWS} SELECT publish_batch('a', CASE WHEN i = 5000 THEN NULL ELSE i END) FROM n")
+    assert "payload is NULL" in str(sql.failure.get())
+    sql.failure.set(None)
+    assert count(writing) == 0
+    assert not writing.in_transaction
+
+
+def test_every_type_and_key(writing: sqlite3.Connection) -> None:
+    values = [(n, v) for n, v in enumerate(["text", "NUL \0 inside", 7, 1.5, b"\x00\xff", "", b""])]
+    writing.execute("CREATE TABLE v (n, v)")
+    writing.executemany("INSERT INTO v VALUES (?, ?)", values * 400)
+    writing.commit()
+    assert writing.execute("SELECT publish_batch('c', v) FROM (SELECT v FROM v ORDER BY n)").fetchone() == (2800,)
+    stored = writing.execute("SELECT DISTINCT payload FROM pubsub_messages ORDER BY id").fetchall()
+    assert [row[0] for row in stored] == [value for _, value in values]
+    for _ in range(2):
+        writing.execute("SELECT publish_batch('d', n, 'key ' || n) FROM v").fetchone()
+    assert writing.execute("SELECT count(*) FROM pubsub_messages WHERE channel = 'd'").fetchone() == (7,)
+
+
+@pytest.mark.asyncio
+async def test_a_plugins_code_is_trusted_and_a_request_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "data.db"
+    install(path)
+    datasette = Datasette([str(path)], config=GRANT)
+    await datasette.invoke_startup()
+    try:
+        database = datasette.get_database("data")
+        published = await database.execute_write_fn(lambda conn: conn.execute(PUBLISH).fetchone()[0])
+        assert published == 10000
+        refused = await datasette.client.get("/data/-/query.json", params={"sql": PUBLISH})
+        assert "permission denied" in refused.json()["error"]
+    finally:
+        await datasette.aclose() if hasattr(datasette, "aclose") else datasette.close()
+
+
+def test_the_write_page(serve: Callable[..., Server]) -> None:
+    server = serve(config={}, options=["--root"])
+    root = server.root_cookie()
+
+    def write(statement: str) -> httpx.Response:
+        return httpx.post(
+            f"{server.url}/{server.database}/-/execute-write",
+            data={"sql": statement},
+            cookies=root,
+            headers={**SAME_ORIGIN, "Accept": "application/json"},
+        )
+
+    assert write("CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT, status TEXT)").status_code == 200
+    sqlite_shell(
+        server.path,
+        """CREATE TRIGGER on_user_banned AFTER UPDATE OF status ON users WHEN NEW.status = 'banned'
+           BEGIN INSERT INTO vpubsub (channel, payload) VALUES ('security_alerts', NEW.email); END;""",
+    )
+    with Sse(f"{server.pubsub}/-/stream", pattern="*") as reader:
+        reader.until("ready")
+        assert write("INSERT INTO users (email, status) VALUES ('a@b.c', 'active')").status_code == 200
+        assert write("UPDATE users SET status = 'banned'").status_code == 200
+        assert write("INSERT INTO vpubsub (channel, payload) VALUES ('logs', 'hi')").status_code == 200
+        assert [(m["channel"], m["payload"]) for m in reader.messages(2)] == [
+            ("security_alerts", "a@b.c"),
+            ("logs", "hi"),
+        ]
+    refused = write("INSERT INTO vpubsub (channel, payload) VALUES ('', 'hi')")
+    assert refused.status_code == 400
+    assert refused.json()["error"] == "channel is empty"
