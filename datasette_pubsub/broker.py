@@ -145,10 +145,10 @@ class Broker:
 
     def check_writable(self) -> None:
         """Raise :class:`FailedPrecondition` when this database can never store a message."""
-        if not self._db.is_mutable:
-            raise FailedPrecondition(f"database {self.name} is immutable: nothing can be published to it")
         if self._db.is_memory:
             raise FailedPrecondition(f"database {self.name} is in memory: it cannot keep messages")
+        if not self._db.is_mutable:
+            raise FailedPrecondition(f"database {self.name} is immutable: nothing can be published to it")
 
     async def publish(self, items: Sequence[Item]) -> list[int]:
         """Append messages, all or none; their ids, once they are on disk."""

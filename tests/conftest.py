@@ -97,7 +97,10 @@ class Server:
                 f"datasette = Datasette({names!r}, config=json.loads({json.dumps(self.config)!r}))\n"
                 "app = datasette.app()\n"
             )
-            command = [sys.executable, "-m", "hypercorn", "--bind", f"127.0.0.1:{self.port}", "served:app"]
+            # No worker processes: the signal that ends the server must reach the plugin. Hypercorn waits for
+            # idle connections when it ends, so many seconds.
+            command = [sys.executable, "-m", "hypercorn", "--workers", "0", "--graceful-timeout", "1"]
+            command += ["--bind", f"127.0.0.1:{self.port}", "served:app"]
         else:
             command = [sys.executable, "-m", "datasette", "serve", *names]
             command += ["-p", str(self.port), "-c", str(config), "--secret", "tests", *self.options]

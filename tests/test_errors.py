@@ -1,0 +1,288 @@
+"""Bad input: a clear error with the right status or code, nothing lost, and the server goes on."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import OPEN, Server, Sse, sqlite_shell, wait_for
+
+from datasette_pubsub.broker import explain
+from datasette_pubsub.config import ConfigError, read_settings
+
+LIMITS = {
+    **OPEN,
+    "plugins": {"datasette-pubsub": {"max_payload_bytes": 100, "max_batch_messages": 3, "max_body_bytes": 2000}},
+}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "reason"),
+    [
+        ({"channel": "", "payload": "x"}, 400, "invalid_argument", "channel is empty"),
+        ({"channel": "c" * 256, "payload": "x"}, 400, "invalid_argument", "the limit is 255 bytes"),
+        ({"channel": "ä" * 128, "payload": "x"}, 400, "invalid_argument", "256 bytes; the limit is 255 bytes"),
+        ({"channel": "a\0b", "payload": "x"}, 400, "invalid_argument", "must not contain NUL"),
+        ({"channel": "a", "payload": "x" * 101}, 413, "resource_exhausted", "limit is 100 bytes (max_payload_bytes)"),
+        ({"channel": "a", "payload": "x", "key": "k" * 256}, 400, "invalid_argument", "key has 256 bytes"),
+    ],
+)
+def test_the_same_over_http_and_connect(
+    serve: Callable[..., Server], body: dict[str, Any], status: int, code: str, reason: str
+) -> None:
+    server = serve(config=LIMITS)
+    good = {"channel": "a", "payload": "good"}
+    plain = httpx.post(f"{server.pubsub}/-/publish", json={"items": [good, body]})
+    assert plain.status_code == status
+    assert reason in plain.json()["error"]
+    rpc = httpx.post(
+        f"{server.url}/db.v1.DbService/PublishBatch", json={"dbName": server.database, "items": [good, body]}
+    )
+    assert rpc.json()["code"] == code
+    assert reason in rpc.json()["message"]
+    assert server.publish(good) == [1], "nothing of the refused requests was stored, and the server goes on"
+
+
+def test_http_requests(serve: Callable[..., Server]) -> None:
+    server = serve(config=LIMITS)
+    url = f"{server.pubsub}/-/publish"
+    json_type = {"Content-Type": "application/json"}
+    cases: list[tuple[dict[str, Any], int, str]] = [
+        ({"content": b"{", "headers": json_type}, 400, "not valid JSON at character 1"),
+        ({"content": b"[" * 1900, "headers": json_type}, 400, "not valid JSON"),
+        ({"content": b"\xff\xfe", "headers": json_type}, 400, "not valid JSON"),
+        ({"content": b"[]", "headers": json_type}, 400, "must be a JSON object"),
+        ({"content": b"{}", "headers": {"Content-Type": "text/plain"}}, 415, "content-type must be application/json"),
+        ({"content": b"{}", "headers": {**json_type, "Content-Encoding": "gzip"}}, 415, "content-encoding"),
+        ({"content": b" " * 2001, "headers": json_type}, 413, "limit of 2000 bytes (max_body_bytes)"),
+        ({"json": {}}, 400, "channel is required"),
+        ({"json": {"channel": "a"}}, 400, "payload is required"),
+        ({"json": {"channel": "a", "payload": None}}, 400, "payload is required and must not be null"),
+        ({"json": {"channel": 5, "payload": "x"}}, 400, "channel is required, as text"),
+        ({"json": {"channel": "a", "payload": "x", "colour": 1}}, 400, "colour is not a field of a message"),
+        ({"json": {"channel": "a", "blob": "not base64!"}}, 400, "blob must be base64"),
+        ({"json": {"channel": "a", "blob": "AA==", "payload": "x"}}, 400, "exclude each other"),
+        ({"json": {"items": {}}}, 400, "items must be a list"),
+        ({"json": {"items": [1]}}, 400, "items[0] must be an object"),
+        ({"json": {"items": [{"channel": "a", "payload": "x"}, {"payload": "x"}]}}, 400, "items[1].channel"),
+        ({"json": {"items": [{"channel": "a", "payload": "x"}] * 4}}, 413, "limit is 3 (max_batch_messages)"),
+        ({"json": {"channel": "a", "payload": 2**63}}, 400, "more than 64 bits"),
+        ({"content": b'{"channel": "a", "payload": "\\ud800"}', "headers": json_type}, 400, "surrogate"),
+        ({"content": b'{"channel": "a", "payload": NaN}', "headers": json_type}, 400, "NaN"),
+    ]
+    for request, status, reason in cases:
+        answer = httpx.post(url, **request)
+        assert (answer.status_code, answer.json()["status"]) == (status, status), (request, answer.text)
+        assert reason in answer.json()["error"], answer.text
+    assert httpx.get(url).status_code == 405
+    assert httpx.post(url.replace("/data/", "/nowhere/"), json={"channel": "a", "payload": "x"}).status_code == 404
+    assert server.publish(channel="a", payload="x") == [1]
+
+
+def test_streams_and_acks(serve: Callable[..., Server]) -> None:
+    server = serve()
+    server.publish(channel="a", payload="1")
+    stream, ack = f"{server.pubsub}/-/stream", f"{server.pubsub}/-/ack"
+    for params, status, reason in (
+        ({}, 400, "channel is required"),
+        ({"channel": ""}, 400, "channel is empty"),
+        ({"channel": "a", "after": "x"}, 400, "after must be a message id"),
+        ({"channel": "a", "after": "-1"}, 400, "after must be a message id"),
+        ({"channel": "a", "start": "middle"}, 400, "start must be earliest or latest"),
+        ({"channel": "a", "since": "yesterday"}, 400, "since must be an ISO 8601 time"),
+        ({"channel": "a", "format": "xml"}, 400, "format must be json or raw"),
+        ({"channel": "a", "ack": "never"}, 400, "ack must be auto or explicit"),
+        ({"channel": "a", "last_event_id": "x"}, 400, "Last-Event-ID must be a message id"),
+        ({"channel": "a", "subscription": "s" * 256}, 400, "subscription has 256 bytes"),
+        ({"channel": [f"c{n}" for n in range(101)]}, 400, "the limit is 100 (max_channels_per_stream)"),
+    ):
+        answer = httpx.get(stream, params=params)
+        assert answer.status_code == status, (params, answer.text)
+        assert reason in answer.json()["error"]
+    assert httpx.post(stream, json={}).status_code == 405
+    with Sse(stream, channel="a", subscription="s", ack="explicit") as reader:
+        reader.messages(1)
+    for body, status, reason in (
+        ({"subscription": "unknown", "message_id": 1}, 404, "subscription not found: unknown"),
+        ({"subscription": "s", "message_id": 2}, 400, "its newest is 1"),
+        ({"subscription": "s", "message_id": "x"}, 400, "message_id must be a message id"),
+        ({"subscription": "s"}, 400, "message_id must be a message id"),
+        ({"message_id": 1}, 400, "subscription is empty"),
+    ):
+        answer = httpx.post(ack, json=body)
+        assert answer.status_code == status, (body, answer.text)
+        assert reason in answer.json()["error"]
+    assert server.rows("SELECT name, cursor FROM pubsub_subscriptions") == [("s", 0)]
+    rpc = httpx.post(
+        f"{server.url}/db.v1.DbService/Ack", json={"dbName": "data", "subscriptionName": "s", "messageId": "9"}
+    )
+    assert (rpc.status_code, rpc.json()["code"]) == (400, "out_of_range")
+    assert httpx.post(ack, json={"subscription": "s", "message_id": 1}).json() == {"ok": True, "cursor": 1}
+
+
+def test_an_immutable_database(serve: Callable[..., Server], tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.db"
+    with sqlite3.connect(fixed) as conn:
+        conn.execute("CREATE TABLE t (id)")
+    conn.close()
+    server = serve(options=["-i", str(fixed)])
+    base = f"{server.url}/fixed/-/pubsub/-"
+    answer = httpx.post(f"{base}/publish", json={"channel": "a", "payload": "x"})
+    assert answer.status_code == 409
+    assert answer.json()["error"] == "database fixed is immutable: nothing can be published to it"
+    answer = httpx.get(f"{base}/stream", params={"channel": "a", "subscription": "s"})
+    assert answer.status_code == 409
+    rpc = httpx.post(
+        f"{server.url}/db.v1.DbService/PublishBatch",
+        json={"dbName": "fixed", "items": [{"channel": "a", "payload": "x"}]},
+    )
+    assert rpc.json()["code"] == "failed_precondition"
+    with Sse(f"{base}/stream", channel="a") as reader:
+        assert reader.event() == {"event": "ready", "id": None, "data": {"head": "0"}}
+    assert httpx.get(f"{server.url}/fixed/-/pubsub").status_code == 200
+    assert httpx.get(f"{base}/channels.json").json()["channels"] == []
+    assert server.publish(channel="a", payload="x") == [1]
+
+
+def test_a_memory_database(serve: Callable[..., Server]) -> None:
+    server = serve(options=["--memory"])
+    answer = httpx.post(f"{server.url}/_memory/-/pubsub/-/publish", json={"channel": "a", "payload": "x"})
+    assert answer.status_code == 409
+    assert "in memory" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "conflict",
+    [
+        "CREATE TABLE vpubsub (mine)",
+        "CREATE TABLE pubsub_messages (mine)",
+        "CREATE VIEW pubsub_messages AS SELECT 1 AS mine",
+        "CREATE TABLE pubsub_subscriptions (mine)",
+    ],
+)
+def test_a_name_that_is_taken(serve: Callable[..., Server], tmp_path: Path, conflict: str) -> None:
+    sqlite_shell(tmp_path / "data.db", f"{conflict}; CREATE TABLE other (id)")
+    server = serve(options=["--root"])
+    name = conflict.split()[2]
+    for _ in range(2):
+        answer = httpx.post(f"{server.pubsub}/-/publish", json={"channel": "a", "payload": "x"})
+        assert answer.status_code == 409
+        assert f"{name} already exists in this database and is not datasette-pubsub's" in answer.json()["error"]
+    # The rest of Datasette writes on, and what was the user's is as it was.
+    written = httpx.post(
+        f"{server.url}/data/-/execute-write",
+        data={"sql": "INSERT INTO other VALUES (1)"},
+        cookies=server.root_cookie(),
+        headers={"Sec-Fetch-Site": "same-origin", "Accept": "application/json"},
+    )
+    assert written.status_code == 200, written.text
+    assert server.rows("SELECT count(*) FROM sqlite_master WHERE name LIKE '%pubsub%'") == [(1,)]
+    kind = conflict.split()[1]
+    sqlite_shell(server.path, f"DROP {kind} {name}")
+    assert server.publish(channel="a", payload="x") == [1], "without a restart"
+
+
+def test_a_locked_database(serve: Callable[..., Server]) -> None:
+    server = serve()
+    server.publish(channel="a", payload="x")
+    conn = sqlite3.connect(server.path, isolation_level=None)
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        answer = httpx.post(f"{server.pubsub}/-/publish", json={"channel": "a", "payload": "y"}, timeout=30)
+        assert answer.status_code == 503
+        assert "locked by another writer; nothing was stored" in answer.json()["error"]
+        assert answer.headers["retry-after"] == "1"
+    finally:
+        conn.execute("ROLLBACK")
+        conn.close()
+    assert server.publish(channel="a", payload="y") == [2]
+
+
+def test_a_file_that_cannot_be_written(serve: Callable[..., Server], tmp_path: Path) -> None:
+    path = tmp_path / "data.db"
+    sqlite_shell(path, "CREATE TABLE t (id); INSERT INTO t VALUES (1);")
+    if os.geteuid() == 0:
+        pytest.skip("root may write every file; test_storage_errors_are_explained covers the mapping")
+    path.chmod(0o444)
+    server = serve()
+    answer = httpx.post(f"{server.pubsub}/-/publish", json={"channel": "a", "payload": "x"})
+    assert answer.status_code == 409
+    assert "cannot be written" in answer.json()["error"]
+
+
+def test_storage_errors_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "ro.db"
+    sqlite_shell(path, "CREATE TABLE t (id);")
+    conn = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        conn.execute("INSERT INTO t VALUES (1)")
+    conn.close()
+    shown = explain(caught.value, "ro")
+    assert (shown.status, shown.code) == (409, "failed_precondition")
+    assert str(tmp_path) not in shown.message
+    hidden = explain(sqlite3.OperationalError(f"strange: {path}"), "ro")
+    assert str(tmp_path) not in hidden.message
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max_payload": 1}, "unknown option 'max_payload'"),
+        ({"max_payload_bytes": "big"}, "'max_payload_bytes' must be a number of bytes"),
+        ({"max_payload_bytes": 0}, "must be between 1 and"),
+        ({"max_payload_bytes": 1.5}, "must be a whole number"),
+        ({"synchronous": "off"}, "must be one of normal, full, extra"),
+        ({"enabled": 1}, "'enabled' must be true or false"),
+        ([], "must be a mapping"),
+    ],
+)
+def test_options_are_checked(options: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        read_settings(options)
+    with pytest.raises(ConfigError, match=reason):
+        read_settings(None, options)
+
+
+@pytest.mark.parametrize("level", ["instance", "database"])
+def test_a_wrong_option_stops_the_server_at_start(serve: Callable[..., Server], level: str) -> None:
+    plugin = {"plugins": {"datasette-pubsub": {"max_payload": 1}}}
+    with pytest.raises(AssertionError, match="the server ended") as caught:
+        serve(config=plugin if level == "instance" else {"databases": {"data": plugin}})
+    assert "unknown option 'max_payload'" in str(caught.value)
+
+
+def test_a_database_that_does_not_take_part(serve: Callable[..., Server]) -> None:
+    config = {**OPEN, "databases": {"quiet": {"plugins": {"datasette-pubsub": {"enabled": False}}}}}
+    server = serve(databases=["data", "quiet"], config=config)
+    assert server.publish(channel="a", payload="x") == [1]
+    answer = httpx.post(f"{server.url}/quiet/-/pubsub/-/publish", json={"channel": "a", "payload": "x"})
+    assert (answer.status_code, answer.json()["error"]) == (404, "database not found: quiet")
+
+
+def test_a_full_queue_pushes_back(serve: Callable[..., Server]) -> None:
+    config = {**OPEN, "plugins": {"datasette-pubsub": {"max_pending_messages": 10}}}
+    server = serve(config=config)
+    server.publish(channel="a", payload="x")
+    conn = sqlite3.connect(server.path, isolation_level=None)
+    conn.execute("BEGIN IMMEDIATE")
+    items = {"items": [{"channel": "a", "payload": "y"}] * 6}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(httpx.post, f"{server.pubsub}/-/publish", json=items, timeout=30) for _ in range(8)]
+        wait_for(lambda: sum(f.done() for f in waiting) >= 5, "the queue is full")
+        conn.execute("ROLLBACK")
+        conn.close()
+        answers = [future.result() for future in waiting]
+    refused = [a for a in answers if a.status_code == 429]
+    accepted = [a for a in answers if a.status_code == 200]
+    assert len(refused) >= 5
+    assert len(refused) + len(accepted) == 8
+    assert "max_pending_messages" in refused[0].json()["error"]
+    assert refused[0].headers["retry-after"] == "1"
+    stored = server.rows("SELECT count(*) FROM pubsub_messages WHERE payload = 'y'")
+    assert stored == [(6 * len(accepted),)]
