@@ -1,0 +1,50 @@
+# Each target does all its own set-up, in .venv and .venv-generate; nothing else is touched.
+PYTHON ?= python3
+VENV = .venv
+BIN = $(VENV)/bin
+PORT ?= 8001
+
+.PHONY: demo test check lint types generated slow clean
+
+# The live page, full of arriving messages: http://127.0.0.1:8001/weather/-/pubsub
+demo: $(VENV)/demo-installed
+	@PORT=$(PORT) BIN=$(BIN) sh demo/run
+
+# Every test: lint, types, generated code, tests, real browser, TypeScript clients.
+test: system-packages $(VENV)/test-installed
+	$(MAKE) check
+
+check: lint types generated
+	$(BIN)/python -m pytest
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+generated:
+	proto/generate --check
+
+# Tests that take minutes.
+slow: system-packages $(VENV)/test-installed
+	$(BIN)/python -m pytest -m slow
+
+.PHONY: system-packages
+system-packages:
+	@sh tests/system-packages
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo-installed: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet -e .
+	@touch $@
+
+$(VENV)/test-installed: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-generate build dist *.egg-info weather.db weather.db-wal weather.db-shm

@@ -1,0 +1,187 @@
+"""Hub, tail and stream against a log in a list: any interleaving, everything once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasette_pubsub.hub import Hub
+from datasette_pubsub.models import Bye, Event, Message, Page, Superseded
+from datasette_pubsub.selector import Selector
+from datasette_pubsub.stream import Stream
+
+
+class Numbers:
+    """A wire format for tests: ids, and events by name."""
+
+    name = "numbers"
+
+    def message(self, message: Message, missed: int = 0) -> bytes:
+        return b"%d " % message.id
+
+    def event(self, event: Event) -> bytes:
+        return b"" if type(event).__name__ in ("Ready", "Heartbeat") else type(event).__name__.encode()
+
+
+@dataclass
+class World:
+    """A log, a hub, and the readers of it."""
+
+    hub: Hub
+    messages: list[Message] = field(default_factory=list)
+
+    def commit(self, channels: list[str], told: bool) -> None:
+        before = len(self.messages)
+        new = [Message(before + n, channel, f"{channel}", "") for n, channel in enumerate(channels, 1)]
+        self.messages.extend(new)
+        if told and not self.hub.committed(before, new):
+            self.refresh()
+
+    def refresh(self) -> None:
+        known = self.hub.head
+        if len(self.messages) - known > 6:
+            self.hub.skip_to(len(self.messages))
+        else:
+            self.hub.fill(self.messages[known:], len(self.messages))
+
+    def stream(self, selector: Selector, position: int, size: int) -> Stream:
+        waiter = self.hub.register(selector)
+        self.refresh()
+
+        async def read(after: int) -> Page:
+            await asyncio.sleep(0)
+            head = len(self.messages)
+            found = [m for m in self.messages[after:head] if selector.matches(m.channel)][:3]
+            position = found[-1].id if len(found) == 3 else head
+            return Page(found, position, head)
+
+        return Stream(self.hub, waiter, read, Numbers(), position, send_bytes=size, heartbeat_seconds=0.005)
+
+
+channel = st.sampled_from(["a", "b", "c"])
+step = st.one_of(
+    st.tuples(st.just("publish"), st.lists(channel, min_size=1, max_size=5)),
+    st.tuples(st.just("elsewhere"), st.lists(channel, min_size=1, max_size=9)),
+    st.tuples(st.just("notice"), st.just(None)),
+    st.tuples(st.just("read"), st.integers(0, 2)),
+    st.tuples(st.just("rest"), st.just(None)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(step, max_size=40), st.integers(0, 900), st.integers(1, 20))
+def test_any_interleaving(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int) -> None:
+    asyncio.run(run(steps, tail_bytes, send_bytes))
+
+
+async def run(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int) -> None:
+    world = World(Hub(tail_bytes, lambda idle: None))
+    world.commit(["a", "b"], told=False)
+    selectors = [Selector.of(["a"]), Selector.of(["c"], ["[ab]"]), Selector.of((), ["*"])]
+    streams = [world.stream(selector, n, send_bytes) for n, selector in enumerate(selectors)]
+    got: list[list[int]] = [[], [], []]
+    may_read = [asyncio.Semaphore(0) for _ in streams]
+
+    async def reader(n: int) -> None:
+        async for data in streams[n].frames():
+            got[n].extend(int(part) for part in data.split() if part.isdigit())
+            await may_read[n].acquire()
+
+    readers = [asyncio.ensure_future(reader(n)) for n in range(3)]
+    for name, value in steps:
+        if name in ("publish", "elsewhere"):
+            world.commit(value, told=name == "publish")  # type: ignore[arg-type]
+        elif name == "notice":
+            world.refresh()
+        elif name == "read":
+            may_read[value].release()  # type: ignore[index]
+        else:
+            await asyncio.sleep(0)
+    world.refresh()
+    for semaphore in may_read:
+        for _ in range(500):
+            semaphore.release()
+    expected = [
+        [m.id for m in world.messages[n:] if selector.matches(m.channel)] for n, selector in enumerate(selectors)
+    ]
+    async with asyncio.timeout(20):
+        while got != expected or any(stream.settled != len(world.messages) for stream in streams):  # noqa: ASYNC110 - any state may be the last to come right
+            await asyncio.sleep(0)
+    for stream in streams:
+        stream.stop(Bye())
+    await asyncio.gather(*readers)
+    assert got == expected
+
+
+@pytest.mark.asyncio
+async def test_frames_are_encoded_and_joined_once_for_all() -> None:
+    world = World(Hub(1 << 20, lambda idle: None))
+    calls: list[int] = []
+
+    class Counting(Numbers):
+        def message(self, message: Message, missed: int = 0) -> bytes:
+            calls.append(message.id)
+            return super().message(message)
+
+    waiters = [world.hub.register(Selector.of(["a"])) for _ in range(50)]
+    world.commit(["a"] * 10, told=True)
+    spans = [
+        world.hub.tail.span(waiter.selector, Counting(), 0, world.hub.head, 1 << 20, 1 << 20) for waiter in waiters
+    ]
+    assert calls == list(range(1, 11))
+    assert all(span.data is spans[0].data for span in spans)
+
+
+@pytest.mark.asyncio
+async def test_a_waiting_reader_costs_nothing_while_others_are_served() -> None:
+    world = World(Hub(1 << 20, lambda idle: None))
+    stream = world.stream(Selector.of(["quiet"]), 0, 1000)
+    frames = stream.frames()
+    task = asyncio.ensure_future(anext(frames))
+    while stream.settled == stream.position:
+        await asyncio.sleep(0)
+        if world.hub.head == stream.position and not stream._waiter.woken:
+            break
+    world.commit(["busy"] * 5, told=True)
+    assert stream.settled == 5, "it has passed by what is not for it"
+    world.commit(["quiet"], told=True)
+    assert await task == b"6 "
+    await frames.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_stopped_stream_says_why_after_the_send_under_way() -> None:
+    world = World(Hub(1 << 20, lambda idle: None))
+    world.commit(["a"], told=False)
+    stream = world.stream(Selector.of(["a"]), 0, 1000)
+    frames = stream.frames()
+    assert await anext(frames) == b"1 "
+    stream.stop(Superseded())
+    stream.stop(Bye())
+    assert [data async for data in frames] == [b"Superseded"]
+    assert stream.position == 1
+
+
+def test_the_tail_is_bounded() -> None:
+    world = World(Hub(2000, lambda idle: None))
+    world.hub.register(Selector.of(["a"]))
+    for _ in range(100):
+        world.commit(["a"], told=True)
+    assert 0 < world.hub.head - world.hub.tail.base < 10
+
+
+def test_the_hub_forgets_who_has_left() -> None:
+    idle: list[bool] = []
+    hub = Hub(1 << 20, idle.append)
+    waiters = [hub.register(Selector.of([f"c{n}"], ["x*"])) for n in range(10)]
+    for waiter in waiters:
+        hub.unregister(waiter)
+        hub.unregister(waiter)
+    assert idle == [False, True]
+    assert len(hub) == 0
+    assert not hub._by_channel
+    assert not hub._by_pattern

@@ -1,0 +1,187 @@
+"""The log as every program sees it: plain SQL in the file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import sqlite_shell
+
+from datasette_pubsub import log, schema, subscriptions
+from datasette_pubsub.config import Settings
+from datasette_pubsub.errors import SchemaConflict
+from datasette_pubsub.selector import Selector
+
+INSERT = "INSERT INTO vpubsub (channel, payload) VALUES (?, ?)"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "log.db"
+    conn = sqlite3.connect(file)
+    schema.set_durability(conn, Settings())
+    schema.install(conn, Settings(max_payload_bytes=100))
+    conn.close()
+    return file
+
+
+@pytest.fixture
+def conn(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(path, isolation_level=None)
+    yield connection
+    connection.close()
+
+
+def test_wal_and_full(path: Path) -> None:
+    assert sqlite_shell(path, "PRAGMA journal_mode") == "wal\n"
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA synchronous = OFF")
+    schema.set_durability(connection, Settings())
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    connection.execute("PRAGMA synchronous = EXTRA")
+    schema.set_durability(connection, Settings())
+    assert connection.execute("PRAGMA synchronous").fetchone() == (3,), "more than asked for stays"
+    schema.set_durability(connection, Settings(synchronous="normal"))
+    assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
+    connection.close()
+
+
+@pytest.mark.parametrize("verb", ["INSERT", "INSERT OR REPLACE", "INSERT OR IGNORE", "REPLACE"])
+@pytest.mark.parametrize("target", ["vpubsub", "pubsub_messages"])
+@pytest.mark.parametrize(
+    ("channel", "payload", "reason"),
+    [
+        (None, "x", "channel is NULL"),
+        ("", "x", "channel is empty"),
+        (5, "x", None),
+        (b"a", "x", "channel must be text"),
+        ("c" * 256, "x", "limit of 255 bytes"),
+        ("ä" * 128, "x", "limit of 255 bytes"),
+        ("a\0b", "x", "must not contain NUL"),
+        ("a", None, "payload is NULL"),
+        ("a", "x" * 101, "limit of 100 bytes"),
+        ("a", "ä" * 51, "limit of 100 bytes"),
+        ("a", b"x" * 101, "limit of 100 bytes"),
+    ],
+)
+def test_bad_messages_are_refused_whoever_inserts_them(
+    conn: sqlite3.Connection, verb: str, target: str, channel: object, payload: object, reason: str | None
+) -> None:
+    statement = f"{verb} INTO {target} (channel, payload) VALUES (?, ?)"
+    if reason is None:
+        # Into the table, SQLite's column affinity makes text of a number; the view has none, the table behind it has.
+        conn.execute(statement, (channel, payload))
+        assert conn.execute("SELECT channel FROM pubsub_messages").fetchone() == ("5",)
+        return
+    with pytest.raises(sqlite3.DatabaseError, match=reason):
+        conn.execute(statement, (channel, payload))
+    assert log.head(conn) == 0
+
+
+def test_every_type_is_kept(conn: sqlite3.Connection) -> None:
+    payloads = ["text", 1, 1.5, b"\x00\x01", "", b"", "ä\0b"]
+    conn.executemany(INSERT, [("a", payload) for payload in payloads])
+    assert [row[0] for row in conn.execute("SELECT payload FROM vpubsub ORDER BY id")] == payloads
+
+
+def test_the_log_is_append_only(conn: sqlite3.Connection) -> None:
+    conn.execute(INSERT, ("a", "x"))
+    for statement in (
+        "UPDATE pubsub_messages SET payload = 'y'",
+        "UPDATE pubsub_messages SET id = 7",
+        "DELETE FROM pubsub_messages",
+        "INSERT INTO pubsub_messages (id, channel, payload) VALUES (1, 'a', 'y')",
+        "INSERT OR REPLACE INTO pubsub_messages (id, channel, payload) VALUES (1, 'a', 'y')",
+        "INSERT INTO pubsub_messages (id, channel, payload) VALUES (99, 'a', 'y')",
+        "INSERT INTO pubsub_messages (id, channel, payload) VALUES (0, 'a', 'y')",
+        "DELETE FROM vpubsub",
+        "UPDATE vpubsub SET payload = 'y'",
+    ):
+        with pytest.raises(sqlite3.DatabaseError):
+            conn.execute(statement)
+    assert conn.execute("SELECT id, channel, payload FROM pubsub_messages").fetchall() == [(1, "a", "x")]
+
+
+@pytest.mark.parametrize("recursive", ["ON", "OFF"])
+@pytest.mark.parametrize("verb", ["INSERT", "INSERT OR REPLACE", "INSERT OR IGNORE"])
+def test_a_key_is_stored_once_whatever_the_outer_statement_says(
+    conn: sqlite3.Connection, recursive: str, verb: str
+) -> None:
+    conn.execute(f"PRAGMA recursive_triggers = {recursive}")
+    conn.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, state TEXT)")
+    conn.execute("""CREATE TRIGGER told AFTER INSERT ON orders BEGIN
+        INSERT INTO vpubsub (channel, payload, key) VALUES ('orders', NEW.state, 'order ' || NEW.id); END""")
+    conn.execute(f"{verb} INTO orders VALUES (1, 'new')")
+    conn.execute("INSERT OR REPLACE INTO orders VALUES (1, 'paid')")
+    conn.execute("INSERT INTO vpubsub (channel, payload, key) VALUES ('other', 'x', 'order 1')")
+    rows = conn.execute("SELECT id, channel, payload, key FROM pubsub_messages").fetchall()
+    assert rows == [(1, "orders", "new", "order 1"), (2, "other", "x", "order 1")]
+
+
+def test_ids_follow_commits_and_never_come_again(conn: sqlite3.Connection) -> None:
+    conn.execute("BEGIN")
+    conn.execute(INSERT, ("a", "rolled back"))
+    conn.execute("ROLLBACK")
+    conn.execute("BEGIN")
+    conn.execute(INSERT, ("a", "1"))
+    conn.execute("SAVEPOINT s")
+    conn.execute(INSERT, ("a", "undone"))
+    conn.execute("ROLLBACK TO s")
+    conn.execute(INSERT, ("a", "2"))
+    conn.execute("COMMIT")
+    assert conn.execute("SELECT id, payload FROM vpubsub").fetchall() == [(1, "1"), (2, "2")]
+    conn.execute("INSERT INTO pubsub_released VALUES ('a', 2)")
+    conn.execute("DELETE FROM pubsub_messages")
+    conn.execute(INSERT, ("a", "3"))
+    assert conn.execute("SELECT id FROM vpubsub").fetchall() == [(3,)]
+
+
+def test_a_cursor_only_moves_forward(conn: sqlite3.Connection) -> None:
+    conn.executemany(INSERT, [("a", str(n)) for n in range(5)])
+    found = subscriptions.open_or_create(conn, "me", "s", Selector.of(["a"]), 0)
+    conn.execute("UPDATE pubsub_subscriptions SET cursor = 3 WHERE owner = 'me' AND name = 's'")
+    for cursor in (2, 6, "x", None, 3.5):
+        with pytest.raises(sqlite3.IntegrityError):
+            conn.execute("UPDATE pubsub_subscriptions SET cursor = ?", [cursor])
+    subscriptions.move(conn, {found.id: 1})
+    assert subscriptions.find(conn, "me", "s").cursor == 3  # type: ignore[union-attr]
+    assert subscriptions.find(conn, "", "s") is None
+
+
+def test_installing_again_changes_nothing_and_new_limits_replace_the_guard(conn: sqlite3.Connection) -> None:
+    version = conn.execute("PRAGMA schema_version").fetchone()
+    schema.install(conn, Settings(max_payload_bytes=100))
+    assert conn.execute("PRAGMA schema_version").fetchone() == version
+    schema.install(conn, Settings(max_payload_bytes=200))
+    conn.execute(INSERT, ("a", "x" * 150))
+
+
+def test_a_log_that_lost_its_autoincrement_is_refused(conn: sqlite3.Connection) -> None:
+    conn.executescript("""
+        DROP VIEW vpubsub; DROP TABLE pubsub_messages;
+        CREATE TABLE pubsub_messages (id INTEGER PRIMARY KEY, channel TEXT, payload, created_at TEXT, key TEXT);""")
+    with pytest.raises(SchemaConflict, match="AUTOINCREMENT"):
+        schema.install(conn, Settings())
+
+
+def test_reading_by_pages_leaves_nothing_out(conn: sqlite3.Connection) -> None:
+    conn.executemany(INSERT, [(f"c{n % 70}", f"{n}") for n in range(3000)])
+    for selector in (
+        Selector.of(["c3"]),
+        Selector.of(["c3", "c4"], ["c1?"]),
+        Selector.of((), ["*"]),
+        Selector.of((), ["c*"]),
+        Selector.of([f"c{n}" for n in range(60)]),
+        Selector.of(["unknown"]),
+    ):
+        reader, position, read = log.Reader(selector), 0, []
+        while True:
+            page = reader.page(conn, position, 5000, limit=100)
+            read.extend(message.payload for message in page.messages)
+            if page.position == position:
+                break
+            position = page.position
+        assert position == 3000
+        assert read == [str(n) for n in range(3000) if selector.matches(f"c{n % 70}")], selector
