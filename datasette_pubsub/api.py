@@ -10,6 +10,8 @@ import binascii
 import json
 from typing import TYPE_CHECKING, Any
 
+from datasette.resources import DatabaseResource, TableResource
+from datasette.utils import CustomJSONEncoder, InvalidSql, validate_sql_select
 from datasette.utils.asgi import Request, Response
 
 from . import permissions
@@ -20,7 +22,7 @@ from .models import Item, check_message_id, check_subscription_name
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-_ITEM_FIELDS = {"channel", "payload", "blob", "key"}
+_ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
 
 def _require(request: Request, method: str) -> None:
@@ -59,11 +61,14 @@ def _item(entry: Any, field: str) -> Item:
     key = entry.get("key")
     if key is not None and not isinstance(key, str):
         raise InvalidArgument(f"{field}key must be text")
+    expected = entry.get("expected_last_id")
+    if expected is not None:
+        expected = check_message_id(expected, f"{field}expected_last_id")
     if "blob" in entry:
         if "payload" in entry:
             raise InvalidArgument(f"{field}payload and {field}blob exclude each other")
         try:
-            return Item(entry["channel"], base64.b64decode(entry["blob"], validate=True), key)
+            return Item(entry["channel"], base64.b64decode(entry["blob"], validate=True), key, expected)
         except (TypeError, ValueError, binascii.Error):
             raise InvalidArgument(f"{field}blob must be base64 text") from None
     payload = entry.get("payload")
@@ -73,7 +78,7 @@ def _item(entry: Any, field: str) -> Item:
         payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     elif isinstance(payload, bool):
         payload = "true" if payload else "false"
-    return Item(entry["channel"], payload, key)
+    return Item(entry["channel"], payload, key, expected)
 
 
 @mapped
@@ -108,3 +113,46 @@ async def subscriptions(scope: Any, receive: Any, send: Any, request: Request, d
         raise PermissionDenied(f"permission denied: {permissions.VIEW} on database {broker.name}")
     rows = await broker.subscriptions(permissions.owner_of(request.actor))
     return Response.json({"ok": True, "database": broker.name, "subscriptions": rows})
+
+
+@mapped
+async def delete_subscription(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
+    """``POST …/subscriptions/delete``: forget one of the actor's own subscriptions, and its cursor."""
+    _require(request, "POST")
+    broker = broker_of(datasette, request)
+    data = await read_json(request, receive, broker.settings.max_body_bytes)
+    name = check_subscription_name(data.get("subscription"))
+    await broker.delete_subscription(permissions.owner_of(request.actor), name)
+    return Response.json({"ok": True})
+
+
+@mapped
+async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
+    """``GET …/snapshot.json?table=`` or ``?sql=``: rows, and the log's head at the same moment.
+
+    A stream with ``after=<head>`` goes on from there without a blind window.
+    """
+    _require(request, "GET")
+    broker = broker_of(datasette, request)
+    table, statement = request.args.get("table"), request.args.get("sql")
+    if bool(table) == bool(statement):
+        raise InvalidArgument("give either table or sql")
+    if table:
+        if not await datasette.allowed(
+            action="view-table", resource=TableResource(broker.name, table), actor=request.actor
+        ):
+            raise PermissionDenied(f"permission denied: view-table on {table} of database {broker.name}")
+        columns, rows, head = await broker.snapshot_table(table)
+    else:
+        if not await datasette.allowed(
+            action="execute-sql", resource=DatabaseResource(broker.name), actor=request.actor
+        ):
+            raise PermissionDenied(f"permission denied: execute-sql on database {broker.name}")
+        try:
+            validate_sql_select(statement)
+        except InvalidSql as error:
+            raise InvalidArgument(f"sql: {error}") from None
+        params = {name: request.args[name] for name in request.args if name not in ("sql", "table")}
+        columns, rows, head = await broker.snapshot(statement, params)
+    body = {"ok": True, "head": str(head), "rows": [dict(zip(columns, row, strict=True)) for row in rows]}
+    return Response(json.dumps(body, cls=CustomJSONEncoder), content_type="application/json; charset=utf-8")

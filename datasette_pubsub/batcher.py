@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from . import log, subscriptions
 from .config import Settings
-from .errors import PubsubError, TooMany, Unavailable
+from .errors import InvalidArgument, PubsubError, TooMany, Unavailable
 from .models import Item, Message, check_item
 
 logger = logging.getLogger("datasette_pubsub")
@@ -33,13 +33,16 @@ COMMIT_BYTES = 16 * 1024 * 1024
 Write = Callable[[Callable[[sqlite3.Connection], "Committed"]], Awaitable["Committed"]]
 
 
+Outcome = list[int] | PubsubError
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What one transaction wrote: the head before it, its new messages, and the ids for each publish."""
+    """What one transaction wrote: the head before it, its new messages, and for each publish its ids or error."""
 
     before: int
     messages: list[Message]
-    ids: list[list[int]]
+    outcomes: list[Outcome]
 
 
 @dataclass(slots=True)
@@ -148,19 +151,10 @@ class Batcher:
 
         def transaction(conn: sqlite3.Connection) -> Committed:
             before = log.head(conn) if taken else 0
-            ids: list[int] = []
-            messages: list[Message] = []
-            if taken:
-                items = taken[0].items if len(taken) == 1 else [item for publish in taken for item in publish.items]
-                ids, messages = log.append(conn, items, log.now())
+            outcomes, messages = _append(conn, [publish.items for publish in taken])
             if cursors:
                 subscriptions.move(conn, cursors)
-            split: list[list[int]] = []
-            start = 0
-            for publish in taken:
-                split.append(ids[start : start + len(publish.items)])
-                start += len(publish.items)
-            return Committed(before, messages, split)
+            return Committed(before, messages, outcomes)
 
         try:
             result = await self._write(transaction)
@@ -179,9 +173,13 @@ class Batcher:
             self._bytes -= sum(publish.size for publish in taken)
         if result.messages:
             self._committed(result)
-        for publish, ids in zip(taken, result.ids, strict=True):
-            if not publish.done.done():
-                publish.done.set_result(ids)
+        for publish, outcome in zip(taken, result.outcomes, strict=True):
+            if publish.done.done():
+                continue
+            if isinstance(outcome, PubsubError):
+                publish.done.set_exception(outcome)
+            else:
+                publish.done.set_result(outcome)
         return True
 
     @staticmethod
@@ -196,3 +194,38 @@ class Batcher:
             for subscription_id, cursor in cursors.items():
                 if cursor > self._cursors.get(subscription_id, 0):
                     self._cursors[subscription_id] = cursor
+
+
+def _append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> tuple[list[Outcome], list[Message]]:
+    """Append the items of several publishes, together if nothing is refused, else each by itself."""
+    if not publishes:
+        return [], []
+    conditional = any(item.expected_last_id is not None for items in publishes for item in items)
+    if len(publishes) == 1 and not conditional:
+        ids, messages = log.append(conn, publishes[0], log.now())
+        return [ids], messages
+    if not conditional:
+        conn.execute("SAVEPOINT pubsub_together")
+        try:
+            ids, messages = log.append(conn, [item for items in publishes for item in items], log.now())
+        except sqlite3.IntegrityError:
+            conn.execute("ROLLBACK TO pubsub_together")
+            conn.execute("RELEASE pubsub_together")
+        else:
+            conn.execute("RELEASE pubsub_together")
+            split = iter(ids)
+            return [[next(split) for _ in items] for items in publishes], messages
+    outcomes: list[Outcome] = []
+    new: list[Message] = []
+    for items in publishes:
+        conn.execute("SAVEPOINT pubsub_alone")
+        try:
+            ids, messages = log.append(conn, items, log.now())
+        except (PubsubError, sqlite3.IntegrityError) as error:
+            conn.execute("ROLLBACK TO pubsub_alone")
+            outcomes.append(error if isinstance(error, PubsubError) else InvalidArgument(str(error)))
+        else:
+            outcomes.append(ids)
+            new.extend(messages)
+        conn.execute("RELEASE pubsub_alone")
+    return outcomes, new

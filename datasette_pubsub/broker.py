@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import log, schema, subscriptions
+from datasette.utils import sqlite_timelimit
+
+from . import log, retention, schema, subscriptions
 from .batcher import Batcher, Committed
-from .config import PLUGIN, Settings, read_settings
+from .catchup import CatchUp
+from .config import Settings
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
 from .hub import Encoder, Hub
 from .models import ANYWHERE, AckMode, Bye, Item, Message, Page, Superseded, Where, check_subscription_name
@@ -95,6 +98,7 @@ class Broker:
             add(self._run_batcher, name=f"pubsub batcher: {self.name}")
             add(self._run_cursors, name=f"pubsub cursors: {self.name}")
             add(self._run_watcher, name=f"pubsub watcher: {self.name}")
+            add(self._run_retention, name=f"pubsub retention: {self.name}")
 
     def serves(self, db: Database) -> bool:
         """Whether this is the broker of that very database, not of one removed and added again."""
@@ -164,8 +168,21 @@ class Broker:
         """Move a subscription's cursor forward to an id; returns where it stands, once that is on disk."""
         self.check_writable()
         check_subscription_name(name)
-        _, cursor = await self._write(lambda conn: subscriptions.acknowledge(conn, owner, name, message_id))
+        number, cursor = await self._write(lambda conn: subscriptions.acknowledge(conn, owner, name, message_id))
+        stream = self._owners.get(number)
+        if stream is not None:
+            stream.acknowledged(cursor)
         return cursor
+
+    async def delete_subscription(self, owner: str, name: str) -> None:
+        """Forget a subscription and its cursor; its live stream, if any, ends. Raises :class:`NotFound`."""
+        self.check_writable()
+        number = await self._write(lambda conn: subscriptions.delete(conn, owner, name))
+        self._batcher.forget_cursor(number)
+        self._automatic.pop(number, None)
+        stream = self._owners.pop(number, None)
+        if stream is not None:
+            stream.stop(Superseded())
 
     async def _transaction(self, fn: Callable[[sqlite3.Connection], Committed]) -> Committed:
         return await self._write(fn)
@@ -244,6 +261,39 @@ class Broker:
             for found, lag in await self.read(read)
         ]
 
+    async def snapshot_table(self, table: str) -> tuple[list[str], list[Any], int]:
+        """A table's rows and the log's head, as :meth:`snapshot`. Raises :class:`NotFound`."""
+        names = [*await self._db.table_names(), *await self._db.view_names()]
+        if table not in names:
+            raise NotFound(f"table not found: {table}")
+        quoted = table.replace('"', '""')
+        return await self.snapshot(f'SELECT * FROM "{quoted}"', {})
+
+    async def snapshot(self, statement: str, params: dict[str, Any]) -> tuple[list[str], list[Any], int]:
+        """The columns and rows of a SELECT, and the log's head, all of one moment.
+
+        Raises :class:`InvalidArgument` for SQL that does not run, with SQLite's
+        word for it, and :class:`TooLarge` for more than ``max_snapshot_rows``.
+        """
+        limit = self.settings.max_snapshot_rows
+
+        def read(conn: sqlite3.Connection) -> tuple[list[str], list[Any], int]:
+            conn.execute("BEGIN")
+            try:
+                head = log.head(conn)
+                with sqlite_timelimit(conn, self._datasette.setting("sql_time_limit_ms")):
+                    cursor = conn.execute(statement, params)
+                    return [column[0] for column in cursor.description], cursor.fetchmany(limit + 1), head
+            except sqlite3.Error as error:
+                raise InvalidArgument(f"sql: {error}") from None
+            finally:
+                conn.execute("ROLLBACK")
+
+        columns, rows, head = await self.read(read)
+        if len(rows) > limit:
+            raise TooLarge(f"more than {limit} rows (max_snapshot_rows)")
+        return columns, rows, head
+
     async def refresh(self) -> None:
         """Bring the hub up to the log's head."""
         async with self._refreshing:
@@ -256,12 +306,11 @@ class Broker:
                 return log.Reader(Selector(patterns=("*",))).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
 
             page = await self.read(read)
-            if not page.messages:
-                self.hub.skip_to(page.head)
-            else:
-                self.hub.fill([message for message in page.messages if message.id > self.hub.head], page.position)
-                if page.position < page.head:
-                    self.hub.skip_to(page.head)
+            # A hole is what a trim has left: readers that need it must be told, by the log.
+            if page.messages and page.messages[-1].id - known == len(page.messages):
+                new = [message for message in page.messages if message.id > self.hub.head]
+                self.hub.fill(new, page.messages[-1].id)
+            self.hub.skip_to(page.head)
 
     def _idle_changed(self, idle: bool) -> None:
         self._watcher.watch(not idle)
@@ -332,13 +381,18 @@ class Broker:
         waiter = self.hub.register(selector)
         try:
             head = await self.log_head()
-            position = min(await self._first_position(subscription, where), head)
+            wanted = await self._first_position(subscription, where)
+            position = min(wanted, head)
+            catch_up = CatchUp(selector, self.settings.send_bytes)
             if subscription is not None:
+                if wanted > head:
+                    position = subscription.cursor
                 position = self._take_over(subscription, position, where, automatic)
-            reader = log.Reader(selector)
+            if where.position is None and (subscription is None or subscription.new):
+                await self.read(lambda conn: catch_up.forgive(conn, position))
 
             async def read_page(after: int) -> Page:
-                return await self.read(lambda conn: reader.page(conn, after, self.settings.send_bytes))
+                return await self.read(lambda conn: catch_up.page(conn, after))
 
             stream = Stream(
                 self.hub,
@@ -349,6 +403,8 @@ class Broker:
                 send_bytes=self.settings.send_bytes,
                 heartbeat_seconds=heartbeat_seconds or self.settings.heartbeat_seconds,
                 first_alone=automatic,
+                ahead=wanted > head,
+                max_unacked=self.settings.max_unacked_messages if ack == "explicit" else None,
             )
             self._streams.add(stream)
             if subscription is not None:
@@ -392,6 +448,44 @@ class Broker:
                 if saved.get(key) != cursor:
                     self._batcher.move_cursor(key, cursor)
             saved = live
+            await self._read_explicit()
+
+    async def _read_explicit(self) -> None:
+        """Learn where readers have moved their cursors by SQL."""
+        waiting = {key: stream for key, stream in self._owners.items() if key not in self._automatic}
+        if not waiting:
+            return
+        try:
+            cursors = await self.read(lambda conn: subscriptions.cursors(conn, list(waiting)))
+        except PubsubError:
+            return
+        for key, cursor in cursors.items():
+            waiting[key].acknowledged(cursor)
+
+    async def _run_retention(self, _datasette: Datasette) -> None:
+        """Trim in the background, in small transactions with pauses of their own length between them."""
+        in_batcher.set(True)
+        while True:
+            try:
+                await self.trim()
+            except PubsubError as error:
+                logger.warning("database %s: not trimmed: %s", self.name, error.message)
+            await asyncio.sleep(self.settings.trim_seconds)
+
+    async def trim(self) -> int:
+        """Remove what retention releases; how many messages went."""
+        left = await self.read(lambda conn: retention.goals(conn, self.settings))
+        removed = 0
+        while left:
+            began = time.monotonic()
+            removed += await self._write(lambda conn: retention.trim(conn, left))
+            await asyncio.sleep(time.monotonic() - began)
+        if self.settings.subscription_days and await self.read(schema.installed):
+            live = list(self._owners)
+            gone = await self._write(lambda conn: retention.expire(conn, self.settings.subscription_days, live))
+            for name in gone:
+                logger.info("database %s: subscription %s expired", self.name, name)
+        return removed
 
 
 def _start(conn: sqlite3.Connection, where: Where, default: str) -> int:
@@ -405,84 +499,3 @@ def _start(conn: sqlite3.Connection, where: Where, default: str) -> int:
     if (where.start or default) == "earliest":
         return log.earliest(conn) - 1
     return log.head(conn)
-
-
-class Brokers:
-    """The brokers of one Datasette: one for each database that takes part, made when first needed."""
-
-    def __init__(self, datasette: Datasette) -> None:
-        self._datasette = datasette
-        self._brokers: dict[str, Broker] = {}
-        self._lock = threading.Lock()
-        self._closing = False
-        #: The event loop that serves, once there is one; SQL threads hand their work to it.
-        self.loop: asyncio.AbstractEventLoop | None = None
-        #: Whether the signals that end the server are heard.
-        self.listening = False
-
-    def begin(self) -> None:
-        """Remember the event loop; called on it, by Datasette's startup."""
-        self.loop = asyncio.get_running_loop()
-
-    def settings(self, name: str) -> Settings:
-        """The options of a database. Raises :class:`~.config.ConfigError`."""
-        return read_settings(
-            self._datasette.plugin_config(PLUGIN),
-            self._datasette.plugin_config(PLUGIN, database=name, fallback=False),
-        )
-
-    @property
-    def instance_settings(self) -> Settings:
-        """The options that hold where no database has its own."""
-        return read_settings(self._datasette.plugin_config(PLUGIN))
-
-    def find(self, name: str) -> Broker | None:
-        """The broker of a database, ``None`` for an unknown one or one that does not take part. Thread-safe."""
-        db = self._datasette.databases.get(name)
-        if db is None:
-            return None
-        with self._lock:
-            broker = self._brokers.get(name)
-            if broker is None or not broker.serves(db):
-                settings = self.settings(name)
-                if not settings.enabled:
-                    return None
-                broker = self._brokers[name] = Broker(self._datasette, db, settings)
-            return broker
-
-    def of(self, name: str) -> Broker:
-        """The broker of a database, started. Call it on the event loop.
-
-        Raises :class:`~.errors.NotFound` for an unknown database and for one
-        that does not take part.
-        """
-        if not name:
-            raise InvalidArgument("db_name is required")
-        self.loop = asyncio.get_running_loop()
-        broker = self.find(name)
-        if broker is None:
-            raise NotFound(f"database not found: {name}")
-        broker.start()
-        if self._closing:
-            broker.close_streams()
-        return broker
-
-    def close_streams(self) -> None:
-        """Tell every stream of every database that the server is going away."""
-        self._closing = True
-        for broker in list(self._brokers.values()):
-            broker.close_streams()
-
-    async def stop(self) -> None:
-        """End all streams and write what was accepted."""
-        self.close_streams()
-        await asyncio.gather(*(broker.stop() for broker in list(self._brokers.values())))
-
-
-def brokers(datasette: Datasette) -> Brokers:
-    """The brokers of this Datasette; they live and end with it."""
-    found: Brokers | None = getattr(datasette, "_pubsub_brokers", None)
-    if found is None:
-        # setdefault is one step, so that two threads cannot make two.
-        found = datasette.__dict__.setdefault("_pubsub_brokers", Brokers(datasette))
-    return found

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from datasette.utils.asgi import Request
 
-from .broker import Broker, brokers
+from .broker import Broker
+from .brokers import brokers
 from .errors import FailedPrecondition, PermissionDenied, TooMany, Unavailable
 from .models import Item
 from .permissions import require_publish

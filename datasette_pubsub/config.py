@@ -35,6 +35,18 @@ class ConfigError(ValueError):
     """An option is unknown, of the wrong type or out of bounds; the text names it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What retention keeps: messages younger than ``days``, the newest ``messages``, the newest ``bytes`` of payload.
+
+    ``None`` sets no limit; a message goes when any limit says so.
+    """
+
+    days: float | None = None
+    messages: int | None = None
+    bytes: int | None = None
+
+
 def _option(default: Any, unit: str, doc: str, low: float = 0, high: float = float("inf")) -> Any:
     return field(default=default, metadata={"unit": unit, "doc": doc, "low": low, "high": high})
 
@@ -81,13 +93,63 @@ class Settings:
     cursor_save_seconds: float = _option(
         1.0, "seconds", "how often the cursors of live subscriptions are saved", 0.05, 60
     )
+    retention_days: float = _option(
+        30.0, "days", "messages older than this are trimmed; 0 keeps them for ever", 0, 36500
+    )
+    retention_messages: int = _option(0, "messages", "the log keeps the newest so many messages; 0 sets no limit", 0)
+    retention_bytes: int = _option(0, "bytes", "the log keeps the newest so many bytes of payload; 0 sets no limit", 0)
+    retention_channels: tuple[tuple[str, Rule], ...] = _option(
+        (),
+        "mapping",
+        "own limits for the channels of a GLOB pattern, by `days`, `messages` and `bytes`; "
+        "the first pattern that matches counts, each channel by itself",
+    )
+    retention_hold_bytes: int = _option(
+        0,
+        "bytes",
+        "what named subscriptions have not finished is kept beyond the rules, up to so many bytes of payload",
+        0,
+    )
+    trim_seconds: float = _option(60.0, "seconds", "how often old messages are looked for", 0.05, 86400)
+    subscription_days: float = _option(
+        0.0, "days", "subscriptions that nobody used for so long are deleted; 0 keeps them for ever", 0, 36500
+    )
+    max_unacked_messages: int = _option(
+        10_000, "messages", "messages in flight to a subscriber that acks, before it gets no more", 1
+    )
+    max_snapshot_rows: int = _option(10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000)
     demo: str = _option(
         "", "file name", "demo database to make and serve, beside the configuration file (instance only)"
     )
 
+    @property
+    def retention(self) -> Rule:
+        """The rule for the whole log."""
+        return Rule(self.retention_days or None, self.retention_messages or None, self.retention_bytes or None)
+
+
+def _rules(option: str, value: Any) -> tuple[tuple[str, Rule], ...]:
+    """The rules by pattern, in their order."""
+    where = f"{PLUGIN}: option {option!r}"
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping of channel patterns")
+    found: list[tuple[str, Rule]] = []
+    for pattern, limits in value.items():
+        if not isinstance(limits, Mapping) or not limits or set(limits) - {"days", "messages", "bytes"}:
+            raise ConfigError(f"{where}: {pattern!r} must have days, messages or bytes, and nothing else")
+        for name, limit in limits.items():
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0:
+                raise ConfigError(f"{where}: {name} of {pattern!r} must be a number, 0 or more")
+            if name != "days" and limit != int(limit):
+                raise ConfigError(f"{where}: {name} of {pattern!r} must be a whole number")
+        found.append((str(pattern), Rule(**limits)))
+    return tuple(found)
+
 
 def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
     where = f"{PLUGIN}: option {option!r}"
+    if kind is tuple:
+        return _rules(option, value)
     if kind is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} must be true or false")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
 
-from .broker import Broker, brokers
+from .broker import Broker
+from .brokers import brokers
 from .errors import InvalidArgument, PubsubError, TooLarge, UnsupportedMediaType
 from .models import ANYWHERE, Start, Where, check_message_id, check_since
 from .selector import Selector

@@ -12,8 +12,9 @@ from datasette import hookimpl
 from datasette.events import Event
 from datasette.utils.asgi import Request
 
-from . import api, caller, log, pages, permissions, rpc, shutdown, sql, sse
-from .broker import brokers, in_batcher
+from . import api, caller, demo, log, pages, permissions, rpc, shutdown, sql, sse
+from .broker import in_batcher
+from .brokers import brokers
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -26,6 +27,8 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", api.ack),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", api.channels),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", api.subscriptions),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", api.delete_subscription),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", api.snapshot),
     (r"^/(?P<database>[^/]+)/-/pubsub/?$", pages.viewer),
     (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", pages.viewer),
     (r"^/db\.v1\.DbService/(?P<method>[A-Za-z]+)$", rpc.view),
@@ -67,6 +70,8 @@ def track_event(datasette: Datasette, event: Event) -> Any:
 def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
     async def begin() -> None:
         brokers(datasette).begin()
+        if brokers(datasette).instance_settings.demo:
+            await demo.serve_demo(datasette, brokers(datasette).instance_settings.demo)
         for name in list(datasette.databases):
             brokers(datasette).settings(name)
 

@@ -225,7 +225,7 @@ class Hub:
         if not self._waiters:
             self.skip_to(last)
             return True
-        if before > self.head:
+        if before > self.head or last - before != len(messages):
             return False
         self.fill([message for message in messages if message.id > self.head], last)
         return True

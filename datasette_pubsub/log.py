@@ -7,16 +7,19 @@ hub, no threads and no HTTP, and it never begins or ends a transaction.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from heapq import nlargest
 from itertools import groupby
 from typing import Any
 
 from .config import PAGE_MESSAGES
+from .errors import Conflict
 from .models import Item, Message, Page, utc_text
-from .schema import LOG, installed
+from .schema import LOG, RELEASED, installed
 from .selector import Selector
 
 #: Up to so many channels, catch-up merges one index range per channel; above,
@@ -49,8 +52,9 @@ def head(conn: sqlite3.Connection) -> int:
     """The newest id that the log has given out, 0 when there is none or no log."""
     try:
         row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", [LOG]).fetchone()
-    except sqlite3.OperationalError:
-        if installed(conn):
+    except sqlite3.OperationalError as error:
+        # SQLite makes this table with the first AUTOINCREMENT: without it there is no log of ours.
+        if "no such table" not in str(error):
             raise
         return 0
     return int(row[0]) if row else 0
@@ -87,7 +91,8 @@ def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> 
 
     Returns the id of every item and the messages that are new. An item whose
     key is already in its channel gets the first message's id and adds nothing.
-    Raises ``sqlite3.Error`` as SQLite does, also for what the guard refuses.
+    Raises ``sqlite3.Error`` as SQLite does, also for what the guard refuses,
+    and :class:`~.errors.Conflict` when an ``expected_last_id`` is not met.
     """
     ids: list[int] = []
     new: list[Message] = []
@@ -115,7 +120,7 @@ def _runs(items: Sequence[Item]) -> Iterator[tuple[bool, list[Item]]]:
 
 
 def _is_plain(item: Item) -> bool:
-    return item.key is None and type(item.payload) is str and "\0" not in item.payload
+    return item.key is None and item.expected_last_id is None and type(item.payload) is str and "\0" not in item.payload
 
 
 def _pack(items: list[Item]) -> str:
@@ -141,7 +146,22 @@ def _append_plain(
     return True
 
 
+def last_id(conn: sqlite3.Connection, channel: str) -> int:
+    """The newest id that a channel was given, also when its message has been trimmed; 0 when there was none."""
+    row = conn.execute(f"SELECT max(id) FROM {LOG} WHERE channel = ?", [channel]).fetchone()
+    if row[0] is None:
+        row = conn.execute(f"SELECT id FROM {RELEASED} WHERE channel = ?", [channel]).fetchone()
+    return int(row[0]) if row else 0
+
+
 def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list[int], new: list[Message]) -> None:
+    if item.expected_last_id is not None:
+        found = last_id(conn, item.channel)
+        if found != item.expected_last_id:
+            raise Conflict(
+                f"expected_last_id is {item.expected_last_id}, but the newest message of channel "
+                f"{item.channel!r} is {found}; nothing was stored"
+            )
     cursor = conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
     if cursor.rowcount == 1:
         message_id = int(cursor.lastrowid or 0)
@@ -218,6 +238,31 @@ def newest(conn: sqlite3.Connection, selector: Selector, limit: int, before: int
         rows.extend(conn.execute(sql, [channel, top, limit]))
     rows.sort(key=lambda row: row[0])
     return [_message(row) for row in rows[-limit:]]
+
+
+def before_newest(conn: sqlite3.Connection, selector: Selector, count: int) -> int:
+    """The id after which the newest ``count`` messages of the selector's channels begin; 0 when it has fewer.
+
+    Reads ids only, so that any number of large messages can then be read in pages.
+    """
+    if count <= 0:
+        return head(conn)
+    if selector.everything:
+        sql = f"SELECT id FROM {LOG} ORDER BY id DESC LIMIT 1 OFFSET ?"
+        row = conn.execute(sql, [count - 1]).fetchone()
+        return int(row[0]) - 1 if row else 0
+    ids: list[int] = []
+    for channel in _expand(conn, selector):
+        sql = f"SELECT id FROM {LOG} WHERE channel = ? ORDER BY id DESC LIMIT ?"
+        ids = nlargest(count, ids + [row[0] for row in conn.execute(sql, [channel, count])])
+    return ids[-1] - 1 if len(ids) == count else 0
+
+
+def max_payload_bytes(conn: sqlite3.Connection) -> int | None:
+    """The payload limit that the file itself holds every publisher to, in bytes; ``None`` where there is none."""
+    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [f"{LOG}_guard"]).fetchone()
+    found = re.search(r"limit of (\d+) bytes \(max_payload_bytes\)", row[0]) if row else None
+    return int(found[1]) if found else None
 
 
 class Reader:

@@ -18,11 +18,16 @@ AckMode = Literal["auto", "explicit"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One message on its way in: not yet in the log, so without an id."""
+    """One message on its way in: not yet in the log, so without an id.
+
+    With ``expected_last_id`` it is stored only if that is the newest id of its
+    channel (0: the channel never had a message).
+    """
 
     channel: str
     payload: Payload
     key: str | None = None
+    expected_last_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +48,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Messages read from the log, and the position up to which nothing was left out."""
+    """Messages read from the log, and the position up to which nothing was left out.
+
+    ``missed`` messages that the reader needed were trimmed before it came.
+    """
 
     messages: list[Message]
     position: int
     head: int
+    missed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +98,18 @@ class Heartbeat:
     """Nothing happened for a while, and the stream lives."""
 
 
+#: Instead of a number of missed messages: the reader's position is ahead of the
+#: log's head, so this is not the log that it has read. How much it misses is not known.
+AHEAD = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """``missed`` messages were trimmed before the subscriber read them; it goes on after ``resumed_at``."""
+    """``missed`` messages were trimmed before the subscriber read them; it goes on after ``resumed_at``.
+
+    ``missed`` is :data:`AHEAD` when the position that the reader came with is
+    ahead of the head: the file was replaced, or restored from a backup.
+    """
 
     missed: int
     resumed_at: int

@@ -13,7 +13,8 @@ from datasette.permissions import Action, PermissionSQL, Resource
 from datasette.resources import DatabaseResource, TableResource
 
 from . import log
-from .broker import Broker, brokers
+from .broker import Broker
+from .brokers import brokers
 from .errors import PermissionDenied
 from .schema import LOG
 from .selector import Selector

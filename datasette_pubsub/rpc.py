@@ -21,7 +21,7 @@ from connectrpc.request import RequestContext
 from datasette.utils.asgi import Request
 
 from . import permissions
-from .broker import Brokers, brokers
+from .brokers import Brokers, brokers
 from .edge import internal
 from .errors import InvalidArgument, PubsubError
 from .gen.db_connect import DbServiceASGIApplication
@@ -187,7 +187,10 @@ def _item(item: PublishItem, n: int) -> Item:
         raise InvalidArgument(f"items[{n}].channel is empty")
     if item.blob and item.payload:
         raise InvalidArgument(f"items[{n}].payload and items[{n}].blob exclude each other")
-    return Item(item.channel, item.blob or item.payload, item.key or None)
+    expected = None
+    if item.HasField("expected_last_id"):
+        expected = check_message_id(item.expected_last_id, f"items[{n}].expected_last_id")
+    return Item(item.channel, item.blob or item.payload, item.key or None, expected)
 
 
 def _where(request: SubscribeRequest) -> Where:

@@ -20,6 +20,7 @@ LOG = "pubsub_messages"
 VIEW = "vpubsub"
 SUBSCRIPTIONS = "pubsub_subscriptions"
 RELEASED = "pubsub_released"
+TRIMS = "pubsub_trims"
 
 #: Objects that must be a table or view of ours, with the columns they must have.
 EXPECTED = {
@@ -27,6 +28,7 @@ EXPECTED = {
     VIEW: ("view", {"channel", "payload", "key", "id", "created_at"}),
     SUBSCRIPTIONS: ("table", {"id", "owner", "name", "reads", "cursor", "created_at", "last_seen_at"}),
     RELEASED: ("table", {"channel", "id"}),
+    TRIMS: ("table", {"channel", "last_id", "first_id", "messages", "runs"}),
 }
 
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
@@ -50,6 +52,15 @@ def m001_log(db: sqlite_utils.Database) -> None:
         f"CREATE INDEX {LOG}_channel ON {LOG} (channel, id)",
         f"CREATE UNIQUE INDEX {LOG}_key ON {LOG} (channel, key) WHERE key IS NOT NULL",
         f"CREATE TABLE {RELEASED} (channel TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID",
+        f"""
+        CREATE TABLE {TRIMS} (
+            channel TEXT NOT NULL,
+            last_id INTEGER NOT NULL,
+            first_id INTEGER NOT NULL,
+            messages INTEGER NOT NULL,
+            runs BLOB NOT NULL,
+            PRIMARY KEY (channel, last_id)
+        ) WITHOUT ROWID""",
         f"""
         CREATE TRIGGER {LOG}_update BEFORE UPDATE ON {LOG}
         BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: messages cannot be changed'); END""",

@@ -13,7 +13,7 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .broker import brokers
+from .brokers import brokers
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -9,10 +9,11 @@ same loop, so there is no hand-over to race (DESIGN.md, decision 4).
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from .hub import Encoder, Hub, Waiter
-from .models import Bye, Heartbeat, Page, Ready, Superseded
+from .models import AHEAD, Bye, Gap, Heartbeat, Page, Ready, Superseded
 
 #: Reads one page of the log after a position.
 ReadPage = Callable[[int], Awaitable[Page]]
@@ -30,6 +31,9 @@ class Stream:
     """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
 
     It moves when the consumer asks for the next send, so when the last was taken.
+    ``ahead`` says that the reader came with a position ahead of the head. With
+    ``max_unacked``, no more than so many messages are handed over before
+    :meth:`acknowledged` is called.
     """
 
     def __init__(
@@ -43,6 +47,8 @@ class Stream:
         send_bytes: int,
         heartbeat_seconds: float,
         first_alone: bool = False,
+        ahead: bool = False,
+        max_unacked: int | None = None,
     ) -> None:
         self.position = position
         self._hub = hub
@@ -52,6 +58,12 @@ class Stream:
         self._send_bytes = send_bytes
         self._heartbeat_seconds = heartbeat_seconds
         self._first_alone = first_alone
+        #: What the next message is to say about a gap before it.
+        self._missed = AHEAD if ahead else 0
+        self._max_unacked = max_unacked
+        #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
+        self._unacked: deque[tuple[int, int]] = deque()
+        self._in_flight = 0
         self._end: Bye | Superseded | None = None
         self._ended = asyncio.Event()
 
@@ -72,6 +84,20 @@ class Stream:
             self._ended.set()
             self._waiter.wake()
 
+    def acknowledged(self, cursor: int) -> None:
+        """The reader has finished everything up to here."""
+        full = not self._room()
+        while self._unacked and self._unacked[0][0] <= cursor:
+            self._in_flight -= self._unacked.popleft()[1]
+        if full and self._room():
+            self._waiter.wake()
+
+    def _room(self) -> int:
+        """How many messages may be handed over now."""
+        if self._first_alone:
+            return 1
+        return _ALL if self._max_unacked is None else max(0, self._max_unacked - self._in_flight)
+
     async def frames(self) -> AsyncIterator[bytes]:
         """Yield what is to be sent, until the stream is stopped or the iterator closed.
 
@@ -80,13 +106,22 @@ class Stream:
         """
         hub, waiter, encoder = self._hub, self._waiter, self._encoder
         ready = False
+        if self._missed == AHEAD:
+            frame = encoder.event(Gap(AHEAD, self.position))
+            if frame:
+                yield frame
         while self._end is None:
-            if self.position < hub.tail.base:
-                data, position, count = await self._from_log()
+            room = self._room()
+            if not room:
+                frame = await self._wait_for_acks()
+                if frame:
+                    yield frame
+                continue
+            if self.position < hub.tail.base or (self._missed and self.position < hub.head):
+                data, position, count = await self._from_log(room)
             elif self.position < hub.head:
-                limit = 1 if self._first_alone else _ALL
                 data, position, count = hub.tail.span(
-                    waiter.selector, encoder, self.position, hub.head, self._send_bytes, limit
+                    waiter.selector, encoder, self.position, hub.head, self._send_bytes, room
                 )
             else:
                 if not ready:
@@ -102,6 +137,9 @@ class Stream:
             if data:
                 yield data
             self._move(position)
+            if count and self._max_unacked is not None:
+                self._unacked.append((position, count))
+                self._in_flight += count
             if count and self._first_alone:
                 self._first_alone = False
                 await self._first_message()
@@ -113,13 +151,26 @@ class Stream:
         if position > self.position:
             self.position = position
 
-    async def _from_log(self) -> tuple[bytes, int, int]:
+    async def _from_log(self, room: int) -> tuple[bytes, int, int]:
         page = await self._read_page(self.position)
         messages, position = page.messages, page.position
-        if self._first_alone and len(messages) > 1:
-            messages, position = messages[:1], messages[0].id
-        message_frame = self._encoder.message
-        return b"".join([message_frame(message) for message in messages]), position, len(messages)
+        if len(messages) > room:
+            messages, position = messages[:room], messages[room - 1].id
+        parts: list[bytes] = []
+        if page.missed:
+            if self._missed != AHEAD:
+                self._missed += page.missed
+            parts.append(self._encoder.event(Gap(page.missed, messages[0].id - 1 if messages else position)))
+        for message in messages:
+            parts.append(self._encoder.message(message, self._missed))
+            self._missed = 0
+        return b"".join(parts), position, len(messages)
+
+    async def _wait_for_acks(self) -> bytes:
+        """Wait until something is acknowledged; the heartbeat if nothing was in time."""
+        self._waiter.rest()
+        woken = await self._waiter.wait(self._heartbeat_seconds)
+        return b"" if woken else self._encoder.event(Heartbeat())
 
     async def _wait(self) -> bytes:
         """Wait for the next message of this subscriber; the heartbeat if none came in time."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import log
 from .errors import NotFound, OutOfRange
@@ -19,7 +19,7 @@ from .selector import Selector
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One row. ``owner`` is the actor's id, empty for anonymous readers."""
+    """One row. ``owner`` is the actor's id, empty for anonymous readers; ``new`` says that it was made just now."""
 
     id: int
     owner: str
@@ -28,6 +28,7 @@ class Subscription:
     cursor: int
     created_at: str
     last_seen_at: str
+    new: bool = False
 
 
 _COLUMNS = "id, owner, name, reads, cursor, created_at, last_seen_at"
@@ -62,7 +63,24 @@ def open_or_create(conn: sqlite3.Connection, owner: str, name: str, selector: Se
         conn.execute(f"UPDATE {SUBSCRIPTIONS} SET last_seen_at = {NOW} WHERE id = ?", [found.id])
     result = find(conn, owner, name)
     assert result is not None
-    return result
+    return replace(result, new=found is None)
+
+
+def delete(conn: sqlite3.Connection, owner: str, name: str) -> int:
+    """Forget a subscription; returns the id it had. Raises :class:`NotFound`."""
+    found = find(conn, owner, name)
+    if found is None:
+        raise NotFound(f"subscription not found: {name}")
+    conn.execute(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id])
+    return found.id
+
+
+def cursors(conn: sqlite3.Connection, ids: list[int]) -> dict[int, int]:
+    """The cursors of these subscriptions, by id."""
+    rows = conn.execute(
+        f"SELECT id, cursor FROM {SUBSCRIPTIONS} WHERE id IN (SELECT value FROM json_each(?))", [json.dumps(ids)]
+    )
+    return {row[0]: row[1] for row in rows}
 
 
 def move(conn: sqlite3.Connection, cursors: Mapping[int, int]) -> None:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from .gen.db_pb2 import Kind, SubscribeResponse
-from .models import Bye, Event, Gap, Heartbeat, Message, Payload, Ready, Superseded
+from .models import AHEAD, Bye, Event, Gap, Heartbeat, Message, Payload, Ready, Superseded
 
 _LINES = re.compile(r"\r\n|\r|\n")
 
@@ -65,6 +65,7 @@ class SseEncoder:
         return f"id: {message.id}\n{data}\n\n".encode()
 
     def event(self, event: Event) -> bytes:
+        data: dict[str, Any]
         match event:
             case Ready(head):
                 name, data = "ready", {"head": str(head)}
@@ -72,6 +73,8 @@ class SseEncoder:
                 name, data = "heartbeat", {}
             case Gap(missed, resumed_at):
                 name, data = "gap", {"missed": str(missed), "resumedAt": str(resumed_at)}
+                if missed == AHEAD:
+                    data["ahead"] = True
             case Superseded():
                 name, data = "superseded", {"reason": "a newer connection has taken over this subscription"}
             case Bye():

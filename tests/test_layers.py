@@ -11,11 +11,12 @@ PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
     {"errors", "config", "models"},
-    {"schema", "log", "subscriptions", "selector"},
+    {"schema", "log", "subscriptions", "selector", "retention", "catchup"},
     {"sql", "batcher"},
     {"hub", "watcher"},
     {"stream"},
     {"broker"},
+    {"brokers"},
     {"permissions", "caller", "shutdown"},
     {"wire", "edge"},
     {"sse", "rpc", "api", "pages", "cli", "demo"},

@@ -37,16 +37,18 @@ KIND_HEARTBEAT: Kind
 KIND_GAP: Kind
 
 class PublishItem(_message.Message):
-    __slots__ = ("channel", "payload", "key", "blob")
+    __slots__ = ("channel", "payload", "key", "blob", "expected_last_id")
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_LAST_ID_FIELD_NUMBER: _ClassVar[int]
     channel: str
     payload: str
     key: str
     blob: bytes
-    def __init__(self, channel: _Optional[str] = ..., payload: _Optional[str] = ..., key: _Optional[str] = ..., blob: _Optional[bytes] = ...) -> None: ...
+    expected_last_id: int
+    def __init__(self, channel: _Optional[str] = ..., payload: _Optional[str] = ..., key: _Optional[str] = ..., blob: _Optional[bytes] = ..., expected_last_id: _Optional[int] = ...) -> None: ...
 
 class PublishBatchRequest(_message.Message):
     __slots__ = ("db_name", "items")

@@ -1,0 +1,45 @@
+"""Catch-up: the next page of the log for one reader, and what it missed on the way.
+
+The law of this module: a page and its count of missed messages come from one
+read transaction, so that a trim in between is seen by both or by neither.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+
+from . import log, retention
+from .models import Page
+from .schema import installed
+from .selector import Selector
+
+
+class CatchUp:
+    """The pages of one stream. Each call may use another connection."""
+
+    def __init__(self, selector: Selector, max_bytes: int) -> None:
+        self._reader = log.Reader(selector)
+        self._max_bytes = max_bytes
+        #: By channel, the newest removed id that this reader was told of.
+        self._told: dict[str, int] = {}
+
+    def forgive(self, conn: sqlite3.Connection, position: int) -> None:
+        """What is gone already counts as told: for a reader that asked for what there is."""
+        if installed(conn):
+            self._told.update(retention.missed(conn, self._reader.selector, position, {}).released)
+
+    def page(self, conn: sqlite3.Connection, after: int) -> Page:
+        """The next messages after a position, with how many between them and it were trimmed."""
+        conn.execute("BEGIN")
+        try:
+            page = self._reader.page(conn, after, self._max_bytes)
+            if page.position <= after:
+                return page
+            gone = retention.missed(conn, self._reader.selector, after, self._told)
+        finally:
+            conn.execute("ROLLBACK")
+        if not gone.released:
+            return page
+        self._told.update(gone.released)
+        return replace(page, missed=gone.messages)

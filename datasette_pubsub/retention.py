@@ -1,0 +1,234 @@
+"""Retention: which messages may go, and removing them (trim). Plain functions of a connection.
+
+The law of this module: nothing else removes messages. A channel loses its
+oldest messages only, in small transactions, and every removal is recorded, so
+that a reader who comes too late is told exactly how many it missed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from . import log, subscriptions
+from .config import Rule, Settings
+from .models import utc_text
+from .schema import LOG, RELEASED, SUBSCRIPTIONS, TRIMS, installed
+from .selector import Selector, glob_regex
+
+#: Messages removed in one transaction. About 10 ms of the write lock: publishers
+#: wait no longer for a trim than for one another.
+TRIM_MESSAGES = 1000
+
+#: Removed messages that one record describes, at most; a few kilobytes.
+RECORD_MESSAGES = 20_000
+
+#: Records kept per channel. Older ones are dropped: a cursor that is more than
+#: 5 million removed messages of a channel behind is told a number that is too small.
+MAX_RECORDS = 250
+
+
+def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = None) -> dict[str, int]:
+    """For each channel with something to remove: the id up to which its messages may go."""
+    if not installed(conn):
+        return {}
+    now = now or datetime.now(UTC)
+    database = settings.retention
+    whole = max(_by_count(conn, database.messages), _by_bytes(conn, database.bytes))
+    aged = _by_age(conn, database.days, now)
+    if log.earliest(conn) > max(whole, aged) and not settings.retention_channels:
+        return {}
+    found: dict[str, int] = {}
+    for channel in log.channel_names(conn):
+        rule = _rule_of(settings, channel)
+        goal = whole
+        if rule is None or rule.days is None:
+            goal = max(goal, aged)
+        if rule is not None:
+            goal = max(
+                goal,
+                _by_age(conn, rule.days, now),
+                _by_count(conn, rule.messages, channel),
+                _by_bytes(conn, rule.bytes, channel),
+            )
+        oldest = conn.execute(f"SELECT min(id) FROM {LOG} WHERE channel = ?", [channel]).fetchone()[0]
+        if oldest is not None and oldest <= goal:
+            found[channel] = goal
+    if settings.retention_hold_bytes and found:
+        _hold(conn, found, settings.retention_hold_bytes)
+    return found
+
+
+def _rule_of(settings: Settings, channel: str) -> Rule | None:
+    """The channel's own rule, if it has one: that of the first pattern that matches it."""
+    for pattern, rule in settings.retention_channels:
+        if glob_regex(pattern).fullmatch(channel):
+            return rule
+    return None
+
+
+def _by_age(conn: sqlite3.Connection, days: float | None, now: datetime) -> int:
+    return 0 if days is None else log.before_time(conn, utc_text(now - timedelta(days=days)))
+
+
+def _by_count(conn: sqlite3.Connection, messages: int | None, channel: str | None = None) -> int:
+    """The newest id beyond the newest so many messages."""
+    if messages is None:
+        return 0
+    where, values = ("WHERE channel = ?", [channel]) if channel is not None else ("", [])
+    sql = f"SELECT id FROM {LOG} {where} ORDER BY id DESC LIMIT 1 OFFSET ?"
+    row = conn.execute(sql, [*values, messages]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: str | None = None, top: int = 2**62) -> int:
+    """The newest id at which the payloads from the newest back are over the limit."""
+    if limit is None:
+        return 0
+    where, values = ("AND channel = ?", [channel]) if channel is not None else ("", [])
+    total = 0
+    sql = f"SELECT id, length(CAST(payload AS BLOB)) FROM {LOG} WHERE id <= ? {where} ORDER BY id DESC"
+    for row in conn.execute(sql, [top, *values]):
+        total += row[1]
+        if total > limit:
+            return int(row[0])
+    return 0
+
+
+def _hold(conn: sqlite3.Connection, found: dict[str, int], hold_bytes: int) -> None:
+    """Lower the goals to what subscriptions have finished, within the cap."""
+    readers = subscriptions.everyone(conn)
+    left = hold_bytes
+    for channel in sorted(found):
+        cursors = [reader.cursor for reader in readers if reader.selector.matches(channel)]
+        if not cursors or min(cursors) >= found[channel]:
+            continue
+        needed = min(cursors)
+        over = _by_bytes(conn, left, channel, found[channel])
+        held = max(needed, over)
+        sql = f"SELECT sum(length(CAST(payload AS BLOB))) FROM {LOG} WHERE channel = ? AND id > ? AND id <= ?"
+        left -= conn.execute(sql, [channel, held, found[channel]]).fetchone()[0] or 0
+        if held:
+            found[channel] = held
+        else:
+            del found[channel]
+
+
+def trim(conn: sqlite3.Connection, left: dict[str, int], limit: int = TRIM_MESSAGES) -> int:
+    """Remove the oldest messages of the channels in ``left``, at most ``limit``, inside the caller's transaction.
+
+    ``left`` maps channels to goals, as :func:`goals` returns them; what is done
+    is taken out of it. Returns how many messages were removed.
+    """
+    removed = 0
+    for channel, goal in list(left.items()):
+        if removed >= limit:
+            break
+        sql = f"SELECT id FROM {LOG} WHERE channel = ? AND id <= ? ORDER BY id LIMIT ?"
+        ids = [int(row[0]) for row in conn.execute(sql, [channel, goal, limit - removed])]
+        if len(ids) < limit - removed:
+            del left[channel]
+        if not ids:
+            continue
+        conn.execute(
+            f"INSERT INTO {RELEASED} (channel, id) VALUES (?1, ?2) "
+            "ON CONFLICT (channel) DO UPDATE SET id = max(id, excluded.id)",
+            [channel, ids[-1]],
+        )
+        conn.execute(f"DELETE FROM {LOG} WHERE channel = ? AND id <= ?", [channel, ids[-1]])
+        _record(conn, channel, ids)
+        removed += len(ids)
+    return removed
+
+
+def _record(conn: sqlite3.Connection, channel: str, ids: list[int]) -> None:
+    """Remember which ids are gone, added to the channel's newest record while it is small."""
+    sql = f"SELECT last_id, messages, runs FROM {TRIMS} WHERE channel = ? ORDER BY last_id DESC LIMIT 1"
+    row = conn.execute(sql, [channel]).fetchone()
+    if row is not None and row[1] + len(ids) <= RECORD_MESSAGES:
+        conn.execute(f"DELETE FROM {TRIMS} WHERE channel = ? AND last_id = ?", [channel, row[0]])
+        ids = [*unpack(row[2]), *ids]
+    conn.execute(
+        f"INSERT INTO {TRIMS} (channel, last_id, first_id, messages, runs) VALUES (?, ?, ?, ?, ?)",
+        [channel, ids[-1], ids[0], len(ids), pack(ids)],
+    )
+    conn.execute(
+        f"DELETE FROM {TRIMS} WHERE channel = ?1 AND last_id <= "
+        f"(SELECT last_id FROM {TRIMS} WHERE channel = ?1 ORDER BY last_id DESC LIMIT 1 OFFSET ?2)",
+        [channel, MAX_RECORDS],
+    )
+
+
+def pack(ids: Iterable[int]) -> bytes:
+    """Growing ids as runs: pairs of distance and length, compressed. Neighbours cost nothing."""
+    runs: list[list[int]] = []
+    end = 0
+    for number in ids:
+        if runs and number == end + 1:
+            runs[-1][1] += 1
+        else:
+            runs.append([number - end, 1])
+        end = number
+    return zlib.compress(" ".join(f"{gap} {length}" for gap, length in runs).encode())
+
+
+def unpack(data: bytes) -> list[int]:
+    """The ids of :func:`pack`."""
+    numbers = [int(part) for part in zlib.decompress(data).split()]
+    ids: list[int] = []
+    end = 0
+    for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
+        ids.extend(range(end + gap, end + gap + length))
+        end += gap + length - 1
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """How many messages of a reader's channels are gone, and by channel the newest id among them."""
+
+    messages: int
+    released: Mapping[str, int]
+
+
+def missed(conn: sqlite3.Connection, selector: Selector, after: int, told: Mapping[str, int]) -> Missed:
+    """What was removed after a position, less what the reader was told of already (by channel, up to an id)."""
+    total = 0
+    released: dict[str, int] = {}
+    for channel, last in _released_after(conn, selector, after):
+        begin = max(after, told.get(channel, 0))
+        if last <= begin:
+            continue
+        sql = f"SELECT first_id, messages, runs FROM {TRIMS} WHERE channel = ? AND last_id > ?"
+        for row in conn.execute(sql, [channel, begin]):
+            total += row[1] if row[0] > begin else sum(1 for number in unpack(row[2]) if number > begin)
+        released[channel] = last
+    return Missed(total, released)
+
+
+def _released_after(conn: sqlite3.Connection, selector: Selector, after: int) -> list[tuple[str, int]]:
+    if selector.patterns:
+        rows = conn.execute(f"SELECT channel, id FROM {RELEASED} WHERE id > ?", [after])
+        return [(row[0], row[1]) for row in rows if selector.matches(row[0])]
+    found = []
+    for channel in selector.channels:
+        row = conn.execute(f"SELECT id FROM {RELEASED} WHERE channel = ? AND id > ?", [channel, after]).fetchone()
+        if row is not None:
+            found.append((channel, int(row[0])))
+    return found
+
+
+def expire(conn: sqlite3.Connection, days: float, connected: Iterable[int]) -> list[str]:
+    """Delete subscriptions that were not seen for so many days and have no subscriber; their names."""
+    limit = utc_text(datetime.now(UTC) - timedelta(days=days))
+    keep = set(connected)
+    gone = [
+        (row[0], row[1])
+        for row in conn.execute(f"SELECT id, name FROM {SUBSCRIPTIONS} WHERE last_seen_at < ?", [limit])
+        if row[0] not in keep
+    ]
+    conn.executemany(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [(number,) for number, _ in gone])
+    return [name for _, name in gone]
