@@ -7,29 +7,62 @@ table that works without scripts; the script goes on from the id stamped on it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
+from datasette.resources import DatabaseResource, TableResource
 from datasette.utils import tilde_decode, tilde_encode
 from datasette.utils.asgi import Request, Response
 
 from . import permissions
-from .broker import brokers
+from .broker import Broker
+from .brokers import brokers
 from .edge import broker_of, internal
-from .errors import NotFound, PermissionDenied, PubsubError
-from .models import Message, check_channel
+from .errors import PermissionDenied, PubsubError
+from .models import Message, check_channel, check_message_id
+from .schema import LOG
 from .selector import Selector
-from .wire import message_fields
+from .wire import text_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Messages that the page shows, at first and live, in rows.
+#: Messages that the server puts on a page, in rows; one page of Datasette's own tables.
 ROWS = 100
+
+#: Messages that a live page holds at most, in rows: few enough to be laid out ten times a second.
+LIVE_ROWS = 200
+
+#: Channels that are listed, the most recent ones, in channels; as in pubsub_viewer.js.
+LISTED_CHANNELS = 100
+
+#: Payloads longer than this are folded, in characters and in lines; this and what follows is as in pubsub_text.js.
+PLAIN_CHARACTERS = 500
+PLAIN_LINES = 10
+
+#: What a folded payload shows of itself, in characters.
+SUMMARY_CHARACTERS = 160
+
+#: Most that a page shows of one payload, in characters; JSON may take twice that with its indentation.
+#: So 100 rows make a page of a few MB at worst.
+SHOWN_CHARACTERS = 10_000
+
+#: Deepest indentation of a JSON payload, in levels: without it the spaces grow with the square of the depth.
+MAX_INDENT = 20
+
+#: Control characters that show nothing, and those that turn the direction of the text around them.
+_HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 
 async def viewer(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``GET /<db>/-/pubsub`` and ``GET /<db>/-/pubsub/<channel>``: the newest messages, then live."""
+    """``GET /<db>/-/pubsub`` and ``GET /<db>/-/pubsub/<channel>``: the newest messages, then live.
+
+    With ``before=<id>``: the messages before that one, which stay as they are.
+    """
     try:
         return Response.html(await _page(request, datasette))
     except PubsubError as error:
@@ -49,55 +82,181 @@ async def _page(request: Request, datasette: Datasette) -> str:
     if request.url_vars.get("channel"):
         channel = check_channel(tilde_decode(request.url_vars["channel"]))
         await permissions.require_view(datasette, request.actor, database, Selector(frozenset([channel])))
+    before = request.args.get("before")
+    top = check_message_id(before, "before") if before else None
+    seen = {row.name for row in await permissions.visible_channels(datasette, request.actor, broker)}
+    selector = await _selector(datasette, request, broker, channel, seen)
+    # The head before the rows: what comes between the two is in the rows, and the script begins after both.
+    head = await broker.log_head()
+    messages = await broker.newest(selector, ROWS + 1, top) if selector else []
+    older, messages = len(messages) > ROWS, messages[-ROWS:]
     base = datasette.urls.database(database) + "/-/pubsub"
-    channels = await permissions.visible_channels(datasette, request.actor, broker)
-    whole = await permissions.may_view(datasette, request.actor, database)
-    if channel is None and not channels and not whole:
-        # As for a database that does not exist: what cannot be seen is not there.
-        raise PermissionDenied(f"permission denied: {permissions.VIEW} on database {database}")
-    if channel is not None:
-        selector = Selector(frozenset([channel]))
-    elif whole:
-        selector = Selector(patterns=("*",))
-    else:
-        selector = Selector(frozenset(row.name for row in channels[: broker.settings.max_channels_per_stream]))
-    messages = await broker.newest(selector, ROWS) if selector else []
-    return await datasette.render_template(
+    live = top is None and bool(selector)
+    listed, unlisted = ([], 0) if channel is not None or top is not None else await _channels(broker, seen, base)
+    may_view_log = await datasette.allowed(
+        action="view-table", resource=TableResource(database, LOG), actor=request.actor
+    )
+    html: str = await datasette.render_template(
         ["pubsub_viewer.html"],
         {
             "database": database,
-            "channel": channel,
-            "channels": [
-                {
-                    "name": row.name,
-                    "count": row.count,
-                    "newest_at": row.newest_at,
-                    "newest_id": row.newest_id,
-                    "path": f"{base}/{tilde_encode(row.name)}",
-                }
-                for row in channels
-            ],
-            "rows": [_row(message, base) for message in messages],
-            "rows_limit": ROWS,
+            "database_color": datasette.get_database(database).color,
+            "channel": None if channel is None else visible(channel),
+            "channels": listed,
+            "unlisted": unlisted,
+            "rows": [_row(message, base) for message in reversed(messages)],
+            "live_rows": LIVE_ROWS,
             "base": base,
-            "follow": json.dumps({"channels": sorted(selector.channels), "patterns": list(selector.patterns)}),
-            "last_id": messages[-1].id if messages else await broker.log_head(),
+            "path": base if channel is None else f"{base}/{tilde_encode(channel)}",
+            "before": top,
+            "older": older,
+            "follow": _follow(selector) if live else None,
+            "last_id": max(head, messages[-1].id if messages else 0),
+            "row_base": datasette.urls.table(database, LOG) if may_view_log else None,
+            "links": await _links(datasette, request, database, channel) if may_view_log and messages else None,
         },
         request=request,
         view_name="pubsub",
     )
+    return html
+
+
+async def _selector(
+    datasette: Datasette, request: Request, broker: Broker, channel: str | None, seen: set[str]
+) -> Selector:
+    """What the page follows: its channel, else all that the visitor may see, even if that is nothing yet."""
+    if channel is not None:
+        return Selector(frozenset([channel]))
+    if await permissions.may_view(datasette, request.actor, broker.name):
+        return Selector(patterns=("*",))
+    if not seen:
+        # As for a database that does not exist: what cannot be seen is not there.
+        raise PermissionDenied(f"permission denied: {permissions.VIEW} on database {broker.name}")
+    return Selector(frozenset(sorted(seen)[: broker.settings.max_channels_per_stream]))
+
+
+def _follow(selector: Selector) -> str:
+    return json.dumps({"channels": sorted(selector.channels), "patterns": list(selector.patterns)})
+
+
+async def _channels(broker: Broker, seen: set[str], base: str) -> tuple[list[dict[str, Any]], int]:
+    """The channels to list, and how many are left out.
+
+    Read after the rows: the script counts only what is newer than ``newest_id``,
+    so that no message is counted twice and none is left out.
+    """
+    rows = [row for row in await broker.channels() if row.name in seen]
+    recent = sorted(rows, key=lambda row: row.newest_id)[-LISTED_CHANNELS:]
+    listed = [
+        {
+            "name": visible(row.name),
+            "key": tilde_encode(row.name),
+            "path": f"{base}/{tilde_encode(row.name)}",
+            "count": row.count,
+            "newest_id": row.newest_id,
+            "newest_at": row.newest_at,
+        }
+        for row in sorted(recent, key=lambda row: row.name)
+    ]
+    return listed, len(rows) - len(listed)
+
+
+async def _links(datasette: Datasette, request: Request, database: str, channel: str | None) -> dict[str, str]:
+    """The same messages elsewhere in Datasette: as SQL, as a table, as JSON, as CSV."""
+    only = {} if channel is None else {"channel__exact": channel}
+    query = "?" + urlencode({"_sort_desc": "id", **only})
+    links = {
+        "table": datasette.urls.table(database, LOG) + query,
+        "json": datasette.urls.table(database, LOG, format="json") + query,
+        "csv": datasette.urls.table(database, LOG, format="csv") + query,
+    }
+    if await datasette.allowed(action="execute-sql", resource=DatabaseResource(database), actor=request.actor):
+        where = "" if channel is None else "\nwhere channel = :channel"
+        sql = f"select id, channel, payload, created_at\nfrom {LOG}{where}\norder by id desc limit {ROWS}"
+        links["sql"] = datasette.urls.database_query(database, sql)
+        if channel is not None:
+            links["sql"] += "&" + urlencode({"channel": channel})
+    return links
 
 
 def _row(message: Message, base: str) -> dict[str, Any]:
-    fields = message_fields(message)
-    return {
+    row: dict[str, Any] = {
         "id": message.id,
-        "channel": message.channel,
+        "channel": visible(message.channel),
         "path": f"{base}/{tilde_encode(message.channel)}",
         "created_at": message.created_at,
-        "payload": fields.get("payload"),
-        "bytes": len(message.payload) if isinstance(message.payload, bytes) else None,
+        "bytes": None,
     }
+    if isinstance(message.payload, bytes):
+        return {**row, "bytes": len(message.payload)}
+    return {**row, **present(text_of(message.payload))}
+
+
+def present(payload: str) -> dict[str, str | None]:
+    """How a payload is shown: as it is (``full``), or folded behind a ``summary``; ``note`` says what is left out."""
+    if len(payload) > SHOWN_CHARACTERS:
+        return {
+            "summary": visible(payload[:SUMMARY_CHARACTERS]) + "…",
+            "full": visible(payload[:SHOWN_CHARACTERS]),
+            "note": f"the first {SHOWN_CHARACTERS:,} of {len(payload):,} characters",
+        }
+    is_json = _is_json(payload)
+    full = indented(payload) if is_json else payload
+    if len(full) > 2 * SHOWN_CHARACTERS:
+        full = payload
+    if not is_json and len(payload) <= PLAIN_CHARACTERS and payload.count("\n") < PLAIN_LINES:
+        return {"summary": None, "full": visible(payload), "note": None}
+    more = "…" if len(payload) > SUMMARY_CHARACTERS else ""
+    return {
+        "summary": visible(payload[:SUMMARY_CHARACTERS]) + more,
+        "full": visible(full),
+        "note": None,
+    }
+
+
+def visible(text: str) -> str:
+    """The text with every character that shows nothing, or turns its neighbours, replaced by one that is seen."""
+    return _HIDDEN.sub(_name_hidden, text)
+
+
+def _name_hidden(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def _is_json(text: str) -> bool:
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def indented(text: str) -> str:
+    """Valid JSON with a line for each member; numbers and texts stay as they were written."""
+    tokens = _JSON_TOKEN.findall(text)
+    out: list[str] = []
+    depth = 0
+
+    def line() -> str:
+        return "\n" + "  " * min(depth, MAX_INDENT)
+
+    for index, token in enumerate(tokens):
+        if token in ("{", "["):
+            depth += 1
+            out.append(token if tokens[index + 1] in ("}", "]") else token + line())
+        elif token in ("}", "]"):
+            depth -= 1
+            out.append(token if tokens[index - 1] in ("{", "[") else line() + token)
+        elif token == ",":
+            out.append(token + line())
+        else:
+            out.append(": " if token == ":" else token)
+    return "".join(out)
 
 
 def database_link(
@@ -119,4 +278,4 @@ def database_link(
     return link
 
 
-__all__ = ["NotFound", "database_link", "viewer"]
+__all__ = ["database_link", "viewer"]

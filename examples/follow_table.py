@@ -1,0 +1,66 @@
+"""A cache of a table that never misses a change: load a snapshot, then follow from its position.
+
+    python examples/follow_table.py http://127.0.0.1:8001/data items
+
+The table broadcasts each change of a row as JSON to the channel ``changes/<table>``,
+``{"id": …, "row": {…} or null}`` (see ``TRIGGERS``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+TRIGGERS = """
+CREATE TRIGGER IF NOT EXISTS items_inserted AFTER INSERT ON items BEGIN
+  INSERT INTO vpubsub (channel, payload) VALUES ('changes/items',
+    json_object('id', NEW.id, 'row', json_object('id', NEW.id, 'value', NEW.value)));
+END;
+CREATE TRIGGER IF NOT EXISTS items_updated AFTER UPDATE ON items BEGIN
+  INSERT INTO vpubsub (channel, payload) VALUES ('changes/items',
+    json_object('id', NEW.id, 'row', json_object('id', NEW.id, 'value', NEW.value)));
+END;
+CREATE TRIGGER IF NOT EXISTS items_deleted AFTER DELETE ON items BEGIN
+  INSERT INTO vpubsub (channel, payload) VALUES ('changes/items', json_object('id', OLD.id, 'row', NULL));
+END;
+"""
+
+Rows = dict[int, dict[str, Any]]
+
+
+def follow(base: str, table: str, until: Callable[[Rows, int], bool]) -> Rows:
+    """The table's rows by id, kept up to date until ``until(rows, position)`` says that it is enough."""
+    snapshot = httpx.get(f"{base}/-/pubsub/-/snapshot.json", params={"table": table}).raise_for_status().json()
+    rows: Rows = {row["id"]: row for row in snapshot["rows"]}
+    position = int(snapshot["head"])
+    if until(rows, position):
+        return rows
+    stream = f"{base}/-/pubsub/-/stream"
+    params = {"channel": f"changes/{table}", "after": position}
+    with httpx.stream("GET", stream, params=params, timeout=60) as response:
+        for line in response.iter_lines():
+            if not line.startswith('data: {"messageId"'):
+                continue
+            message = json.loads(line.removeprefix("data: "))
+            change = json.loads(message["payload"])
+            if change["row"] is None:
+                rows.pop(change["id"], None)
+            else:
+                rows[change["id"]] = change["row"]
+            position = int(message["messageId"])
+            if until(rows, position):
+                return rows
+    raise ConnectionError("the stream ended")
+
+
+if __name__ == "__main__":
+
+    def show(rows: Rows, position: int) -> bool:
+        print(f"position {position}: {len(rows)} rows")
+        return False
+
+    follow(sys.argv[1], sys.argv[2], show)

@@ -1,0 +1,93 @@
+/**
+ * How payloads and names look as text; pages.py does the same for the rows that the server renders.
+ *
+ * The law of this module: texts in, texts out; it knows no page. What it gives
+ * back is bounded, whatever it was given.
+ *
+ * @module pubsub_text
+ */
+
+/** Payloads longer than this are folded, in characters and in lines. */
+const PLAIN_CHARACTERS = 500;
+const PLAIN_LINES = 10;
+
+/** What a folded payload shows of itself, in characters. */
+const SUMMARY_CHARACTERS = 160;
+
+/** Most that the page holds of one payload, in characters; JSON may take twice that with its indentation. */
+const SHOWN_CHARACTERS = 10_000;
+
+/** Deepest indentation of a JSON payload, in levels: without it the spaces grow with the square of the depth. */
+const MAX_INDENT = 20;
+
+const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
+
+/** Characters that cannot be seen, or that turn the text around them, made visible. */
+export function visible(text) {
+  return text.replace(HIDDEN, (char) => {
+    const code = char.codePointAt(0);
+    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
+    if (code === 0x7f) return "\u2421";
+    return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  });
+}
+
+/** JSON with a line for each member; numbers and texts stay as they were written. */
+function indented(json) {
+  const tokens = json.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g) ?? [];
+  let depth = 0;
+  let out = "";
+  const line = () => `\n${"  ".repeat(Math.min(depth, MAX_INDENT))}`;
+  tokens.forEach((token, index) => {
+    if (token === "{" || token === "[") {
+      depth += 1;
+      out += token;
+      if (!"}]".includes(tokens[index + 1])) out += line();
+    } else if (token === "}" || token === "]") {
+      depth -= 1;
+      out += "{[".includes(tokens[index - 1]) ? token : line() + token;
+    } else if (token === ",") {
+      out += token + line();
+    } else {
+      out += token === ":" ? ": " : token;
+    }
+  });
+  return out;
+}
+
+function isJson(text) {
+  if (!/^\s*[{[]/.test(text)) return false;
+  try {
+    JSON.parse(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The first characters, as a string that does not keep the whole one alive. */
+function cut(text, length) {
+  return text.length <= length ? text : new TextDecoder().decode(new TextEncoder().encode(text.slice(0, length)));
+}
+
+/** How a payload is shown: as it is (`full`), or folded behind a `summary`. */
+export function present(payload) {
+  if (payload.length > SHOWN_CHARACTERS) {
+    return {
+      summary: `${visible(cut(payload, SUMMARY_CHARACTERS))}…`,
+      full: visible(cut(payload, SHOWN_CHARACTERS)),
+      note: `the first ${SHOWN_CHARACTERS.toLocaleString("en")} of ${payload.length.toLocaleString("en")} characters`,
+    };
+  }
+  const json = isJson(payload);
+  if (!json && payload.length <= PLAIN_CHARACTERS && payload.split("\n").length <= PLAIN_LINES) {
+    return { full: visible(payload) };
+  }
+  let full = json ? indented(payload) : payload;
+  if (full.length > 2 * SHOWN_CHARACTERS) full = payload;
+  const more = payload.length > SUMMARY_CHARACTERS ? "…" : "";
+  return {
+    summary: visible(cut(payload, SUMMARY_CHARACTERS)) + more,
+    full: visible(full),
+  };
+}

@@ -1,0 +1,67 @@
+"""A real Chromium for the tests of pages: where it is found, and how it is run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from conftest import DEADLINE
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+#: The names under which distributions install it.
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+#: How long an expectation of a page may take to come true, in milliseconds.
+DEADLINE_MS = DEADLINE * 1000
+
+
+def binary() -> str | None:
+    """The path of a Chromium, ``None`` when there is none."""
+    return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+@contextmanager
+def running() -> Iterator[Browser]:
+    """A Chromium, closed at the end. The event loop of the playwright ends with it: keep it short of other tests."""
+    expect.set_options(timeout=DEADLINE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=binary(), args=["--no-sandbox", "--disable-background-networking"]
+        )
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Watched:
+    """A browser context that remembers what must not happen, and which streams were opened."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.context = context
+        self.errors: list[str] = []
+        self.dialogs: list[str] = []
+        #: The addresses of the streams that pages asked for, oldest first.
+        self.streams: list[str] = []
+        context.set_default_timeout(DEADLINE_MS)
+        context.on("weberror", lambda error: self.errors.append(str(error.error)))
+        context.on("request", self._request)
+        context.on("dialog", self._dialog)
+
+    def _request(self, request: object) -> None:
+        url = request.url  # type: ignore[attr-defined]
+        if "/-/stream" in url:
+            self.streams.append(url)
+
+    def _dialog(self, dialog: object) -> None:
+        self.dialogs.append(dialog.message)  # type: ignore[attr-defined]
+        dialog.dismiss()  # type: ignore[attr-defined]
+
+    def open(self, url: str, status: str = "live") -> Page:
+        """A new tab with this page, once its viewer shows the status."""
+        page = self.context.new_page()
+        page.goto(url)
+        if status:
+            expect(page.locator("pubsub-viewer")).to_have_attribute("data-status", status)
+        return page
