@@ -5,8 +5,6 @@ The law of this module: JSON in, JSON out, every field checked here by name.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +15,11 @@ from datasette.utils.asgi import Request, Response
 from . import permissions
 from .edge import broker_of, mapped, read_json
 from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied
-from .models import Item, check_message_id, check_subscription_name
+from .models import check_message_id, check_subscription_name
+from .wire import item_of_fields
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
-_ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
 
 def _require(request: Request, method: str) -> None:
@@ -39,46 +36,12 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
     if "items" in data:
         if set(data) != {"items"} or not isinstance(data["items"], list):
             raise InvalidArgument("items must be a list of messages, with no other field beside it")
-        items = [_item(entry, f"items[{n}].") for n, entry in enumerate(data["items"])]
+        items = [item_of_fields(entry, f"items[{n}].") for n, entry in enumerate(data["items"])]
     else:
-        items = [_item(data, "")]
+        items = [item_of_fields(data, "")]
     await permissions.require_publish(datasette, request.actor, broker.name, {item.channel for item in items})
     ids = await broker.publish(items)
     return Response.json({"ok": True, "message_ids": ids})
-
-
-def _item(entry: Any, field: str) -> Item:
-    """One message of a request, its fields checked for being there and of a type that JSON offers."""
-    if not isinstance(entry, dict):
-        raise InvalidArgument(f"{field.rstrip('.')} must be an object with channel and payload")
-    unknown = sorted(set(entry) - _ITEM_FIELDS)
-    if unknown:
-        raise InvalidArgument(
-            f"{field}{unknown[0]} is not a field of a message; it has {', '.join(sorted(_ITEM_FIELDS))}"
-        )
-    if not isinstance(entry.get("channel"), str):
-        raise InvalidArgument(f"{field}channel is required, as text")
-    key = entry.get("key")
-    if key is not None and not isinstance(key, str):
-        raise InvalidArgument(f"{field}key must be text")
-    expected = entry.get("expected_last_id")
-    if expected is not None:
-        expected = check_message_id(expected, f"{field}expected_last_id")
-    if "blob" in entry:
-        if "payload" in entry:
-            raise InvalidArgument(f"{field}payload and {field}blob exclude each other")
-        try:
-            return Item(entry["channel"], base64.b64decode(entry["blob"], validate=True), key, expected)
-        except (TypeError, ValueError, binascii.Error):
-            raise InvalidArgument(f"{field}blob must be base64 text") from None
-    payload = entry.get("payload")
-    if payload is None:
-        raise InvalidArgument(f"{field}payload is required and must not be null")
-    if isinstance(payload, (dict, list)):
-        payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
-    elif isinstance(payload, bool):
-        payload = "true" if payload else "false"
-    return Item(entry["channel"], payload, key, expected)
 
 
 @mapped
@@ -90,7 +53,7 @@ async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: 
     name = check_subscription_name(data.get("subscription"))
     message_id = check_message_id(data.get("message_id"), "message_id")
     owner = permissions.owner_of(request.actor)
-    await permissions.require_view(datasette, request.actor, broker.name, await broker.selector_of(owner, name))
+    await permissions.visible(datasette, request.actor, broker.name, await broker.selector_of(owner, name))
     cursor = await broker.acknowledge(owner, name, message_id)
     return Response.json({"ok": True, "cursor": cursor})
 

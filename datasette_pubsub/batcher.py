@@ -61,6 +61,8 @@ class Batcher:
         self._committed = committed
         self._waiting: deque[_Publish] = deque()
         self._cursors: dict[int, int] = {}
+        #: By subscription, the newest cursor ever handed over: at most one entry per row of theirs.
+        self._newest: dict[int, int] = {}
         self._messages = 0
         self._bytes = 0
         self._work = asyncio.Event()
@@ -99,13 +101,18 @@ class Batcher:
 
     def move_cursor(self, subscription_id: int, cursor: int) -> None:
         """Save a subscription's cursor with the next transaction. Does not wait, raises nothing."""
-        if cursor > self._cursors.get(subscription_id, 0):
-            self._cursors[subscription_id] = cursor
+        if cursor > self._newest.get(subscription_id, 0):
+            self._newest[subscription_id] = self._cursors[subscription_id] = cursor
             self._wake()
+
+    def newest_cursor(self, subscription_id: int) -> int:
+        """The newest cursor that was handed over for a subscription, written already or not."""
+        return self._newest.get(subscription_id, 0)
 
     def forget_cursor(self, subscription_id: int) -> None:
         """Drop a cursor that has not been written yet."""
         self._cursors.pop(subscription_id, None)
+        self._newest.pop(subscription_id, None)
 
     def _wake(self) -> None:
         self._idle.clear()
@@ -192,7 +199,7 @@ class Batcher:
         """Keep cursors that could not be written now; the next transaction takes them along."""
         if isinstance(error, Unavailable) and not self._closed:
             for subscription_id, cursor in cursors.items():
-                if cursor > self._cursors.get(subscription_id, 0):
+                if cursor > self._cursors.get(subscription_id, 0) and subscription_id in self._newest:
                     self._cursors[subscription_id] = cursor
 
 

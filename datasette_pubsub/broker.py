@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from datasette.utils import sqlite_timelimit
 
@@ -192,16 +192,23 @@ class Broker:
             # Opening the write connection could not install the log; what stood in the way may be gone.
             await self._db.execute_write_fn(self.prepare_write, transaction=False)
 
-        def checked(conn: sqlite3.Connection) -> T:
+        def checked(conn: sqlite3.Connection) -> T | PubsubError:
+            # What is refused is handed back, not raised: Datasette's write thread prints what is raised.
             if self.conflict is not None:
-                raise self.conflict
-            return fn(conn)
+                return self.conflict
+            try:
+                return fn(conn)
+            except PubsubError as error:
+                conn.rollback()
+                return error
 
         try:
-            result: T = await self._db.execute_write_fn(checked)
+            result = await self._db.execute_write_fn(checked)
         except sqlite3.Error as error:
             raise explain(error, self.name) from error
-        return result
+        if isinstance(result, PubsubError):
+            raise result
+        return cast(T, result)
 
     def _committed(self, result: Committed) -> None:
         if not self.hub.committed(result.before, result.messages):
@@ -336,7 +343,7 @@ class Broker:
         if where.resume is not None:
             return where.resume
         if subscription is not None:
-            return subscription.cursor
+            return max(subscription.cursor, self._batcher.newest_cursor(subscription.id))
         if where.after is not None:
             return where.after
         if where.start != "earliest" and where.since is None:
@@ -349,6 +356,7 @@ class Broker:
         selector: Selector,
         encoder: Encoder,
         *,
+        visible: Selector | None = None,
         owner: str = "",
         name: str | None = None,
         where: Where = ANYWHERE,
@@ -358,7 +366,8 @@ class Broker:
         """One live subscriber, entered here and removed when the block ends.
 
         With a ``name`` it is a durable subscription of ``owner``; a stream that
-        is open under the same name is told that it was superseded. Raises
+        is open under the same name is told that it was superseded. ``visible``
+        is what the reader is allowed to receive of it all. Raises
         :class:`~.errors.PubsubError` before anything is sent.
         """
         if self._closing:
@@ -376,6 +385,7 @@ class Broker:
             selector = subscription.selector
         elif not selector:
             raise InvalidArgument("channel is required: name at least one channel or pattern")
+        selector = visible or selector
         automatic = subscription is not None and ack == "auto"
         # Entered before the head is read: what commits from here on wakes the waiter.
         waiter = self.hub.register(selector)

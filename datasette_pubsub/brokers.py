@@ -30,6 +30,8 @@ class Brokers:
         self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether the signals that end the server are heard.
         self.listening = False
+        #: The server, where it is one that lets its connections be aborted.
+        self.server: object = None
 
     def begin(self) -> None:
         """Remember the event loop; called on it, by Datasette's startup."""

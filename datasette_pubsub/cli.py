@@ -2,96 +2,41 @@
 
 The law of this module: it opens a file directly, with Python's own SQLite, and
 so never runs inside a server (DESIGN.md, decision 1). SQL on the log stands in
-``log`` and ``subscriptions``. Nobody sees a traceback or SQL: what can go wrong
-is one line that names the file, the line of input or the field.
+``log``, ``retention`` and ``subscriptions``.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import select
+import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO, ParamSpec
 
 import click
 
-from . import api, demo, log, schema, subscriptions
+from . import demo, log, schema, subscriptions
 from .catchup import CatchUp
-from .config import CHUNK_MESSAGES, Settings
-from .errors import InvalidArgument, PubsubError, TooLarge
-from .models import Item, Message, check_item, check_message_id, check_since
+from .cli_common import (
+    LOCK_SECONDS,
+    counted,
+    plainly,
+    print_table,
+    require_log,
+    settings_of,
+    transaction,
+)
+from .cli_publish import Publisher
+from .cli_tail import follow_log, json_line, plain_line, print_up_to
+from .cli_trim import Trimmer, limits
+from .models import Item, check_item, check_message_id, check_since
 from .selector import Selector
-from .wire import message_fields, text_of
-
-#: How long to wait for another program's write to end, in seconds: longer than
-#: any transaction that a server should hold.
-LOCK_SECONDS = 10.0
-
-#: How often ``tail --follow`` asks for new commits, in seconds. Asking takes
-#: microseconds, and 20 ms are not felt by a person who watches.
-FOLLOW_SECONDS = 0.02
 
 #: Bytes of messages that ``tail`` holds in memory at a time.
 PAGE_BYTES = 1024 * 1024
-
-#: Most that is read from standard input at once, in bytes.
-READ_BYTES = 1024 * 1024
-
-#: How many bytes of JSON one byte of payload can take (``\\u0000``).
-JSON_BYTES = 6
-
-#: Room for the other fields of a line of JSON, in bytes.
-JSON_FIELDS_BYTES = 4096
-
-#: How often the progress of ``publish`` is shown, in seconds.
-PROGRESS_SECONDS = 0.1
-
-P = ParamSpec("P")
-
-#: What an SQLite error means to the person at the keyboard, by its primary code.
-_MEANINGS = {
-    sqlite3.SQLITE_BUSY: f"is locked: another program has been writing for more than {LOCK_SECONDS:g} seconds",
-    sqlite3.SQLITE_LOCKED: "is locked by another program",
-    sqlite3.SQLITE_NOTADB: "is not an SQLite database",
-    sqlite3.SQLITE_CORRUPT: "is damaged; SQLite cannot read it",
-    sqlite3.SQLITE_READONLY: "is read-only",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
-    sqlite3.SQLITE_PERM: "cannot be opened: permission denied",
-    sqlite3.SQLITE_FULL: "cannot grow: the disk is full",
-    sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error",
-}
-
-
-def plainly(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors are one line, and that a closed pipe ends in silence."""
-
-    @functools.wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        # What a terminal cannot show must not end the command.
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # The reader has left. What is still buffered goes nowhere, also at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except PubsubError as error:
-            raise click.ClickException(error.message) from None
-        except sqlite3.Error as error:
-            file = str(kwargs.get("file", "the database"))
-            meaning = _MEANINGS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-            raise click.ClickException(f"{file} {meaning}" if meaning else f"{file}: {error}") from None
-
-    return wrapper
 
 
 def _open(file: str, writes: bool = False, create: bool = False) -> closing[sqlite3.Connection]:
@@ -109,47 +54,10 @@ def _open(file: str, writes: bool = False, create: bool = False) -> closing[sqli
     return closing(conn)
 
 
-def _require_log(conn: sqlite3.Connection, file: str) -> None:
-    """Raise :class:`click.ClickException` unless the file holds a log that this program knows."""
-    if schema.check(conn):
-        return
-    what = "the log is of an older version" if schema.installed(conn) else "no log is installed"
-    raise click.ClickException(f"{file}: {what}; run: datasette pubsub install {file}")
-
-
-def _settings(conn: sqlite3.Connection) -> Settings:
-    """The defaults, and the payload limit that the file holds: a server may have been given another."""
-    limit = log.max_payload_bytes(conn)
-    return Settings() if limit is None else Settings(max_payload_bytes=limit)
-
-
-@contextmanager
-def _transaction(conn: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    conn.execute(begin)
-    try:
-        yield
-        conn.execute("COMMIT")
-    except BaseException:
-        if conn.in_transaction:
-            conn.execute("ROLLBACK")
-        raise
-
-
 def _install(conn: sqlite3.Connection) -> None:
-    settings = _settings(conn)
+    settings = settings_of(conn)
     schema.set_durability(conn, settings)
     schema.install(conn, settings)
-
-
-def _visible(text: str) -> str:
-    """Text on one line, with nothing in it that a terminal would obey."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _count(number: int, noun: str = "message") -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @click.group()
@@ -195,10 +103,10 @@ def publish(file: str, channel: str | None, payload: str | None, key: str | None
     if key is not None and payload is None:
         raise click.UsageError("--key belongs to one PAYLOAD; keys of many messages need --json-lines")
     with _open(file, writes=True) as conn:
-        _require_log(conn, file)
-        settings = _settings(conn)
+        require_log(conn, file)
+        settings = settings_of(conn)
         schema.set_durability(conn, settings)
-        publisher = _Publisher(conn, settings)
+        publisher = Publisher(conn, settings)
         if payload is not None and channel is not None:
             item = Item(channel, payload, key)
             check_item(item, settings)
@@ -206,127 +114,6 @@ def publish(file: str, channel: str | None, payload: str | None, key: str | None
         else:
             publisher.publish_lines(sys.stdin.buffer, channel, json_lines)
     click.echo(publisher.summary())
-
-
-class _Publisher:
-    """Publishes in transactions and keeps count: what it has counted is committed."""
-
-    def __init__(self, conn: sqlite3.Connection, settings: Settings) -> None:
-        self._conn = conn
-        self._settings = settings
-        self._new = 0
-        self._known = 0
-        self._last_id = 0
-        self._shown_at = 0.0
-
-    def publish(self, items: Sequence[Item]) -> None:
-        """Append messages in one transaction."""
-        with _transaction(self._conn):
-            ids, new = log.append(self._conn, items, log.now())
-        self._new += len(new)
-        self._known += len(ids) - len(new)
-        self._last_id = ids[-1]
-
-    def publish_lines(self, stream: BinaryIO, channel: str | None, json_lines: bool) -> None:
-        """Publish every line up to the end, or to the first that is wrong. Raises :class:`click.ClickException`."""
-        typed = stream.isatty()
-        if typed:
-            click.echo("One message a line; Ctrl+D ends.", err=True)
-        shows = sys.stderr.isatty() and not typed
-        limit = self._settings.max_payload_bytes
-        items: list[Item] = []
-        try:
-            for lines in _lines(stream, JSON_BYTES * limit + JSON_FIELDS_BYTES if json_lines else limit):
-                for number, line in lines:
-                    item = self._item(number, line, channel, json_lines)
-                    if item is not None:
-                        items.append(item)
-                    if len(items) == CHUNK_MESSAGES:
-                        items = self._flush(items)
-                items = self._flush(items)
-                if shows:
-                    self._show()
-        except PubsubError as error:
-            self._flush(items)
-            raise click.ClickException(f"{error.message}. {self.summary()}") from None
-        except (sqlite3.Error, KeyboardInterrupt):
-            click.echo(self.summary(), err=True)
-            raise
-        finally:
-            if shows:
-                click.echo("\r\x1b[K", nl=False, err=True)
-
-    def _item(self, number: int, line: bytes, channel: str | None, json_lines: bool) -> Item | None:
-        """The message of one line; ``None`` for an empty line among lines of JSON."""
-        try:
-            text = line.decode()
-            if json_lines and not text.strip():
-                return None
-            item = _item_of_json(text, channel) if json_lines else Item(channel or "", text)
-            check_item(item, self._settings)
-        except UnicodeDecodeError:
-            raise InvalidArgument(f"line {number}: not UTF-8") from None
-        except PubsubError as error:
-            raise InvalidArgument(f"line {number}: {error.message}") from None
-        return item
-
-    def _flush(self, items: list[Item]) -> list[Item]:
-        if items:
-            self.publish(items)
-        return []
-
-    def _show(self) -> None:
-        if time.monotonic() - self._shown_at >= PROGRESS_SECONDS:
-            self._shown_at = time.monotonic()
-            click.echo(f"\rPublished {_count(self._new)}", nl=False, err=True)
-
-    def summary(self) -> str:
-        """What was published, in one line."""
-        text = f"Published {_count(self._new)}"
-        if self._last_id:
-            text += f", last id {self._last_id}"
-        if self._known:
-            text += f"; {self._known} already there under the same key"
-        return text
-
-
-def _lines(stream: BinaryIO, longest: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Numbered lines without their ends, in lists of what is there: a slow writer's line is not held back.
-
-    Raises :class:`TooLarge` for a line of more than ``longest`` bytes.
-    """
-    number = 0
-    parts: list[bytes] = []
-    size = 0
-    while chunk := stream.read1(READ_BYTES):  # type: ignore[attr-defined]
-        *ended, rest = chunk.split(b"\n")
-        if ended:
-            ended[0] = b"".join([*parts, ended[0]])
-            yield [(n, line.removesuffix(b"\r")) for n, line in enumerate(ended, number + 1)]
-            number += len(ended)
-            parts, size = [], 0
-        parts.append(rest)
-        size += len(rest)
-        if size > longest + 1:
-            raise TooLarge(f"line {number + 1}: longer than {longest} bytes, so over the limit of its payload")
-    if size:
-        yield [(number + 1, b"".join(parts))]
-
-
-def _item_of_json(text: str, channel: str | None) -> Item:
-    """A message from a line of JSON. Raises :class:`InvalidArgument`."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InvalidArgument("not valid JSON") from None
-    if not isinstance(data, dict):
-        raise InvalidArgument("must be an object with channel and payload")
-    if channel is not None:
-        data.setdefault("channel", channel)
-    # Given by the log, and there when the line comes from `tail --json`.
-    for field in ("messageId", "createdAt"):
-        data.pop(field, None)
-    return api._item(data, "")
 
 
 @pubsub.command()
@@ -365,8 +152,8 @@ def tail(
     since_time = check_since(since, "--since") if since is not None else None
     selector = Selector.of(channel, pattern) or Selector(patterns=("*",))
     with _open(file) as conn:
-        _require_log(conn, file)
-        with _transaction(conn, "BEGIN"):
+        require_log(conn, file)
+        with transaction(conn, "BEGIN"):
             end = log.head(conn)
             if after_id is not None:
                 position = after_id
@@ -379,72 +166,14 @@ def tail(
         reader = CatchUp(selector, PAGE_BYTES)
         if after_id is None:
             reader.forgive(conn, position)
-        line = _json_line if as_json else _plain_line
+        line = json_line if as_json else plain_line
         if not follow:
-            _print_up_to(conn, reader, position, end, line)
+            print_up_to(conn, reader, position, end, line)
             return
         try:
-            _follow(conn, reader, min(position, end), line)
+            follow_log(conn, reader, min(position, end), line)
         except KeyboardInterrupt:
             return
-
-
-Line = Callable[[Message, int], str]
-
-
-def _json_line(message: Message, missed: int) -> str:
-    return json.dumps(message_fields(message, missed), ensure_ascii=False, separators=(",", ":"))
-
-
-def _plain_line(message: Message, missed: int) -> str:
-    payload = message.payload
-    text = f"({_count(len(payload), 'byte')})" if isinstance(payload, bytes) else _visible(text_of(payload))
-    return f"{message.id}\t{message.created_at}\t{_visible(message.channel)}\t{text}"
-
-
-def _print_up_to(conn: sqlite3.Connection, reader: CatchUp, position: int, end: int, line: Line) -> int:
-    """Print in pages, so that neither memory nor a read transaction grows; the position reached."""
-    while position < end:
-        page = reader.page(conn, position)
-        missed = page.missed
-        if missed:
-            click.echo(f"Gap: {_count(missed)} trimmed before this could read them", err=True)
-        lines = []
-        for message in page.messages:
-            if message.id <= end:
-                lines.append(line(message, missed) + "\n")
-                missed = 0
-        sys.stdout.write("".join(lines))
-        sys.stdout.flush()
-        position = page.position
-    return position
-
-
-def _follow(conn: sqlite3.Connection, reader: CatchUp, position: int, line: Line) -> None:
-    """Print for ever. Raises ``BrokenPipeError`` when nobody reads any more."""
-    wait = _waiter()
-    seen: int | None = None
-    while True:
-        # Asked before the log is read: what commits after this answer changes the next one.
-        version = conn.execute("PRAGMA data_version").fetchone()[0]
-        if version != seen:
-            seen = version
-            position = _print_up_to(conn, reader, position, log.head(conn), line)
-        wait()
-
-
-def _waiter() -> Callable[[], None]:
-    """Waits a moment, and notices when the reader of standard output leaves while there is nothing to print."""
-    if not hasattr(select, "poll"):  # Windows
-        return lambda: time.sleep(FOLLOW_SECONDS)
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-
-    def wait() -> None:
-        if poll.poll(FOLLOW_SECONDS * 1000):
-            raise BrokenPipeError
-
-    return wait
 
 
 @pubsub.command()
@@ -454,13 +183,13 @@ def _waiter() -> Callable[[], None]:
 def channels(file: str, as_json: bool) -> None:
     """List the channels of FILE: how many messages, and the newest."""
     with _open(file) as conn:
-        _require_log(conn, file)
+        require_log(conn, file)
         found = log.channels(conn)
     if as_json:
         click.echo(json.dumps([channel.as_json() for channel in found], ensure_ascii=False, indent=2))
         return
     rows = [(channel.name, str(channel.count), str(channel.newest_id), channel.newest_at) for channel in found]
-    _print_table(("channel", "messages", "newest id", "newest time"), rows)
+    print_table(("channel", "messages", "newest id", "newest time"), rows)
 
 
 @pubsub.command(name="subscriptions")
@@ -470,8 +199,8 @@ def channels(file: str, as_json: bool) -> None:
 def list_subscriptions(file: str, as_json: bool) -> None:
     """List the subscriptions of FILE: owner, name, what it reads, cursor, lag in messages, last seen."""
     with _open(file) as conn:
-        _require_log(conn, file)
-        with _transaction(conn, "BEGIN"):
+        require_log(conn, file)
+        with transaction(conn, "BEGIN"):
             found = [(row, log.count_after(conn, row.selector, row.cursor)) for row in subscriptions.everyone(conn)]
     if as_json:
         values = [
@@ -500,14 +229,76 @@ def list_subscriptions(file: str, as_json: bool) -> None:
         )
         for row, lag in found
     ]
-    _print_table(("owner", "name", "reads", "cursor", "lag", "last seen"), rows)
+    print_table(("owner", "name", "reads", "cursor", "lag", "last seen"), rows)
 
 
-def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    shown = [[_visible(cell) for cell in row] for row in (heads, *rows)]
-    widths = [max(len(row[n]) for row in shown) for n in range(len(heads))]
-    for row in shown:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+@pubsub.command()
+@click.argument("file")
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, max=36500, min_open=True),
+    help="Keep the messages of the newest so many days. 30 when no limit is given.",
+)
+@click.option("--messages", type=click.IntRange(min=1), help="Keep the newest so many messages.")
+@click.option("--bytes", "size", type=click.IntRange(min=1), help="Keep the newest so many bytes of payload.")
+@click.option(
+    "--pattern",
+    multiple=True,
+    metavar="GLOB",
+    help="Only channels by pattern, like 'logs/*'; the limits then hold for each by itself. Repeats.",
+)
+@click.option("--vacuum", is_flag=True, help="Give the space back to the file system; rewrites the whole file.")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@plainly
+def trim(
+    file: str,
+    days: float | None,
+    messages: int | None,
+    size: int | None,
+    pattern: tuple[str, ...],
+    vacuum: bool,
+    dry_run: bool,
+) -> None:
+    """Remove old messages from the log of FILE, in small transactions.
+
+    A message goes when any limit says so. Subscribers who had not read it are
+    told how many they missed. The options of a server do not count here.
+    """
+    if vacuum and dry_run:
+        raise click.UsageError("--vacuum and --dry-run exclude each other")
+    settings = limits(days, messages, size, pattern)
+    with _open(file, writes=not dry_run) as conn:
+        require_log(conn, file)
+        trimmer = Trimmer(conn, settings)
+        if dry_run:
+            _print_counts("would go", trimmer.wanted)
+            click.echo(f"Would trim {counted(sum(trimmer.wanted.values()))}")
+            return
+        schema.set_durability(conn, settings_of(conn))
+        try:
+            trimmer.run()
+        finally:
+            _print_counts("trimmed", trimmer.done)
+            click.echo(f"Trimmed {counted(sum(trimmer.done.values()))}")
+        if vacuum:
+            _vacuum(conn, Path(file))
+
+
+def _print_counts(head: str, counts: Mapping[str, int]) -> None:
+    rows = [(channel, str(number)) for channel, number in sorted(counts.items()) if number]
+    if rows:
+        print_table(("channel", head), rows)
+
+
+def _vacuum(conn: sqlite3.Connection, path: Path) -> None:
+    before = path.stat().st_size
+    conn.execute("VACUUM")
+    # The smaller file stands in the write-ahead log until a checkpoint brings it over.
+    waits = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    if waits:
+        click.echo("Vacuumed; the file shrinks when those who are reading it now have finished")
+    else:
+        click.echo(f"Vacuumed: the file had {counted(before, 'byte')} and has {path.stat().st_size}")
 
 
 @pubsub.command(name="demo")
@@ -529,15 +320,17 @@ def replay(file: str, speed: float, once: bool) -> None:
     The file's own triggers publish: to observations, alerts/storm, alerts/frost and alerts/snow.
     """
     days = 0
+    # Those who start it in the background (demo/run, systemd) end it so; as at Ctrl+C, it says how far it came.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _open(file, writes=True, create=True) as conn:
         try:
             demo.check(conn)
             _install(conn)
-            with _transaction(conn):
+            with transaction(conn):
                 demo.prepare(conn)
             click.echo(f"Watch it at /{Path(file).stem}/-/pubsub of a Datasette that serves {file}", err=True)
             while True:
-                with _transaction(conn):
+                with transaction(conn):
                     done = demo.begin(conn)
                 total = len(demo.observations())
                 with click.progressbar(
@@ -556,7 +349,9 @@ def replay(file: str, speed: float, once: bool) -> None:
                     break
         except KeyboardInterrupt:
             pass
-        click.echo(f"Replayed {_count(days, 'day')}, last id {log.head(conn)}")
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        click.echo(f"Replayed {counted(days, 'day')}, last id {log.head(conn)}")
 
 
 def _days(conn: sqlite3.Connection, speed: float) -> Iterator[demo.Observation]:
@@ -565,7 +360,7 @@ def _days(conn: sqlite3.Connection, speed: float) -> Iterator[demo.Observation]:
     while True:
         time.sleep(max(0.0, due - time.monotonic()))
         due += 1 / speed
-        with _transaction(conn):
+        with transaction(conn):
             day = demo.advance(conn)
         if day is None:
             return

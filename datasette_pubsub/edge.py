@@ -13,11 +13,12 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from datasette.utils import tilde_decode
 from datasette.utils.asgi import Request, Response
 
 from .broker import Broker
 from .brokers import brokers
-from .errors import InvalidArgument, PubsubError, TooLarge, UnsupportedMediaType
+from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, UnsupportedMediaType
 from .models import ANYWHERE, Start, Where, check_message_id, check_since
 from .selector import Selector
 
@@ -59,8 +60,13 @@ def mapped(view: View) -> View:
 
 
 def broker_of(datasette: Datasette, request: Request) -> Broker:
-    """The broker of the database in the URL. Raises :class:`~.errors.NotFound`."""
-    return brokers(datasette).of(request.url_vars["database"])
+    """The broker of the database in the URL, by its route. Raises :class:`~.errors.NotFound`."""
+    route = tilde_decode(request.url_vars["database"])
+    try:
+        name = datasette.get_database(route=route).name
+    except KeyError:
+        raise NotFound(f"database not found: {route}") from None
+    return brokers(datasette).of(name)
 
 
 async def read_body(request: Request, receive: Any, limit: int) -> bytes:

@@ -31,7 +31,7 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", api.snapshot),
     (r"^/(?P<database>[^/]+)/-/pubsub/?$", pages.viewer),
     (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", pages.viewer),
-    (r"^/db\.v1\.DbService/(?P<method>[A-Za-z]+)$", rpc.view),
+    (r"^/db\.v1\.DbService/(?P<method>.*)$", rpc.view),
 ]
 
 

@@ -95,7 +95,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Nothing happened for a while, and the stream lives."""
+    """Nothing happened for a while, and the stream lives; up to ``head`` there is nothing more for it."""
+
+    head: int
 
 
 #: Instead of a number of missed messages: the reader's position is ahead of the

@@ -20,7 +20,7 @@ from . import permissions
 from .broker import Broker
 from .brokers import brokers
 from .edge import broker_of, internal
-from .errors import PermissionDenied, PubsubError
+from .errors import PubsubError
 from .models import Message, check_channel, check_message_id
 from .schema import LOG
 from .selector import Selector
@@ -81,11 +81,11 @@ async def _page(request: Request, datasette: Datasette) -> str:
     channel = None
     if request.url_vars.get("channel"):
         channel = check_channel(tilde_decode(request.url_vars["channel"]))
-        await permissions.require_view(datasette, request.actor, database, Selector(frozenset([channel])))
+        await permissions.visible(datasette, request.actor, database, Selector(frozenset([channel])))
     before = request.args.get("before")
     top = check_message_id(before, "before") if before else None
     seen = {row.name for row in await permissions.visible_channels(datasette, request.actor, broker)}
-    selector = await _selector(datasette, request, broker, channel, seen)
+    selector = await _selector(datasette, request, broker, channel)
     # The head before the rows: what comes between the two is in the rows, and the script begins after both.
     head = await broker.log_head()
     messages = await broker.newest(selector, ROWS + 1, top) if selector else []
@@ -121,18 +121,11 @@ async def _page(request: Request, datasette: Datasette) -> str:
     return html
 
 
-async def _selector(
-    datasette: Datasette, request: Request, broker: Broker, channel: str | None, seen: set[str]
-) -> Selector:
+async def _selector(datasette: Datasette, request: Request, broker: Broker, channel: str | None) -> Selector:
     """What the page follows: its channel, else all that the visitor may see, even if that is nothing yet."""
     if channel is not None:
         return Selector(frozenset([channel]))
-    if await permissions.may_view(datasette, request.actor, broker.name):
-        return Selector(patterns=("*",))
-    if not seen:
-        # As for a database that does not exist: what cannot be seen is not there.
-        raise PermissionDenied(f"permission denied: {permissions.VIEW} on database {broker.name}")
-    return Selector(frozenset(sorted(seen)[: broker.settings.max_channels_per_stream]))
+    return await permissions.visible(datasette, request.actor, broker.name, Selector(patterns=("*",)))
 
 
 def _follow(selector: Selector) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, cast
 
 from connectrpc.code import Code
+from connectrpc.compression.gzip import GzipCompression
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
-from datasette.utils.asgi import Request
+from datasette.utils.asgi import Request, Response
 
-from . import permissions
+from . import permissions, shutdown
 from .brokers import Brokers, brokers
 from .edge import internal
 from .errors import InvalidArgument, PubsubError
@@ -36,6 +38,7 @@ from .gen.db_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
+from .models import AckMode as AckModeName
 from .models import (
     Item,
     Superseded,
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datasette_pubsub")
 
+#: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
+GRPC_UNIMPLEMENTED = 12
+
 #: Seconds between heartbeats that a subscriber may ask for.
 MAX_HEARTBEAT_SECONDS = 3600
 
@@ -62,6 +68,12 @@ _STARTS: dict[int, StartName | None] = {
     Start.START_LATEST: "latest",
 }
 
+_ACK_MODES: dict[int, AckModeName] = {
+    AckMode.ACK_MODE_UNSPECIFIED: "auto",
+    AckMode.ACK_MODE_AUTO: "auto",
+    AckMode.ACK_MODE_EXPLICIT: "explicit",
+}
+
 
 class _Sender:
     """The ASGI ``send`` of one call. Drops the library's first body when a stream takes over from it."""
@@ -69,8 +81,12 @@ class _Sender:
     def __init__(self, send: Any) -> None:
         self._send = send
         self.taking_over = False
+        #: The reader has taken nothing for too long: what is sent now would wait for ever.
+        self.stuck = False
 
     async def __call__(self, message: dict[str, Any]) -> None:
+        if self.stuck:
+            raise OSError("the reader takes nothing")
         if self.taking_over and message["type"] == "http.response.body":
             self.taking_over = False
             message = {**message, "body": b""}
@@ -127,7 +143,7 @@ class Service:
             actor = _call.get().request.actor
             owner = permissions.owner_of(actor)
             selector = await broker.selector_of(owner, name)
-            await permissions.require_view(self._datasette, actor, broker.name, selector)
+            await permissions.visible(self._datasette, actor, broker.name, selector)
             return AckResponse(cursor=await broker.acknowledge(owner, name, message_id))
         except Exception as error:
             raise _connect_error(error) from error
@@ -148,16 +164,19 @@ class Service:
             actor = call.request.actor
             owner = permissions.owner_of(actor)
             wanted = selector or (await broker.selector_of(owner, name) if name else selector)
-            await permissions.require_view(self._datasette, actor, broker.name, wanted)
+            visible = await permissions.visible(self._datasette, actor, broker.name, wanted)
+            if request.ack_mode not in _ACK_MODES:
+                raise InvalidArgument("ack_mode must be ACK_MODE_AUTO or ACK_MODE_EXPLICIT")
             as_json = "json" in call.request.headers.get("content-type", "")
             encoder = ConnectEncoder(as_json, request.status, request.heartbeat_seconds > 0)
             async with broker.subscribe(
                 selector,
                 encoder,
+                visible=visible,
                 owner=owner,
                 name=name,
                 where=_where(request),
-                ack="explicit" if request.ack_mode == AckMode.ACK_MODE_EXPLICIT else "auto",
+                ack=_ACK_MODES[request.ack_mode],
                 heartbeat_seconds=float(request.heartbeat_seconds) or None,
             ) as live:
                 call.sender.taking_over = True
@@ -167,6 +186,8 @@ class Service:
                         await call.sender.raw(data)
                 end = live.end
         except TimeoutError:
+            call.sender.stuck = True
+            shutdown.cut_off(self._datasette, call.request.scope)
             logger.info(
                 "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
                 broker.name,
@@ -219,18 +240,30 @@ def application(datasette: Datasette) -> DbServiceASGIApplication:
         found = DbServiceASGIApplication(
             Service(datasette),
             read_max_bytes=brokers(datasette).instance_settings.max_body_bytes,
-            compressions=[],
+            # Requests may be compressed, as the Python client's are; what goes past the library never is.
+            compressions=[GzipCompression()],
         )
         datasette._pubsub_service = found
     return found
 
 
-async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> None:
+async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """Routed by Datasette, so after its actor and cross-site checks."""
+    content_type = request.headers.get("content-type", "")
+    if re.match(r"application/grpc(\+|;|$)", content_type) and "http.response.trailers" not in scope.get(
+        "extensions", {}
+    ):
+        # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
+        told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
+        return Response("", status=200, headers=told, content_type="application/grpc")
     sender = _Sender(send)
     token = _call.set(_Call(request, sender))
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
         await application(datasette)(inner, receive, cast(Any, sender))
+    except OSError:
+        if not sender.stuck:
+            raise
     finally:
         _call.reset(token)
+    return None

@@ -78,12 +78,19 @@ def _character_class(pattern: str, i: int) -> tuple[str, int]:
 class Selector:
     """A set of channels and patterns; equal selectors compare and hash equal."""
 
-    __slots__ = ("_known", "_regexes", "channels", "everything", "patterns")
+    __slots__ = ("_known", "_regexes", "channels", "everything", "excluded", "patterns")
 
-    def __init__(self, channels: frozenset[str] = frozenset(), patterns: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        channels: frozenset[str] = frozenset(),
+        patterns: tuple[str, ...] = (),
+        excluded: frozenset[str] = frozenset(),
+    ) -> None:
         self.channels = channels
         self.patterns = patterns
-        self.everything = "*" in patterns
+        #: Channels that match a pattern and are left out all the same.
+        self.excluded = excluded
+        self.everything = "*" in patterns and not excluded
         self._regexes = [glob_regex(pattern).fullmatch for pattern in patterns]
         self._known: dict[str, bool] = {}
 
@@ -111,7 +118,7 @@ class Selector:
         """Whether the subscriber follows this channel."""
         if self.everything or channel in self.channels:
             return True
-        if not self.patterns:
+        if not self.patterns or channel in self.excluded:
             return False
         known = self._known.get(channel)
         if known is None:
@@ -121,10 +128,13 @@ class Selector:
         return known
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Selector) and (self.channels, self.patterns) == (other.channels, other.patterns)
+        return isinstance(other, Selector) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.channels, self.patterns))
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        return self.channels, self.patterns, self.excluded
 
     def __repr__(self) -> str:
         return f"Selector(channels={sorted(self.channels)}, patterns={list(self.patterns)})"

@@ -13,12 +13,16 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .brokers import brokers
+from .brokers import Brokers, brokers
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: How long after the signal a connection may still be open, in seconds. By then
+#: every stream has said goodbye; what is left has a reader that takes nothing.
+PATIENCE_SECONDS = 1.5
 
 
 def listen(datasette: Datasette) -> None:
@@ -31,17 +35,44 @@ def listen(datasette: Datasette) -> None:
         return
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
-        _chain(number, loop, known.close_streams)
+        _chain(number, loop, known)
 
 
-def _chain(number: signal.Signals, loop: asyncio.AbstractEventLoop, close: Any) -> None:
+def _chain(number: signal.Signals, loop: asyncio.AbstractEventLoop, known: Brokers) -> None:
     previous = signal.getsignal(number)
     if not callable(previous):
         return
+    # uvicorn's handler is a method of its server.
+    known.server = getattr(previous, "__self__", None)
 
     def handler(received: int, frame: FrameType | None) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(close)
+            loop.call_soon_threadsafe(_end, loop, known)
         previous(received, frame)
 
     signal.signal(number, handler)
+
+
+def _end(loop: asyncio.AbstractEventLoop, known: Brokers) -> None:
+    known.close_streams()
+    loop.call_later(PATIENCE_SECONDS, _abort, known, None)
+
+
+def cut_off(datasette: Datasette, scope: Any) -> None:
+    """Close the connection of a reader that takes nothing, with all that waits in its buffers.
+
+    An application can only stop sending; the server would then wait for the
+    reader to take the rest. Does nothing on a server other than uvicorn.
+    """
+    _abort(brokers(datasette), tuple(scope["client"]) if scope.get("client") else ())
+
+
+def _abort(known: Brokers, client: tuple[Any, ...] | None) -> None:
+    """Abort the connections that are being written to: one client's, or all."""
+    state = getattr(known.server, "server_state", None)
+    for connection in list(getattr(state, "connections", ())):
+        transport = getattr(connection, "transport", None)
+        if transport is None or (client is not None and getattr(connection, "client", None) != client):
+            continue
+        if client is not None or transport.get_write_buffer_size():
+            transport.abort()

@@ -13,7 +13,7 @@ from datasette.utils.asgi import Request, Response
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 
-from . import permissions
+from . import permissions, shutdown
 from .edge import broker_of, mapped, selector_from, where_from
 from .errors import InvalidArgument, MethodNotAllowed
 from .models import AckMode
@@ -53,8 +53,10 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     ack: AckMode = "explicit" if mode == "explicit" else "auto"
     owner = permissions.owner_of(request.actor)
     wanted = selector or (await broker.selector_of(owner, name) if name else selector)
-    await permissions.require_view(datasette, request.actor, broker.name, wanted)
-    async with broker.subscribe(selector, encoder, owner=owner, name=name, where=where, ack=ack) as live:
+    visible = await permissions.visible(datasette, request.actor, broker.name, wanted)
+    async with broker.subscribe(
+        selector, encoder, visible=visible, owner=owner, name=name, where=where, ack=ack
+    ) as live:
         response = EventSourceResponse(
             live.frames(),
             headers=HEADERS,
@@ -68,6 +70,7 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
         try:
             await response(scope, receive, send)
         except SendTimeoutError:
+            shutdown.cut_off(datasette, scope)
             logger.info(
                 "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
                 broker.name,

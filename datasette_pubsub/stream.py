@@ -170,7 +170,7 @@ class Stream:
         """Wait until something is acknowledged; the heartbeat if nothing was in time."""
         self._waiter.rest()
         woken = await self._waiter.wait(self._heartbeat_seconds)
-        return b"" if woken else self._encoder.event(Heartbeat())
+        return b"" if woken else self._encoder.event(Heartbeat(self.position))
 
     async def _wait(self) -> bytes:
         """Wait for the next message of this subscriber; the heartbeat if none came in time."""
@@ -180,7 +180,7 @@ class Stream:
         if not woken:
             # Not woken: everything up to the head was for others.
             self._move(self._hub.head)
-            return self._encoder.event(Heartbeat())
+            return self._encoder.event(Heartbeat(self.position))
         if waiter.resume is not None:
             self._move(waiter.resume)
         return b""

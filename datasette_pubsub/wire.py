@@ -7,14 +7,18 @@ HTTP. Encoders are stateless, so that one frame serves all streams of a format.
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import re
 import struct
 from datetime import datetime
 from typing import Any
 
+from .errors import InvalidArgument
 from .gen.db_pb2 import Kind, SubscribeResponse
-from .models import AHEAD, Bye, Event, Gap, Heartbeat, Message, Payload, Ready, Superseded
+from .models import AHEAD, Bye, Event, Gap, Heartbeat, Item, Message, Payload, Ready, Superseded, check_message_id
+
+_ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
 _LINES = re.compile(r"\r\n|\r|\n")
 
@@ -69,8 +73,8 @@ class SseEncoder:
         match event:
             case Ready(head):
                 name, data = "ready", {"head": str(head)}
-            case Heartbeat():
-                name, data = "heartbeat", {}
+            case Heartbeat(head):
+                name, data = "heartbeat", {"head": str(head)}
             case Gap(missed, resumed_at):
                 name, data = "gap", {"missed": str(missed), "resumedAt": str(resumed_at)}
                 if missed == AHEAD:
@@ -109,8 +113,8 @@ class ConnectEncoder:
 
     def event(self, event: Event) -> bytes:
         match event:
-            case Heartbeat() if self._heartbeats:
-                fields: dict[str, Any] = {"kind": "KIND_HEARTBEAT"}
+            case Heartbeat(head) if self._heartbeats:
+                fields: dict[str, Any] = {"kind": "KIND_HEARTBEAT", "head": head}
             case Ready(head) if self._status:
                 fields = {"kind": "KIND_READY", "head": head}
             case Gap(missed, resumed_at) if self._status:
@@ -134,3 +138,40 @@ def _timestamp(created_at: str) -> tuple[int, int]:
     except ValueError:
         return 0, 0
     return int(moment.timestamp() // 1), moment.microsecond * 1000
+
+
+def item_of_fields(entry: Any, field: str) -> Item:
+    """One message from a JSON object; ``field`` is what stands before a field's name in an error.
+
+    Raises :class:`InvalidArgument` for a field that is missing, unknown, or of a wrong type.
+    """
+    if not isinstance(entry, dict):
+        raise InvalidArgument(f"{field.rstrip('.')} must be an object with channel and payload")
+    unknown = sorted(set(entry) - _ITEM_FIELDS)
+    if unknown:
+        raise InvalidArgument(
+            f"{field}{unknown[0]} is not a field of a message; it has {', '.join(sorted(_ITEM_FIELDS))}"
+        )
+    if not isinstance(entry.get("channel"), str):
+        raise InvalidArgument(f"{field}channel is required, as text")
+    key = entry.get("key")
+    if key is not None and not isinstance(key, str):
+        raise InvalidArgument(f"{field}key must be text")
+    expected = entry.get("expected_last_id")
+    if expected is not None:
+        expected = check_message_id(expected, f"{field}expected_last_id")
+    if "blob" in entry:
+        if "payload" in entry:
+            raise InvalidArgument(f"{field}payload and {field}blob exclude each other")
+        try:
+            return Item(entry["channel"], base64.b64decode(entry["blob"], validate=True), key, expected)
+        except (TypeError, ValueError, binascii.Error):
+            raise InvalidArgument(f"{field}blob must be base64 text") from None
+    payload = entry.get("payload")
+    if payload is None:
+        raise InvalidArgument(f"{field}payload is required and must not be null")
+    if isinstance(payload, (dict, list)):
+        payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    elif isinstance(payload, bool):
+        payload = "true" if payload else "false"
+    return Item(entry["channel"], payload, key, expected)

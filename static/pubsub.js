@@ -312,8 +312,15 @@ class Line {
         listener(JSON.parse(event.data));
       });
     on("ready", ({ head }) => this.#ready(BigInt(head)));
-    on("heartbeat", () => this.#report({ kind: "here", prev: this.position, at: this.position }));
-    on("gap", ({ missed, resumedAt }) => {
+    // Up to the head that a heartbeat names there is nothing more for this reader.
+    on("heartbeat", ({ head }) => this.#advance("here", this.position === null ? null : BigInt(head), {}));
+    on("gap", ({ missed, resumedAt, ahead }) => {
+      if (ahead) {
+        // Not the log that was read: the file was replaced, or restored from a backup.
+        this.position = BigInt(resumedAt);
+        this.#report({ kind: "reset", at: this.position });
+        return;
+      }
       this.#advance("gap", BigInt(resumedAt), { missed: Number(missed) });
       this.#told = true;
     });

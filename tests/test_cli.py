@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import select
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,9 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
-from conftest import DEADLINE, Server, Sse, sqlite_shell, wait_for
+from conftest import DEADLINE, Server, Sse, free_port, sqlite_shell, wait_for
 
 from datasette_pubsub import log, retention, schema
 from datasette_pubsub.cli import pubsub
@@ -90,7 +93,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def test_every_command_is_explained() -> None:
     commands = run("--help").stdout
-    for name in ("install", "publish", "tail", "channels", "subscriptions", "demo"):
+    for name in ("install", "publish", "tail", "channels", "subscriptions", "trim", "demo"):
         assert name in commands
         assert "Usage:" in call(name, "--help").stdout
 
@@ -206,6 +209,17 @@ def test_a_wrong_line_ends_publish_and_is_named(file: Path, line: str, wrong: st
     assert error.startswith(f"line 3: {wrong}"), error
     assert error.endswith("Published 1 message, last id 1")
     assert payloads(file) == ["1"]
+
+
+def test_a_line_whose_expectation_is_not_met(file: Path) -> None:
+    call("publish", file, "a", "first")
+    lines = [{"payload": "second", "expected_last_id": 1}, {"payload": "lost", "expected_last_id": 1}]
+    error = failure("publish", file, "a", "--json-lines", text="".join(f"{json.dumps(line)}\n" for line in lines))
+    assert error == (
+        "expected_last_id is 1, but the newest message of channel 'a' is 2; nothing was stored of its transaction. "
+        "Published 0 messages"
+    )
+    assert payloads(file) == ["first"]
 
 
 def test_lines_that_are_no_text_or_too_long(file: Path) -> None:
@@ -357,6 +371,149 @@ def test_subscriptions(serve: Callable[..., Server]) -> None:
     assert line.split()[:6] == ["(anonymous)", "s", "a,", "b/*", "1", "2"]
 
 
+def counts(file: Path) -> dict[str, int]:
+    with contextlib.closing(sqlite3.connect(file)) as conn:
+        return dict(conn.execute("SELECT channel, count(*) FROM vpubsub GROUP BY channel"))
+
+
+def test_trim_keeps_30_days_unless_told_otherwise(file: Path) -> None:
+    insert = "INSERT INTO pubsub_messages (channel, payload, created_at) VALUES"
+    ago = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{} days')"
+    for days in (40, 31, 29, 2, 0):
+        sqlite_shell(file, f"{insert} ('a', '{days}', {ago.format(days)})")
+    would = "channel  would go\na        2\nWould trim 2 messages\n"
+    assert run("trim", file, "--dry-run").stdout == would
+    assert counts(file) == {"a": 5}
+    assert run("trim", file).stdout == "channel  trimmed\na        2\nTrimmed 2 messages\n"
+    assert payloads(file) == ["29", "2", "0"]
+    assert run("trim", file).stdout == "Trimmed 0 messages\n"
+    assert call("trim", file, "--messages", 100).stdout == "Trimmed 0 messages\n"
+    assert call("trim", file, "--days", 1.5).stdout.endswith("Trimmed 2 messages\n")
+    assert payloads(file) == ["0"]
+
+
+def test_trim_by_count_and_bytes(file: Path) -> None:
+    for channel in "ba":
+        call("publish", file, channel, text="12345\n" * 10)
+    done = run("trim", file, "--messages", 15)
+    assert done.stdout == "channel  trimmed\nb        5\nTrimmed 5 messages\n"
+    assert done.stderr == "", "progress is for a terminal"
+    assert counts(file) == {"a": 10, "b": 5}
+    run("trim", file, "--bytes", 40)
+    assert counts(file) == {"a": 8}
+    call("trim", file, "--messages", 7, "--bytes", 20)
+    assert counts(file) == {"a": 4}, "a message goes when any limit says so"
+
+
+def test_trim_by_pattern_takes_each_channel_by_itself(file: Path) -> None:
+    for channel in ("logs/a", "logs/b", "audit", "c"):
+        call("publish", file, channel, text="1\n2\n3\n4\n5\n")
+    done = run("trim", file, "--messages", 2, "--pattern", "logs/*", "--pattern", "c")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows == [["channel", "trimmed"], ["c", "3"], ["logs/a", "3"], ["logs/b", "3"], ["Trimmed", "9", "messages"]]
+    assert counts(file) == {"logs/a": 2, "logs/b": 2, "audit": 5, "c": 2}
+    assert payloads(file, "logs/a") == ["4", "5"]
+
+
+def test_trim_goes_in_small_transactions(file: Path) -> None:
+    call("publish", file, "a", text="x\n" * 2000)
+    call("publish", file, "b", text="x\n" * 2000)
+    stop = "CREATE TRIGGER stop BEFORE DELETE ON pubsub_messages WHEN OLD.id = 2700"
+    sqlite_shell(file, f"{stop} BEGIN SELECT RAISE(ABORT, 'stopped here'); END")
+    done = run("trim", file, "--messages", 1, code=1)
+    assert done.stderr == f"Error: {file}: stopped here\n"
+    assert done.stdout == "channel  trimmed\na        2000\nTrimmed 2000 messages\n"
+    assert counts(file) == {"b": 2000}, "what was counted is committed, and nothing else is gone"
+    sqlite_shell(file, "DROP TRIGGER stop")
+    assert run("trim", file, "--messages", 1).stdout.endswith("Trimmed 1999 messages\n")
+    assert payloads(file) == ["x"]
+
+
+def test_trim_beside_a_server(serve: Callable[..., Server]) -> None:
+    server = serve()
+    server.publish(*[{"channel": "ab"[n % 2], "payload": str(n)} for n in range(20)])
+    url = f"{server.pubsub}/-/stream"
+    with Sse(url, channel="b") as live, Sse(url, channel="a", subscription="s", ack="explicit") as reader:
+        live.until("ready")
+        assert reader.messages(2)[1]["payload"] == "2"
+        acked = httpx.post(f"{server.pubsub}/-/ack", json={"subscription": "s", "message_id": 3})
+        assert acked.status_code == 200
+        done = run("trim", server.path, "--messages", 6)
+        assert [line.split() for line in done.stdout.splitlines()[1:3]] == [["a", "7"], ["b", "7"]]
+        assert server.publish(channel="b", payload="live") == [21]
+        assert live.messages(1)[0]["payload"] == "live"
+    with Sse(url, channel="a", subscription="s", ack="explicit") as reader:
+        gap = reader.event()
+        # Of a there were 1, 3, 5, … 19: the first two are read, 5 to 13 are gone.
+        assert (gap["event"], gap["data"]) == ("gap", {"missed": "5", "resumedAt": "14"})
+        assert [message["payload"] for message in reader.messages(3)] == ["14", "16", "18"]
+
+
+def test_vacuum_gives_the_space_back_and_no_id_twice(file: Path) -> None:
+    call("publish", file, "a", text=("x" * 1000 + "\n") * 2000)
+    sqlite_shell(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+    before = file.stat().st_size
+    call("trim", file, "--messages", 1)
+    sqlite_shell(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+    assert file.stat().st_size >= before, "a trim alone keeps the file's size"
+    done = run("trim", file, "--messages", 1, "--vacuum")
+    after = file.stat().st_size
+    assert done.stdout == f"Trimmed 0 messages\nVacuumed: the file had {before} bytes and has {after}\n"
+    assert after < before / 10
+    call("trim", file, "--bytes", 1)
+    call("trim", file, "--vacuum")
+    assert counts(file) == {}
+    assert call("publish", file, "a", "next").stdout == "Published 1 message, last id 2001\n"
+
+
+def test_vacuum_beside_a_server(serve: Callable[..., Server]) -> None:
+    server = serve()
+    server.publish(*[{"channel": "a", "payload": "x" * 1000} for _ in range(1000)])
+    with Sse(f"{server.pubsub}/-/stream", channel="a", after=999) as reader:
+        assert reader.messages(1)[0]["messageId"] == "1000"
+        assert "Vacuumed" in run("trim", server.path, "--messages", 1, "--vacuum").stdout
+        assert server.publish(channel="a", payload="next") == [1001]
+        assert reader.messages(1)[0]["messageId"] == "1001"
+    assert sqlite_shell(server.path, "PRAGMA integrity_check").strip() == "ok"
+
+
+def test_the_demo_script(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    folder = tmp_path / "checkout"
+    (folder / "demo").mkdir(parents=True)
+    shutil.copy(root / "demo" / "run", folder / "demo" / "run")
+    shutil.copy(root / "metadata.yml", folder)
+    port = free_port()
+    environment = {**os.environ, "PORT": str(port), "BIN": str(Path(sys.executable).parent)}
+    shown = tmp_path / "shown"
+    with shown.open("w") as output:
+        process = subprocess.Popen(
+            ["sh", "demo/run"], cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        wait_for(
+            lambda: f"The live page: http://127.0.0.1:{port}/weather/-/pubsub\n" in shown.read_text(), "the address"
+        )
+        with Sse(f"http://127.0.0.1:{port}/weather/-/pubsub/-/stream", channel="observations") as days:
+            assert json.loads(days.messages(1)[0]["payload"])["date"].startswith("2012-")
+        taken = subprocess.run(["sh", "demo/run"], cwd=folder, env=environment, capture_output=True, text=True)
+        wrong = (
+            f"demo: port {port} cannot be used (address already in use); choose another: make demo PORT={port + 1}\n"
+        )
+        assert (taken.returncode, taken.stdout, taken.stderr) == (1, "", wrong)
+        # What a terminal does at Ctrl+C: all of them are told.
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(DEADLINE) == 0
+        assert "Replayed " in shown.read_text()
+        assert "Traceback" not in shown.read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(DEADLINE)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/")
+
+
 def test_reading_changes_nothing(tmp_path: Path, file: Path) -> None:
     call("publish", file, "a", "one")
     sqlite_shell(file, "PRAGMA wal_checkpoint(TRUNCATE)")
@@ -367,7 +524,7 @@ def test_reading_changes_nothing(tmp_path: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["install"], ["publish", "a", "b"], ["tail"], ["tail", "-f"], ["channels"], ["subscriptions"]]
+    "command", [["install"], ["publish", "a", "b"], ["tail"], ["tail", "-f"], ["channels"], ["subscriptions"], ["trim"]]
 )
 def test_files_that_cannot_be_used(tmp_path: Path, command: list[str]) -> None:
     name, *rest = command
@@ -402,6 +559,7 @@ def test_an_error_is_one_line_and_no_traceback(tmp_path: Path) -> None:
         (["publish", "FILE", "a", "x", "--key", ""], "key is empty"),
         (["tail", "FILE", ""], "channel is empty"),
         (["tail", "FILE", "--pattern", ""], "pattern is empty"),
+        (["trim", "FILE", "--pattern", ""], "pattern is empty"),
         (["tail", "FILE", "--after", "-1"], "--after must be a message id: a whole number, 0 or more"),
         (["tail", "FILE", "--after", "x"], "--after must be a message id: a whole number, 0 or more"),
         (["tail", "FILE", "--since", "noon"], "--since must be an ISO 8601 time like 2026-01-31T12:00:00Z"),
@@ -419,6 +577,10 @@ def test_wrong_values(file: Path, arguments: list[str], wrong: str) -> None:
         (["publish", "FILE", "a", "b", "--json-lines"], "--json-lines takes payloads and keys from standard input"),
         (["tail", "FILE", "--after", "1", "--earliest"], "exclude each other"),
         (["tail", "FILE", "-n", "1", "--since", "2026-01-01"], "exclude each other"),
+        (["trim", "FILE", "--vacuum", "--dry-run"], "exclude each other"),
+        (["trim", "FILE", "--days", "0"], "--days"),
+        (["trim", "FILE", "--messages", "0"], "--messages"),
+        (["trim", "FILE", "--bytes", "0"], "--bytes"),
     ],
 )
 def test_wrong_use(file: Path, arguments: list[str], wrong: str) -> None:

@@ -19,7 +19,7 @@ LAYERS = [
     {"brokers"},
     {"permissions", "caller", "shutdown"},
     {"wire", "edge"},
-    {"sse", "rpc", "api", "pages", "cli", "demo"},
+    {"sse", "rpc", "api", "pages", "cli", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
     {"hooks"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
