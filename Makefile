@@ -8,7 +8,7 @@ PORT ?= 8001
 
 # The live page, full of arriving messages: http://127.0.0.1:8001/weather/-/pubsub
 demo: $(VENV)/demo-installed
-	@PORT=$(PORT) BIN=$(BIN) sh demo/run
+	@exec env PORT=$(PORT) BIN=$(BIN) sh demo/run
 
 # Every test: lint, types, generated code, tests, real browser, TypeScript clients.
 test: system-packages $(VENV)/test-installed

@@ -383,6 +383,8 @@ class Broker:
             self.check_writable()
             subscription = await self._open(owner, name, selector, where)
             selector = subscription.selector
+        elif ack == "explicit":
+            raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
         elif not selector:
             raise InvalidArgument("channel is required: name at least one channel or pattern")
         selector = visible or selector

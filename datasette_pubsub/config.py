@@ -28,6 +28,9 @@ CHUNK_MESSAGES = 1000
 #: (about 0.2 ms) is small beside it.
 PAGE_MESSAGES = 1000
 
+#: The longest retention, in days: a hundred years, which is as good as for ever.
+MAX_DAYS = 36_500
+
 SYNCHRONOUS = {"normal": 1, "full": 2, "extra": 3}
 
 
@@ -39,7 +42,9 @@ class ConfigError(ValueError):
 class Rule:
     """What retention keeps: messages younger than ``days``, the newest ``messages``, the newest ``bytes`` of payload.
 
-    ``None`` sets no limit; a message goes when any limit says so.
+    0 and ``None`` set no limit; a message goes when any limit says so. In a rule
+    for channels, ``days`` of ``None`` leaves the age to the log's rule, and 0
+    keeps them for ever.
     """
 
     days: float | None = None
@@ -94,7 +99,7 @@ class Settings:
         1.0, "seconds", "how often the cursors of live subscriptions are saved", 0.05, 60
     )
     retention_days: float = _option(
-        30.0, "days", "messages older than this are trimmed; 0 keeps them for ever", 0, 36500
+        30.0, "days", "messages older than this are trimmed; 0 keeps them for ever", 0, MAX_DAYS
     )
     retention_messages: int = _option(0, "messages", "the log keeps the newest so many messages; 0 sets no limit", 0)
     retention_bytes: int = _option(0, "bytes", "the log keeps the newest so many bytes of payload; 0 sets no limit", 0)
@@ -102,7 +107,7 @@ class Settings:
         (),
         "mapping",
         "own limits for the channels of a GLOB pattern, by `days`, `messages` and `bytes`; "
-        "the first pattern that matches counts, each channel by itself",
+        "the first pattern that matches counts, each channel by itself; 0 sets no limit",
     )
     retention_hold_bytes: int = _option(
         0,
@@ -112,7 +117,7 @@ class Settings:
     )
     trim_seconds: float = _option(60.0, "seconds", "how often old messages are looked for", 0.05, 86400)
     subscription_days: float = _option(
-        0.0, "days", "subscriptions that nobody used for so long are deleted; 0 keeps them for ever", 0, 36500
+        0.0, "days", "subscriptions that nobody used for so long are deleted; 0 keeps them for ever", 0, MAX_DAYS
     )
     max_unacked_messages: int = _option(
         10_000, "messages", "messages in flight to a subscriber that acks, before it gets no more", 1
@@ -138,8 +143,9 @@ def _rules(option: str, value: Any) -> tuple[tuple[str, Rule], ...]:
         if not isinstance(limits, Mapping) or not limits or set(limits) - {"days", "messages", "bytes"}:
             raise ConfigError(f"{where}: {pattern!r} must have days, messages or bytes, and nothing else")
         for name, limit in limits.items():
-            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0:
-                raise ConfigError(f"{where}: {name} of {pattern!r} must be a number, 0 or more")
+            high = MAX_DAYS if name == "days" else 2**62
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 <= limit <= high:
+                raise ConfigError(f"{where}: {name} of {pattern!r} must be a number between 0 and {high}")
             if name != "days" and limit != int(limit):
                 raise ConfigError(f"{where}: {name} of {pattern!r} must be a whole number")
         found.append((str(pattern), Rule(**limits)))

@@ -234,11 +234,14 @@ class Hub:
         """Take in all messages between the hub's head and ``head``, and wake who follows them."""
         if head <= self.head:
             return
+        if not self._waiters:
+            # The tail keeps nothing for nobody, and must not begin before a hole.
+            self.skip_to(head)
+            return
         previous, self.head = self.head, head
         if not messages:
             return
-        if len(self._waiters):
-            self.tail.extend(messages)
+        self.tail.extend(messages)
         for channel in {message.channel for message in messages}:
             for waiter in self._by_channel.get(channel, ()):
                 waiter.wake(previous)

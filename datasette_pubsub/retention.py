@@ -71,12 +71,12 @@ def _rule_of(settings: Settings, channel: str) -> Rule | None:
 
 
 def _by_age(conn: sqlite3.Connection, days: float | None, now: datetime) -> int:
-    return 0 if days is None else log.before_time(conn, utc_text(now - timedelta(days=days)))
+    return 0 if not days else log.before_time(conn, utc_text(now - timedelta(days=days)))
 
 
 def _by_count(conn: sqlite3.Connection, messages: int | None, channel: str | None = None) -> int:
     """The newest id beyond the newest so many messages."""
-    if messages is None:
+    if not messages:
         return 0
     where, values = ("WHERE channel = ?", [channel]) if channel is not None else ("", [])
     sql = f"SELECT id FROM {LOG} {where} ORDER BY id DESC LIMIT 1 OFFSET ?"
@@ -86,7 +86,7 @@ def _by_count(conn: sqlite3.Connection, messages: int | None, channel: str | Non
 
 def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: str | None = None, top: int = 2**62) -> int:
     """The newest id at which the payloads from the newest back are over the limit."""
-    if limit is None:
+    if not limit:
         return 0
     where, values = ("AND channel = ?", [channel]) if channel is not None else ("", [])
     total = 0
@@ -107,7 +107,7 @@ def _hold(conn: sqlite3.Connection, found: dict[str, int], hold_bytes: int) -> N
         if not cursors or min(cursors) >= found[channel]:
             continue
         needed = min(cursors)
-        over = _by_bytes(conn, left, channel, found[channel])
+        over = _by_bytes(conn, max(left, 1), channel, found[channel])
         held = max(needed, over)
         sql = f"SELECT sum(length(CAST(payload AS BLOB))) FROM {LOG} WHERE channel = ? AND id > ? AND id <= ?"
         left -= conn.execute(sql, [channel, held, found[channel]]).fetchone()[0] or 0

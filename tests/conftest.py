@@ -217,18 +217,26 @@ class Sse:
     def messages(self, count: int) -> list[dict[str, Any]]:
         """The next so many messages; other events are passed over."""
         found: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        end = time.monotonic() + DEADLINE + count / 1000
         while len(found) < count:
             event = self.event()
             if event["event"] == "message":
                 found.append(event["data"])
+            else:
+                # Heartbeats keep a stream alive that has nothing to say.
+                others.append(event)
+                assert time.monotonic() < end, f"{len(found)} of {count} messages, and {others}"
         return found
 
     def until(self, name: str) -> dict[str, Any]:
         """Read up to the next event of this name."""
+        end = time.monotonic() + DEADLINE
         while True:
             event = self.event()
             if event["event"] == name:
                 return event
+            assert event["event"] != "heartbeat" or time.monotonic() < end, f"no {name}"
 
     def close(self) -> None:
         self.response.close()

@@ -174,6 +174,17 @@ def test_the_tail_is_bounded() -> None:
     assert 0 < world.hub.head - world.hub.tail.base < 10
 
 
+@pytest.mark.asyncio
+async def test_what_came_before_the_first_subscriber_is_in_the_log() -> None:
+    world = World(Hub(1 << 20, lambda idle: None))
+    world.commit(["a", "a"], told=False)
+    world.refresh()
+    world.commit(["a"], told=True)
+    frames = world.stream(Selector.of(["a"]), 0, 1000).frames()
+    assert await anext(frames) == b"1 2 3 "
+    await frames.aclose()
+
+
 def test_the_hub_forgets_who_has_left() -> None:
     idle: list[bool] = []
     hub = Hub(1 << 20, idle.append)

@@ -43,7 +43,10 @@ def server(serve: Callable[..., Server], tmp_path: Path) -> Server:
     plugins = tmp_path / "plugins"
     plugins.mkdir()
     (plugins / "rules.py").write_text(RULES)
-    config: dict[str, Any] = {"databases": {"private": {"allow": {"id": "ada"}}}}
+    config: dict[str, Any] = {
+        "databases": {"private": {"allow": {"id": "ada"}}},
+        "permissions": {"permissions-debug": {"id": ["ada", "bob"]}},
+    }
     server = serve(databases=["data", "private"], config=config, options=["--root", "--plugins-dir", str(plugins)])
     for path in server.databases:
         conn = sqlite3.connect(path)
@@ -139,6 +142,7 @@ def test_datasette_knows_the_actions(server: Server) -> None:
             params={"action": action, "parent": "data", "child": child},
             headers=cookie(actor),
         )
+        assert answer.status_code == 200, answer.text
         return bool(answer.json()["allowed"])
 
     assert check("publish-message", "bob", "open")

@@ -27,7 +27,7 @@ TRIMMER = Path(__file__).parent / "trimmer.py"
 
 #: A failure in real threads is not shrunk: each attempt at one that hangs would cost its deadline.
 QUICK = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
@@ -44,6 +44,7 @@ action = st.one_of(
     st.tuples(st.just("trim"), some_channels, st.sampled_from([0.3, 0.7, 1.0]), st.booleans()),
     st.tuples(st.just("connect"), who, st.booleans()),
     st.tuples(st.just("leave"), who, st.booleans()),
+    st.tuples(st.just("interrupt"), who),
     st.tuples(st.just("flow"), who, st.booleans()),
     st.tuples(st.just("ack"), who, st.integers(0, 9), st.booleans()),
 )
@@ -90,6 +91,8 @@ async def act(world: World, name: str, *values: Any) -> None:
             await world.connect(reader, *rest)
         elif name == "leave":
             await world.leave(reader, *rest)
+        elif name == "interrupt":
+            await world.interrupt(reader)
         elif name == "ack":
             await world.acknowledge(reader, *rest)
         elif reader.current is not None:
@@ -107,7 +110,7 @@ async def run(steps: list[Any], path: Path, **options: Any) -> None:
                 busy: set[int] = set()
                 together = []
                 for name, *values in step:
-                    if name in ("connect", "leave", "flow", "ack"):
+                    if name in ("connect", "leave", "interrupt", "flow", "ack"):
                         # A reader does one thing at a time.
                         if values[0] in busy:
                             continue
@@ -321,6 +324,37 @@ async def test_an_ack_makes_room_though_other_channels_follow(
         await world.publish(["a", "b", "a", "b", "a", "b", "a", "b"], wait=True)
         await world.settle([reader])
         assert reader.connections[0].order == [1, 2, 3, 6, 8, 10, 12]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_that_is_back_before_its_cursor_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_world(tmp_path, monkeypatch) as world:
+        reader = world.readers[0]
+        for _ in range(30):
+            await world.connect(reader)
+            await world.publish(["a"], wait=True)
+            await world.settle([reader])
+            # Keeps the batcher busy, so that the cursor has to wait for the next transaction.
+            await world.publish(["b"] * 2000, wait=False)
+            await asyncio.sleep(0)
+            await world.leave(reader, clean=True)
+        assert [number for connection in reader.connections for number in connection.order] == sorted(reader.received)
+
+
+@pytest.mark.asyncio
+async def test_the_batcher_commits_before_another_program_was_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with in_world(tmp_path, monkeypatch, poll_seconds=0.3) as world:
+        reader = world.readers[0]
+        await world.connect(reader)
+        for _ in range(3):
+            await world.publish_elsewhere(["a", "b", "a"])
+            await world.publish(["a"], wait=True)
+            await world.settle([reader])
+        assert reader.connections[0].order == [1, 3, 4, 5, 7, 8, 9, 11, 12]
 
 
 @pytest.mark.asyncio

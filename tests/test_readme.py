@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from browser import running
 from conftest import Server, sqlite_shell
 
 from datasette_pubsub.config import Settings
@@ -41,7 +43,13 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path) -> None:
         if server is not None:
             code = code.replace("127.0.0.1:8001", f"127.0.0.1:{server.port}")
         done = subprocess.run(
-            ["bash", "-euc", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+            ["bash", "-euc", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, (code, done.stdout, done.stderr)
         return done.stdout
@@ -89,13 +97,14 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path) -> None:
             folder = ROOT / "tests" / "node" / "v2"
             script = folder / f"readme_{server.port}.ts"
             script.write_text(code)
+            command = ["npx", "tsx", script.name]
             try:
-                done = subprocess.run(
-                    ["npx", "tsx", script.name], cwd=folder, capture_output=True, text=True, timeout=60, check=False
-                )
+                with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+                    assert process.stdout is not None
+                    assert process.stdout.readline().startswith('[2] {"event":"user_banned"')
+                    process.send_signal(signal.SIGINT)
             finally:
                 script.unlink()
-            assert done.stdout.startswith('[2] {"event":"user_banned"'), done.stderr
         elif kind.startswith("file "):
             (tmp_path / kind.removeprefix("file ")).write_text(code)
             assert run(f"{sys.executable} -c 'import served; print(served.app is not None)'") == "True\n"
@@ -107,12 +116,10 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path) -> None:
 
 @pytest.mark.browser
 def test_the_browser_example(serve: Callable[..., Server]) -> None:
-    from browser import chromium
-
     server = serve(config={"permissions": {"publish-message": True}})
     server.publish(channel="security_alerts", payload="one")
     (code,) = [code for kind, code in BLOCKS if kind == "browser"]
-    with chromium() as browser:
+    with running() as browser:
         page = browser.new_page()
         printed: list[str] = []
         page.on("console", lambda message: printed.append(message.text))
@@ -139,5 +146,3 @@ def test_the_options_table_is_complete() -> None:
 
 def test_the_picture_is_there() -> None:
     assert (ROOT / "docs" / "live.png").read_bytes().startswith(b"\x89PNG")
-
-

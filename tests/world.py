@@ -366,6 +366,15 @@ class World:
         connection.task.cancel()
         await asyncio.gather(connection.task, return_exceptions=True)
 
+    async def interrupt(self, reader: Reader) -> None:
+        """A connection that breaks in the middle of a send."""
+        if reader.current is None:
+            await self.connect(reader, flows=False)
+        connection = reader.connections[-1]
+        connection.flows.clear()
+        await self.until(lambda: connection.sending or not connection.live, "a send")
+        await self.leave(reader, clean=False)
+
     async def acknowledge(self, reader: Reader, back: int, by_sql: bool) -> None:
         """Ack the newest message received, or one before it, perhaps again and perhaps long ago."""
         received = sorted(reader.received)
@@ -407,6 +416,15 @@ class World:
         await self.settle(self.readers)
         everywhere = ["a", "b", "c"]
         await self.publish_elsewhere(everywhere * 3)
+        await self.settle(self.readers)
+        for reader in self.readers:
+            for back in (0, 3, 0):
+                await self.acknowledge(reader, back, by_sql=False)
+            await self.leave(reader, clean=True)
+        await self.publish(everywhere, wait=True)
+        for reader in self.readers:
+            await self.interrupt(reader)
+            await self.connect(reader)
         await self.settle(self.readers)
         await self.publish_and_trim_elsewhere(everywhere * 2, everywhere, 4)
         await self.settle(self.readers)
