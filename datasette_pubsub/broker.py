@@ -334,7 +334,7 @@ class Broker:
             found = subscriptions.find(conn, owner, name)
             if found is None and not selector:
                 raise InvalidArgument("channel is required for a new subscription: name at least one")
-            cursor = found.cursor if found else _start(conn, where, "earliest")
+            cursor = found.cursor if found else _start(conn, where, "earliest", selector)
             return subscriptions.open_or_create(conn, owner, name, selector, cursor)
 
         return await self._write(open_or_create)
@@ -403,8 +403,8 @@ class Broker:
             if where.position is None and (subscription is None or subscription.new):
                 await self.read(lambda conn: catch_up.forgive(conn, position))
 
-            async def read_page(after: int) -> Page:
-                return await self.read(lambda conn: catch_up.page(conn, after))
+            async def read_page(after: int, limit: int) -> Page:
+                return await self.read(lambda conn: catch_up.page(conn, after, limit))
 
             stream = Stream(
                 self.hub,
@@ -500,7 +500,7 @@ class Broker:
         return removed
 
 
-def _start(conn: sqlite3.Connection, where: Where, default: str) -> int:
+def _start(conn: sqlite3.Connection, where: Where, default: str, selector: Selector | None = None) -> int:
     """The position at which a new reader begins."""
     if where.position is not None:
         return min(where.position, log.head(conn))
@@ -509,5 +509,5 @@ def _start(conn: sqlite3.Connection, where: Where, default: str) -> int:
     if where.since is not None:
         return log.before_time(conn, where.since)
     if (where.start or default) == "earliest":
-        return log.earliest(conn) - 1
+        return log.earliest(conn, selector) - 1
     return log.head(conn)

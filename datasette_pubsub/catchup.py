@@ -10,6 +10,7 @@ import sqlite3
 from dataclasses import replace
 
 from . import log, retention
+from .config import PAGE_MESSAGES
 from .models import Page
 from .schema import installed
 from .selector import Selector
@@ -29,17 +30,15 @@ class CatchUp:
         if installed(conn):
             self._told.update(retention.missed(conn, self._reader.selector, position, {}).released)
 
-    def page(self, conn: sqlite3.Connection, after: int) -> Page:
-        """The next messages after a position, with how many between them and it were trimmed."""
+    def page(self, conn: sqlite3.Connection, after: int, limit: int = PAGE_MESSAGES) -> Page:
+        """The next messages after a position, at most ``limit``, with how many between them and it were trimmed."""
         conn.execute("BEGIN")
         try:
-            page = self._reader.page(conn, after, self._max_bytes)
+            page = self._reader.page(conn, after, self._max_bytes, min(limit, PAGE_MESSAGES))
             if page.position <= after:
                 return page
-            gone = retention.missed(conn, self._reader.selector, after, self._told)
+            gone = retention.missed(conn, self._reader.selector, after, self._told, page.position)
         finally:
             conn.execute("ROLLBACK")
-        if not gone.released:
-            return page
         self._told.update(gone.released)
-        return replace(page, missed=gone.messages)
+        return replace(page, missed=gone.messages) if gone.messages else page

@@ -123,6 +123,21 @@ class Settings:
         10_000, "messages", "messages in flight to a subscriber that acks, before it gets no more", 1
     )
     max_snapshot_rows: int = _option(10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000)
+    channel_rules: tuple[tuple[str, Any, Any], ...] = _option(
+        (),
+        "mapping",
+        "who may `view` and `publish` the channels of a GLOB pattern, each an allow block; the first pattern that "
+        "matches counts, before the rules for the database",
+    )
+    anonymous_subscriptions: bool = _option(
+        True, "true or false", "whether visitors who are not logged in may have named subscriptions"
+    )
+    recheck_seconds: float = _option(
+        60.0, "seconds", "how often the right to an open stream is checked again", 0.1, 86400
+    )
+    max_subscribers_per_actor: int = _option(
+        2_000, "streams", "streams open at once for one actor, or for one address of anonymous visitors", 1
+    )
     demo: str = _option(
         "", "file name", "demo database to make and serve, beside the configuration file (instance only)"
     )
@@ -152,10 +167,24 @@ def _rules(option: str, value: Any) -> tuple[tuple[str, Rule], ...]:
     return tuple(found)
 
 
+def _access(option: str, value: Any) -> tuple[tuple[str, Any, Any], ...]:
+    """Pattern, and the allow blocks for viewing and publishing; ``None`` where there is none, in their order."""
+    where = f"{PLUGIN}: option {option!r}"
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must be a mapping of channel patterns")
+    for pattern, blocks in value.items():
+        if not isinstance(blocks, Mapping) or not blocks or set(blocks) - {"view", "publish"}:
+            raise ConfigError(f"{where}: {pattern!r} must have view or publish, and nothing else")
+        for name, block in blocks.items():
+            if not isinstance(block, (bool, Mapping)):
+                raise ConfigError(f"{where}: {name} of {pattern!r} must be true, false or an allow block")
+    return tuple((str(pattern), blocks.get("view"), blocks.get("publish")) for pattern, blocks in value.items())
+
+
 def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
     where = f"{PLUGIN}: option {option!r}"
     if kind is tuple:
-        return _rules(option, value)
+        return _access(option, value) if option == "channel_rules" else _rules(option, value)
     if kind is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} must be true or false")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from .brokers import brokers
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_pubsub")
 
 INTERNAL = "_internal"
 
@@ -74,6 +77,8 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
             await demo.serve_demo(datasette, brokers(datasette).instance_settings.demo)
         for name in list(datasette.databases):
             brokers(datasette).settings(name)
+        for warning in permissions.warnings(datasette):
+            logger.warning(warning)
 
     return begin
 
@@ -169,7 +174,7 @@ def register_actions() -> list[Any]:
 
 @hookimpl
 async def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
-    return await permissions.default_rules(datasette, actor, action)
+    return await permissions.own_rules(datasette, actor, action)
 
 
 @hookimpl

@@ -34,11 +34,12 @@ class Encoder(Protocol):
 
 
 class Span(NamedTuple):
-    """What lies after a position, joined: the bytes, where they end, and how many messages they hold."""
+    """What lies after a position, joined: the bytes, where they end, how many messages, and the id of the last."""
 
     data: bytes
     position: int
     messages: int
+    last: int = 0
 
 
 class Waiter:
@@ -153,7 +154,7 @@ class Tail:
             frames = self._frames[encoder.name] = [None] * len(self._messages)
         messages = self._messages
         parts: list[bytes] = []
-        total = 0
+        total = last = 0
         matches = selector.matches
         for index in range(bisect_right(self._ids, after), len(messages)):
             message = messages[index]
@@ -165,9 +166,10 @@ class Tail:
             total += len(frame)
             if parts and (total > max_bytes or len(parts) >= max_messages):
                 # Stops before this message; all others up to it have been looked at.
-                return Span(b"".join(parts), message.id - 1, len(parts))
+                return Span(b"".join(parts), message.id - 1, len(parts), last)
             parts.append(frame)
-        return Span(b"".join(parts), head, len(parts))
+            last = message.id
+        return Span(b"".join(parts), head, len(parts), last)
 
 
 class Hub:

@@ -60,8 +60,12 @@ def head(conn: sqlite3.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def earliest(conn: sqlite3.Connection) -> int:
-    """The oldest id still in the log; one past the head when it is empty."""
+def earliest(conn: sqlite3.Connection, selector: Selector | None = None) -> int:
+    """The oldest id still in the log, of the selector's channels if given; one past the head when there is none."""
+    if selector is not None and not selector.everything:
+        sql = f"SELECT min(id) FROM {LOG} WHERE channel = ?"
+        found = [conn.execute(sql, [channel]).fetchone()[0] for channel in _expand(conn, selector)]
+        return min((int(number) for number in found if number is not None), default=head(conn) + 1)
     row = conn.execute(f"SELECT min(id) FROM {LOG}").fetchone()
     return int(row[0]) if row[0] is not None else head(conn) + 1
 

@@ -6,12 +6,16 @@ Datasette's permission system is asked; no rule is kept beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from datasette.permissions import Action, PermissionSQL, Resource
+from datasette.permissions import Action, PermissionSQL, Resource, _permission_check_cache
 from datasette.resources import DatabaseResource, TableResource
+from datasette.utils import actor_matches_allow
 from datasette.utils.permissions import (
     SKIP_PERMISSION_CHECKS,
     build_rules_union,
@@ -21,9 +25,11 @@ from datasette.utils.permissions import (
 from . import log
 from .broker import Broker
 from .brokers import brokers
+from .config import Settings
 from .errors import PermissionDenied
-from .schema import LOG
-from .selector import Selector
+from .schema import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
+from .schema import VIEW as VIEW_OF_LOG
+from .selector import ALL, Selector, Verdicts
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -79,54 +85,145 @@ ACTIONS = [
 ]
 
 
-async def default_rules(datasette: Datasette, actor: Actor, action: str) -> PermissionSQL | None:
+#: The plugin's own tables and view, whose rows are the messages and cursors of all.
+OURS = (LOG, VIEW_OF_LOG, SUBSCRIPTIONS, RELEASED, TRIMS)
+
+#: What nobody does to the log through Datasette: the log refuses it, and Datasette need not offer it.
+NEVER = ("update-row", "delete-row", "alter-table", "drop-table")
+
+#: The channel that is asked about now: rules by pattern hold for channels that do not exist yet, too.
+_candidate: ContextVar[str | None] = ContextVar("datasette_pubsub_candidate", default=None)
+
+#: Set while Datasette is asked about the log table as such, without the protection that follows from channels.
+_plainly: ContextVar[bool] = ContextVar("datasette_pubsub_plainly", default=False)
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Within it, the answers of Datasette leave out what this module adds; they are not kept for the request."""
+    tokens = _plainly.set(True), _permission_check_cache.set({})
+    try:
+        yield
+    finally:
+        _plainly.reset(tokens[0])
+        _permission_check_cache.reset(tokens[1])
+
+
+async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
+    """What this plugin adds to Datasette's rules for an action."""
+    if _plainly.get():
+        return []
+    if action in (VIEW, PUBLISH):
+        return [*await _by_pattern(datasette, actor, action), *await _by_default(datasette, actor, action)]
+    if action == "view-table":
+        return await _side_door(datasette, actor, VIEW, OURS)
+    if action == "insert-row":
+        return await _side_door(datasette, actor, PUBLISH, (LOG, VIEW_OF_LOG))
+    if action in NEVER:
+        names = [name for name in list(datasette.databases) if brokers(datasette).find(name) is not None]
+        return [_rows([(name, LOG) for name in names], 0, "the log is append-only")]
+    return []
+
+
+def _rows(resources: list[tuple[str, str | None]], allow: int, reason: str) -> PermissionSQL:
+    """Rules for resources (parent, child), as the SQL that Datasette wants."""
+    data = json.dumps(resources)
+    key = f"pubsub_{sha256(f'{data}{allow}{reason}'.encode()).hexdigest()[:16]}"
+    return PermissionSQL(
+        sql=f"SELECT json_extract(value, '$[0]') AS parent, json_extract(value, '$[1]') AS child, "
+        f"{allow} AS allow, '{reason}' AS reason FROM json_each(:{key})",
+        params={key: data},
+    )
+
+
+async def _by_default(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
     """Whoever may see the log table may view its channels. Publishing has no default."""
     if action != VIEW:
-        return None
-    allowed = [
-        name
-        for name in list(datasette.databases)
-        if await datasette.allowed(action="view-table", resource=TableResource(name, LOG), actor=actor)
-    ]
-    if not allowed:
-        return None
-    params = {f"pubsub_parent_{n}": name for n, name in enumerate(allowed)}
-    rows = [f"SELECT :{key} AS parent, NULL AS child, 1 AS allow, 'may see the log table' AS reason" for key in params]
-    return PermissionSQL(sql=" UNION ALL ".join(rows), params=params)
+        return []
+    with _plain():
+        allowed: list[tuple[str, str | None]] = [
+            (name, None)
+            for name in list(datasette.databases)
+            if await datasette.allowed(action="view-table", resource=TableResource(name, LOG), actor=actor)
+        ]
+    return [_rows(allowed, 1, "may see the log table")]
+
+
+def _patterns(settings: Settings, actor: Actor, action: str) -> tuple[tuple[str, bool], ...]:
+    """The configured patterns with their verdict on this actor."""
+    found = []
+    for pattern, view, publish in settings.channel_rules:
+        block = view if action == VIEW else publish
+        if block is not None:
+            found.append((pattern, bool(actor_matches_allow(actor, block))))
+    return tuple(found)
+
+
+async def _by_pattern(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
+    """The configured rules for patterns, told to Datasette channel by channel."""
+    allowed: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
+    for name in list(datasette.databases):
+        broker = brokers(datasette).find(name)
+        patterns = () if broker is None else _patterns(broker.settings, actor, action)
+        if broker is None or not patterns:
+            continue
+        verdicts = Verdicts(patterns=patterns)
+        matches = Selector(patterns=tuple(pattern for pattern, _ in patterns)).matches
+        candidate = _candidate.get()
+        for channel in {*await broker.read(log.channel_names), *([candidate] if candidate else [])}:
+            if matches(channel):
+                allowed[verdicts.allows(channel)].append((name, channel))
+    return [_rows(found, int(ok), "channel_rules") for ok, found in allowed.items() if found]
+
+
+async def _side_door(datasette: Datasette, actor: Actor, action: str, tables: tuple[str, ...]) -> list[PermissionSQL]:
+    """Keep those away from our tables who do not have the right to every channel in them."""
+    denied: list[tuple[str, str | None]] = []
+    with _plain():
+        others = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
+    restricted = others is not SKIP_PERMISSION_CHECKS and any(rule.sql or rule.restriction_sql for rule in others)
+    for name in list(datasette.databases):
+        broker = brokers(datasette).find(name)
+        if broker is None or others is SKIP_PERMISSION_CHECKS:
+            continue
+        # Viewing follows from the table itself where no rule says anything about channels.
+        if action == VIEW and not restricted and not broker.settings.channel_rules:
+            continue
+        if not (await rights(datasette, actor, action, name)).everything:
+            denied += [(name, table) for table in tables]
+    return [_rows(denied, 0, f"needs {action} on every channel")] if denied else []
+
+
+async def _may(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> bool:
+    token = _candidate.set(channel)
+    try:
+        resource = ChannelResource(database, channel)
+        return bool(await datasette.allowed(action=action, resource=resource, actor=actor))
+    finally:
+        _candidate.reset(token)
 
 
 async def may_publish(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
     """Whether the actor may publish to this channel; without one, to the database as a whole."""
-    return bool(await datasette.allowed(action=PUBLISH, resource=ChannelResource(database, channel), actor=actor))
+    return await _may(datasette, actor, PUBLISH, database, channel)
 
 
 async def may_view(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
     """Whether the actor may receive this channel; without one, the database as a whole."""
-    return bool(await datasette.allowed(action=VIEW, resource=ChannelResource(database, channel), actor=actor))
+    return await _may(datasette, actor, VIEW, database, channel)
 
 
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """An actor's right to one action in a database: in general, and for the channels that rules name."""
-
-    general: bool
-    named: dict[str, bool]
-
-    def allows(self, channel: str) -> bool:
-        """Whether the actor has the right to this channel, also if no such channel exists yet."""
-        return self.named.get(channel, self.general)
-
-
-async def rights(datasette: Datasette, actor: Actor, action: str, database: str) -> Rights:
+async def rights(datasette: Datasette, actor: Actor, action: str, database: str) -> Verdicts:
     """What Datasette's rules say of the channels of a database, however many there are.
 
     Only channels that a rule names can differ from the database as a whole, so
     only they are asked for one by one.
     """
-    general = await datasette.allowed(action=action, resource=ChannelResource(database), actor=actor)
-    collected = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
+    general = await _may(datasette, actor, action, database, None)
+    with _plain():
+        collected = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
     if collected is SKIP_PERMISSION_CHECKS:
-        return Rights(True, {})
+        return ALL
     union, params = build_rules_union(actor, collected)
     parts = [f"SELECT child FROM ({union}) WHERE child IS NOT NULL AND parent = :pubsub_database"]
     parts += [
@@ -136,11 +233,10 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
     ]
     internal = datasette.get_internal_database()
     rows = await internal.execute(" UNION ".join(parts), {**params, "pubsub_database": database})
-    named = {}
-    for row in rows.rows:
-        resource = ChannelResource(database, row[0])
-        named[row[0]] = bool(await datasette.allowed(action=action, resource=resource, actor=actor))
-    return Rights(bool(general), named)
+    named = [(row[0], await _may(datasette, actor, action, database, row[0])) for row in rows.rows]
+    broker = brokers(datasette).find(database)
+    patterns = () if broker is None else _patterns(broker.settings, actor, action)
+    return Verdicts(general, frozenset(named), patterns)
 
 
 async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
@@ -168,21 +264,34 @@ async def visible(datasette: Datasette, actor: Actor, database: str, selector: S
     if not selector.patterns:
         return selector
     found = await rights(datasette, actor, VIEW, database)
-    if found.general:
-        denied = frozenset(channel for channel, allowed in found.named.items() if not allowed)
-        return Selector(selector.channels, selector.patterns, denied)
-    allowed = frozenset(channel for channel, ok in found.named.items() if ok and selector.matches(channel))
-    if not allowed | selector.channels:
+    if found.nothing and not selector.channels:
         raise PermissionDenied(f"permission denied: {VIEW} on the channels of database {database}")
-    return Selector(selector.channels | allowed)
+    return Selector(selector.channels, selector.patterns, ALL if found.everything else found)
 
 
 async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -> list[log.Channel]:
     """The channels of a database that the actor may see."""
     found = await rights(datasette, actor, VIEW, broker.name)
-    if not found.general and not any(found.named.values()):
+    if found.nothing:
         return []
     return [channel for channel in await broker.channels() if found.allows(channel.name)]
+
+
+def warnings(datasette: Datasette) -> list[str]:
+    """What an operator who restricts channels should know, at start."""
+    return [
+        f"database {name}: channel_rules restrict channels, but whoever has execute-sql on it can read the log "
+        "with SQL; deny execute-sql to those who may not see every channel"
+        for name in list(datasette.databases)
+        if (broker := brokers(datasette).find(name)) is not None
+        and any(view is not None for _, view, _ in broker.settings.channel_rules)
+    ]
+
+
+def check_named(settings: Settings, actor: Actor, name: str | None) -> None:
+    """Raise :class:`PermissionDenied` for a named subscription of a visitor, where those are turned off."""
+    if name and not owner_of(actor) and not settings.anonymous_subscriptions:
+        raise PermissionDenied("named subscriptions are for those who are logged in (anonymous_subscriptions)")
 
 
 def owner_of(actor: Actor) -> str:

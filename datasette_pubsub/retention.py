@@ -194,18 +194,22 @@ class Missed:
     released: Mapping[str, int]
 
 
-def missed(conn: sqlite3.Connection, selector: Selector, after: int, told: Mapping[str, int]) -> Missed:
-    """What was removed after a position, less what the reader was told of already (by channel, up to an id)."""
+def missed(
+    conn: sqlite3.Connection, selector: Selector, after: int, told: Mapping[str, int], to: int = 2**62
+) -> Missed:
+    """What was removed between two positions, less what the reader was told of already (by channel, up to an id)."""
     total = 0
     released: dict[str, int] = {}
     for channel, last in _released_after(conn, selector, after):
         begin = max(after, told.get(channel, 0))
-        if last <= begin:
+        if last <= begin or begin >= to:
             continue
-        sql = f"SELECT first_id, messages, runs FROM {TRIMS} WHERE channel = ? AND last_id > ?"
-        for row in conn.execute(sql, [channel, begin]):
-            total += row[1] if row[0] > begin else sum(1 for number in unpack(row[2]) if number > begin)
-        released[channel] = last
+        where = "channel = ? AND last_id > ? AND first_id <= ?"
+        sql = f"SELECT first_id, messages, runs, last_id FROM {TRIMS} WHERE {where}"
+        for row in conn.execute(sql, [channel, begin, to]):
+            whole = row[0] > begin and row[3] <= to
+            total += row[1] if whole else sum(1 for number in unpack(row[2]) if begin < number <= to)
+        released[channel] = min(last, to)
     return Missed(total, released)
 
 

@@ -8,6 +8,7 @@ always as SQLite's GLOB would (case-sensitive, ``*``, ``?``, ``[a-z]``,
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 from .errors import InvalidArgument
@@ -75,22 +76,55 @@ def _character_class(pattern: str, i: int) -> tuple[str, int]:
     return f"[{'^' if negated else ''}{body}]", i + 1
 
 
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """Which channels a reader may have: by name, by pattern (the first that matches), and in general."""
+
+    general: bool = True
+    named: frozenset[tuple[str, bool]] = frozenset()
+    patterns: tuple[tuple[str, bool], ...] = ()
+
+    def allows(self, channel: str) -> bool:
+        """Whether this channel is allowed, also if no such channel exists yet."""
+        if (channel, False) in self.named:
+            return False
+        if (channel, True) in self.named:
+            return True
+        for pattern, allowed in self.patterns:
+            if glob_regex(pattern).fullmatch(channel):
+                return allowed
+        return self.general
+
+    @property
+    def everything(self) -> bool:
+        """Whether no channel can be denied."""
+        return self.general and all(ok for _, ok in self.named) and all(ok for _, ok in self.patterns)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no channel can be allowed."""
+        return not self.general and not any(ok for _, ok in self.named) and not any(ok for _, ok in self.patterns)
+
+
+ALL = Verdicts()
+
+
 class Selector:
     """A set of channels and patterns; equal selectors compare and hash equal."""
 
-    __slots__ = ("_known", "_regexes", "channels", "everything", "excluded", "patterns")
+    __slots__ = ("_known", "_regexes", "channels", "everything", "patterns", "verdicts")
 
     def __init__(
         self,
         channels: frozenset[str] = frozenset(),
         patterns: tuple[str, ...] = (),
-        excluded: frozenset[str] = frozenset(),
+        verdicts: Verdicts = ALL,
     ) -> None:
         self.channels = channels
         self.patterns = patterns
-        #: Channels that match a pattern and are left out all the same.
-        self.excluded = excluded
-        self.everything = "*" in patterns and not excluded
+        #: Of the channels that match a pattern, only those that are allowed count.
+        self.verdicts = verdicts
+        self.everything = "*" in patterns and verdicts.everything
         self._regexes = [glob_regex(pattern).fullmatch for pattern in patterns]
         self._known: dict[str, bool] = {}
 
@@ -118,13 +152,15 @@ class Selector:
         """Whether the subscriber follows this channel."""
         if self.everything or channel in self.channels:
             return True
-        if not self.patterns or channel in self.excluded:
+        if not self.patterns:
             return False
         known = self._known.get(channel)
         if known is None:
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()
-            known = self._known[channel] = any(match(channel) for match in self._regexes)
+            known = self._known[channel] = self.verdicts.allows(channel) and any(
+                match(channel) for match in self._regexes
+            )
         return known
 
     def __eq__(self, other: object) -> bool:
@@ -134,7 +170,7 @@ class Selector:
         return hash(self._key())
 
     def _key(self) -> tuple[object, ...]:
-        return self.channels, self.patterns, self.excluded
+        return self.channels, self.patterns, self.verdicts
 
     def __repr__(self) -> str:
         return f"Selector(channels={sorted(self.channels)}, patterns={list(self.patterns)})"

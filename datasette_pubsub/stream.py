@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from .hub import Encoder, Hub, Waiter
 from .models import AHEAD, Bye, Gap, Heartbeat, Page, Ready, Superseded
 
-#: Reads one page of the log after a position.
-ReadPage = Callable[[int], Awaitable[Page]]
+#: Reads one page of the log after a position, of at most so many messages.
+ReadPage = Callable[[int, int], Awaitable[Page]]
 
 #: How long a subscription with an automatic cursor rests after its very first
 #: message, in seconds. A reader that takes one message and leaves (``break``,
@@ -118,9 +118,11 @@ class Stream:
                     yield frame
                 continue
             if self.position < hub.tail.base or (self._missed and self.position < hub.head):
-                data, position, count = await self._from_log(room)
+                data, position, count, last = await self._from_log(room)
+                if self._end is not None:
+                    break
             elif self.position < hub.head:
-                data, position, count = hub.tail.span(
+                data, position, count, last = hub.tail.span(
                     waiter.selector, encoder, self.position, hub.head, self._send_bytes, room
                 )
             else:
@@ -138,7 +140,7 @@ class Stream:
                 yield data
             self._move(position)
             if count and self._max_unacked is not None:
-                self._unacked.append((position, count))
+                self._unacked.append((last, count))
                 self._in_flight += count
             if count and self._first_alone:
                 self._first_alone = False
@@ -151,11 +153,9 @@ class Stream:
         if position > self.position:
             self.position = position
 
-    async def _from_log(self, room: int) -> tuple[bytes, int, int]:
-        page = await self._read_page(self.position)
+    async def _from_log(self, room: int) -> tuple[bytes, int, int, int]:
+        page = await self._read_page(self.position, room)
         messages, position = page.messages, page.position
-        if len(messages) > room:
-            messages, position = messages[:room], messages[room - 1].id
         parts: list[bytes] = []
         if page.missed:
             if self._missed != AHEAD:
@@ -164,7 +164,7 @@ class Stream:
         for message in messages:
             parts.append(self._encoder.message(message, self._missed))
             self._missed = 0
-        return b"".join(parts), position, len(messages)
+        return b"".join(parts), position, len(messages), messages[-1].id if messages else 0
 
     async def _wait_for_acks(self) -> bytes:
         """Wait until something is acknowledged; the heartbeat if nothing was in time."""

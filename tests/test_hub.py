@@ -52,11 +52,11 @@ class World:
         waiter = self.hub.register(selector)
         self.refresh()
 
-        async def read(after: int) -> Page:
+        async def read(after: int, limit: int) -> Page:
             await asyncio.sleep(0)
             head = len(self.messages)
-            found = [m for m in self.messages[after:head] if selector.matches(m.channel)][:3]
-            position = found[-1].id if len(found) == 3 else head
+            found = [m for m in self.messages[after:head] if selector.matches(m.channel)][: min(limit, 3)]
+            position = found[-1].id if len(found) == min(limit, 3) else head
             return Page(found, position, head)
 
         return Stream(self.hub, waiter, read, Numbers(), position, send_bytes=size, heartbeat_seconds=0.005)
