@@ -51,6 +51,7 @@ async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: 
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, broker.settings.max_body_bytes)
     name = check_subscription_name(data.get("subscription"))
+    permissions.check_named(broker.settings, request.actor, name)
     message_id = check_message_id(data.get("message_id"), "message_id")
     owner = permissions.owner_of(request.actor)
     await permissions.visible(datasette, request.actor, broker.name, await broker.selector_of(owner, name))

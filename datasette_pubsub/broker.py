@@ -11,7 +11,8 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -79,6 +80,8 @@ class Broker:
         self._batcher = Batcher(settings, self._transaction, self._committed)
         self._watcher = Watcher(db.connect, self.refresh, settings.poll_seconds)
         self._streams: set[Stream] = set()
+        #: How many streams are open for each actor or address.
+        self._parties: Counter[str] = Counter()
         #: By subscription id: the stream that holds it, and those of them whose cursor follows the stream.
         self._owners: dict[int, Stream] = {}
         self._automatic: dict[int, Stream] = {}
@@ -362,12 +365,16 @@ class Broker:
         where: Where = ANYWHERE,
         ack: AckMode = "auto",
         heartbeat_seconds: float | None = None,
+        party: str = "",
+        allowed: Callable[[], Awaitable[bool]] | None = None,
     ) -> AsyncIterator[Stream]:
         """One live subscriber, entered here and removed when the block ends.
 
         With a ``name`` it is a durable subscription of ``owner``; a stream that
         is open under the same name is told that it was superseded. ``visible``
-        is what the reader is allowed to receive of it all. Raises
+        is what the reader is allowed to receive of it all, and ``allowed`` is
+        asked now and then whether it still is. ``party`` is whom the stream
+        counts for. Raises
         :class:`~.errors.PubsubError` before anything is sent.
         """
         if self._closing:
@@ -376,6 +383,11 @@ class Broker:
             raise TooMany(
                 f"{len(self._streams)} streams are open on database {self.name}; "
                 f"the limit is {self.settings.max_subscribers} (max_subscribers)"
+            )
+        if self._parties[party] >= self.settings.max_subscribers_per_actor:
+            raise TooMany(
+                f"{self._parties[party]} streams are open for this actor on database {self.name}; "
+                f"the limit is {self.settings.max_subscribers_per_actor} (max_subscribers_per_actor)"
             )
         subscription = None
         if name is not None:
@@ -391,6 +403,7 @@ class Broker:
         automatic = subscription is not None and ack == "auto"
         # Entered before the head is read: what commits from here on wakes the waiter.
         waiter = self.hub.register(selector)
+        self._parties[party] += 1
         try:
             head = await self.log_head()
             wanted = await self._first_position(subscription, where)
@@ -416,6 +429,8 @@ class Broker:
                 heartbeat_seconds=heartbeat_seconds or self.settings.heartbeat_seconds,
                 first_alone=automatic,
                 ahead=wanted > head,
+                allowed=allowed,
+                recheck_seconds=self.settings.recheck_seconds,
                 max_unacked=self.settings.max_unacked_messages if ack == "explicit" else None,
             )
             self._streams.add(stream)
@@ -437,6 +452,9 @@ class Broker:
                         self._batcher.move_cursor(subscription.id, stream.settled)
         finally:
             self.hub.unregister(waiter)
+            self._parties[party] -= 1
+            if not self._parties[party]:
+                del self._parties[party]
 
     def _take_over(self, subscription: Subscription, position: int, where: Where, automatic: bool) -> int:
         """End the stream that is open under the same name; where the new one begins."""

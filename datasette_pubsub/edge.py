@@ -49,14 +49,43 @@ def mapped(view: View) -> View:
 
     @functools.wraps(view)
     async def wrapper(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
+        if request.method == "OPTIONS":
+            return preflight(datasette)
         try:
-            return await view(scope, receive, send, request, datasette)
+            response = await view(scope, receive, send, request, datasette)
         except PubsubError as error:
-            return error_response(error)
+            response = error_response(error)
         except Exception as error:
-            return error_response(internal(error))
+            response = error_response(internal(error))
+        if response is not None:
+            response.headers.update(cors_headers(datasette))
+        return response
 
     return wrapper
+
+
+def cors_headers(datasette: Datasette) -> dict[str, str]:
+    """What lets pages of other origins read, where Datasette was started with ``--cors``; else nothing.
+
+    Without credentials (https://fetch.spec.whatwg.org/#cors-protocol-and-credentials):
+    another origin sees what anybody sees, or what its own token lets it see.
+    """
+    if not datasette.cors:
+        return {}
+    return {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS",
+        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID, Connect-Protocol-Version, "
+        "Connect-Timeout-Ms, Grpc-Timeout, X-Grpc-Web, X-User-Agent",
+        "Access-Control-Expose-Headers": "Grpc-Status, Grpc-Message, Retry-After",
+        "Access-Control-Max-Age": "3600",
+    }
+
+
+def preflight(datasette: Datasette) -> Response:
+    """The answer to OPTIONS."""
+    headers = {"Allow": "GET, POST, HEAD, OPTIONS", **cors_headers(datasette)}
+    return Response("", status=204, headers=headers)
 
 
 def broker_of(datasette: Datasette, request: Request) -> Broker:

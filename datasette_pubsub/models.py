@@ -127,7 +127,13 @@ class Bye:
     """The server is going away; come back with the last id."""
 
 
-Event = Ready | Heartbeat | Gap | Superseded | Bye
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """The subscriber's right to what it receives has ended or changed; come back to be told what is left."""
+
+
+Event = Ready | Heartbeat | Gap | Superseded | Bye | Revoked
+End = Superseded | Bye | Revoked
 
 
 def check_channel(channel: object, field: str = "channel") -> str:

@@ -14,8 +14,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from datasette.permissions import Action, PermissionSQL, Resource, _permission_check_cache
+from datasette.plugins import pm
 from datasette.resources import DatabaseResource, TableResource
-from datasette.utils import actor_matches_allow
+from datasette.tokens import TokenInvalid
+from datasette.utils import actor_matches_allow, await_me_maybe
+from datasette.utils.asgi import Request
 from datasette.utils.permissions import (
     SKIP_PERMISSION_CHECKS,
     build_rules_union,
@@ -88,8 +91,9 @@ ACTIONS = [
 #: The plugin's own tables and view, whose rows are the messages and cursors of all.
 OURS = (LOG, VIEW_OF_LOG, SUBSCRIPTIONS, RELEASED, TRIMS)
 
-#: What nobody does to the log through Datasette: the log refuses it, and Datasette need not offer it.
-NEVER = ("update-row", "delete-row", "alter-table", "drop-table")
+#: What nobody does to the log through Datasette. (Changing and deleting rows is refused by the log itself;
+#: Datasette asks for the right to them also where SQL only inserts.)
+NEVER = ("alter-table", "drop-table")
 
 #: The channel that is asked about now: rules by pattern hold for channels that do not exist yet, too.
 _candidate: ContextVar[str | None] = ContextVar("datasette_pubsub_candidate", default=None)
@@ -299,3 +303,39 @@ def owner_of(actor: Actor) -> str:
     if not actor:
         return ""
     return str(actor["id"]) if actor.get("id") is not None else ""
+
+
+def party_of(request: Request) -> str:
+    """Whom a stream counts for: the actor, or the address of a visitor."""
+    owner = owner_of(request.actor)
+    client = request.scope.get("client")
+    return f"actor {owner}" if owner else f"address {client[0] if client else ''}"
+
+
+async def still_visible(
+    datasette: Datasette, request: Request, database: str, wanted: Selector, before: Selector
+) -> bool:
+    """Whether a request that is being answered still has its actor, and the actor still sees the same."""
+    if not await _same_actor(datasette, request):
+        return False
+    token = _permission_check_cache.set({})
+    try:
+        return await visible(datasette, request.actor, database, wanted) == before
+    except PermissionDenied:
+        return False
+    finally:
+        _permission_check_cache.reset(token)
+
+
+async def _same_actor(datasette: Datasette, request: Request) -> bool:
+    """Whether the request's cookie or token is still taken for the same actor: it may have expired."""
+    if not ("cookie" in request.headers or "authorization" in request.headers):
+        return True
+    found = None
+    for result in pm.hook.actor_from_request(datasette=datasette, request=request):
+        try:
+            found = found or await await_me_maybe(result)
+        except TokenInvalid:
+            return False
+    before = request.actor
+    return owner_of(found) == owner_of(before) and (found or {}).get("_r") == (before or {}).get("_r")

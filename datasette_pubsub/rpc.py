@@ -24,7 +24,7 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions, shutdown
 from .brokers import Brokers, brokers
-from .edge import internal
+from .edge import cors_headers, internal
 from .errors import InvalidArgument, PubsubError
 from .gen.db_connect import DbServiceASGIApplication
 from .gen.db_pb2 import (
@@ -41,6 +41,7 @@ from .gen.db_pb2 import (
 from .models import AckMode as AckModeName
 from .models import (
     Item,
+    Revoked,
     Superseded,
     Where,
     check_message_id,
@@ -78,8 +79,9 @@ _ACK_MODES: dict[int, AckModeName] = {
 class _Sender:
     """The ASGI ``send`` of one call. Drops the library's first body when a stream takes over from it."""
 
-    def __init__(self, send: Any) -> None:
+    def __init__(self, send: Any, headers: dict[str, str]) -> None:
         self._send = send
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self.taking_over = False
         #: The reader has taken nothing for too long: what is sent now would wait for ever.
         self.stuck = False
@@ -87,6 +89,8 @@ class _Sender:
     async def __call__(self, message: dict[str, Any]) -> None:
         if self.stuck:
             raise OSError("the reader takes nothing")
+        if message["type"] == "http.response.start" and self._headers:
+            message = {**message, "headers": [*message["headers"], *self._headers]}
         if self.taking_over and message["type"] == "http.response.body":
             self.taking_over = False
             message = {**message, "body": b""}
@@ -162,6 +166,7 @@ class Service:
             if request.heartbeat_seconds > MAX_HEARTBEAT_SECONDS:
                 raise InvalidArgument(f"heartbeat_seconds is over the limit of {MAX_HEARTBEAT_SECONDS} seconds")
             actor = call.request.actor
+            permissions.check_named(broker.settings, actor, name)
             owner = permissions.owner_of(actor)
             wanted = selector or (await broker.selector_of(owner, name) if name else selector)
             visible = await permissions.visible(self._datasette, actor, broker.name, wanted)
@@ -169,6 +174,10 @@ class Service:
                 raise InvalidArgument("ack_mode must be ACK_MODE_AUTO or ACK_MODE_EXPLICIT")
             as_json = "json" in call.request.headers.get("content-type", "")
             encoder = ConnectEncoder(as_json, request.status, request.heartbeat_seconds > 0)
+
+            async def allowed() -> bool:
+                return await permissions.still_visible(self._datasette, call.request, broker.name, wanted, visible)
+
             async with broker.subscribe(
                 selector,
                 encoder,
@@ -178,6 +187,8 @@ class Service:
                 where=_where(request),
                 ack=_ACK_MODES[request.ack_mode],
                 heartbeat_seconds=float(request.heartbeat_seconds) or None,
+                party=permissions.party_of(call.request),
+                allowed=allowed,
             ) as live:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
@@ -200,6 +211,8 @@ class Service:
             raise _connect_error(error) from error
         if isinstance(end, Superseded):
             raise ConnectError(Code.ABORTED, "superseded: a newer connection has taken over this subscription")
+        if isinstance(end, Revoked):
+            raise ConnectError(Code.PERMISSION_DENIED, "the right to receive these messages has ended or changed")
         raise ConnectError(Code.UNAVAILABLE, "the server is going away; connect again")
 
 
@@ -256,7 +269,7 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
         told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
         return Response("", status=200, headers=told, content_type="application/grpc")
-    sender = _Sender(send)
+    sender = _Sender(send, cors_headers(datasette))
     token = _call.set(_Call(request, sender))
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}

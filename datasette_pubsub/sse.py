@@ -14,7 +14,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 
 from . import permissions, shutdown
-from .edge import broker_of, mapped, selector_from, where_from
+from .edge import broker_of, cors_headers, mapped, selector_from, where_from
 from .errors import InvalidArgument, MethodNotAllowed
 from .models import AckMode
 from .wire import SseEncoder
@@ -51,15 +51,28 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     if mode not in ("auto", "explicit"):
         raise InvalidArgument("ack must be auto or explicit")
     ack: AckMode = "explicit" if mode == "explicit" else "auto"
+    permissions.check_named(broker.settings, request.actor, name)
     owner = permissions.owner_of(request.actor)
     wanted = selector or (await broker.selector_of(owner, name) if name else selector)
     visible = await permissions.visible(datasette, request.actor, broker.name, wanted)
+
+    async def allowed() -> bool:
+        return await permissions.still_visible(datasette, request, broker.name, wanted, visible)
+
     async with broker.subscribe(
-        selector, encoder, visible=visible, owner=owner, name=name, where=where, ack=ack
+        selector,
+        encoder,
+        visible=visible,
+        owner=owner,
+        name=name,
+        where=where,
+        ack=ack,
+        party=permissions.party_of(request),
+        allowed=allowed,
     ) as live:
         response = EventSourceResponse(
             live.frames(),
-            headers=HEADERS,
+            headers={**HEADERS, **cors_headers(datasette)},
             ping=0,
             send_timeout=broker.settings.send_timeout_seconds,
             shutdown_grace_period=GOODBYE_SECONDS,

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from .hub import Encoder, Hub, Waiter
-from .models import AHEAD, Bye, Gap, Heartbeat, Page, Ready, Superseded
+from .models import AHEAD, End, Gap, Heartbeat, Page, Ready, Revoked
 
 #: Reads one page of the log after a position, of at most so many messages.
 ReadPage = Callable[[int, int], Awaitable[Page]]
@@ -49,6 +49,8 @@ class Stream:
         first_alone: bool = False,
         ahead: bool = False,
         max_unacked: int | None = None,
+        allowed: Callable[[], Awaitable[bool]] | None = None,
+        recheck_seconds: float = 60.0,
     ) -> None:
         self.position = position
         self._hub = hub
@@ -56,15 +58,19 @@ class Stream:
         self._read_page = read_page
         self._encoder = encoder
         self._send_bytes = send_bytes
-        self._heartbeat_seconds = heartbeat_seconds
+        #: How long a wait lasts: until a heartbeat is due, or the next look at the reader's rights.
+        self._patience = heartbeat_seconds if allowed is None else min(heartbeat_seconds, recheck_seconds)
         self._first_alone = first_alone
         #: What the next message is to say about a gap before it.
         self._missed = AHEAD if ahead else 0
         self._max_unacked = max_unacked
+        self._allowed = allowed
+        self._recheck_seconds = recheck_seconds
+        self._checked = asyncio.get_running_loop().time()
         #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
         self._unacked: deque[tuple[int, int]] = deque()
         self._in_flight = 0
-        self._end: Bye | Superseded | None = None
+        self._end: End | None = None
         self._ended = asyncio.Event()
 
     @property
@@ -73,11 +79,11 @@ class Stream:
         return self.position if self._waiter.woken else max(self.position, self._hub.head)
 
     @property
-    def end(self) -> Bye | Superseded | None:
+    def end(self) -> End | None:
         """Why the stream was told to end, if it was."""
         return self._end
 
-    def stop(self, reason: Bye | Superseded) -> None:
+    def stop(self, reason: End) -> None:
         """Let the stream end with this reason after the send that is under way."""
         if self._end is None:
             self._end = reason
@@ -111,6 +117,9 @@ class Stream:
             if frame:
                 yield frame
         while self._end is None:
+            if not await self._still_allowed():
+                self.stop(Revoked())
+                break
             room = self._room()
             if not room:
                 frame = await self._wait_for_acks()
@@ -145,9 +154,17 @@ class Stream:
             if count and self._first_alone:
                 self._first_alone = False
                 await self._first_message()
-        frame = encoder.event(self._end)
+        frame = encoder.event(self._end) if self._end is not None else b""
         if frame:
             yield frame
+
+    async def _still_allowed(self) -> bool:
+        """Ask, every ``recheck_seconds``, whether the reader may still have what it receives."""
+        now = asyncio.get_running_loop().time()
+        if self._allowed is None or now - self._checked < self._recheck_seconds:
+            return True
+        self._checked = now
+        return await self._allowed()
 
     def _move(self, position: int) -> None:
         if position > self.position:
@@ -169,14 +186,14 @@ class Stream:
     async def _wait_for_acks(self) -> bytes:
         """Wait until something is acknowledged; the heartbeat if nothing was in time."""
         self._waiter.rest()
-        woken = await self._waiter.wait(self._heartbeat_seconds)
+        woken = await self._waiter.wait(self._patience)
         return b"" if woken else self._encoder.event(Heartbeat(self.position))
 
     async def _wait(self) -> bytes:
         """Wait for the next message of this subscriber; the heartbeat if none came in time."""
         waiter = self._waiter
         waiter.rest()
-        woken = await waiter.wait(self._heartbeat_seconds)
+        woken = await waiter.wait(self._patience)
         if not woken:
             # Not woken: everything up to the head was for others.
             self._move(self._hub.head)

@@ -16,7 +16,20 @@ from typing import Any
 
 from .errors import InvalidArgument
 from .gen.db_pb2 import Kind, SubscribeResponse
-from .models import AHEAD, Bye, Event, Gap, Heartbeat, Item, Message, Payload, Ready, Superseded, check_message_id
+from .models import (
+    AHEAD,
+    Bye,
+    Event,
+    Gap,
+    Heartbeat,
+    Item,
+    Message,
+    Payload,
+    Ready,
+    Revoked,
+    Superseded,
+    check_message_id,
+)
 
 _ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
@@ -83,6 +96,8 @@ class SseEncoder:
                 name, data = "superseded", {"reason": "a newer connection has taken over this subscription"}
             case Bye():
                 name, data = "bye", {"reason": "the server is going away; connect again"}
+            case Revoked():
+                name, data = "bye", {"reason": "the right to receive these messages has ended or changed"}
         return f"event: {name}\ndata: {_json(data)}\n\n".encode()
 
 

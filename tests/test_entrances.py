@@ -1,0 +1,316 @@
+"""A table of actors, actions and entrances, with the expected outcome; run as one."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import itsdangerous
+import pytest
+from conftest import Server, Sse, sqlite_shell, wait_for
+
+from datasette_pubsub import schema
+from datasette_pubsub.config import Settings
+
+#: ada sees and publishes everything, bob only what is under open/, eve and visitors see open/ and publish nothing.
+CONFIG: dict[str, Any] = {
+    "plugins": {
+        "datasette-pubsub": {
+            "channel_rules": {
+                "open/*": {"view": True, "publish": {"id": ["ada", "bob", "root"]}},
+                "*": {"view": {"id": ["ada", "root"]}, "publish": {"id": ["ada", "root"]}},
+            },
+            "recheck_seconds": 0.2,
+        }
+    },
+    "permissions": {
+        "publish-message": {"id": ["ada", "root"]},
+        "insert-row": {"id": ["ada", "bob", "eve", "root"]},
+        "update-row": {"id": ["ada", "bob", "root"]},
+        "delete-row": {"id": ["ada", "bob", "root"]},
+        "execute-write-sql": {"id": ["ada", "bob", "eve", "root"]},
+        "execute-sql": {"id": ["ada", "root"]},
+    },
+}
+
+
+def headers(actor: str | None) -> dict[str, str]:
+    if actor is None:
+        return {}
+    token = itsdangerous.URLSafeSerializer("tests", "actor").dumps({"a": {"id": actor}})
+    return {"Cookie": f"ds_actor={token}", "Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server], tmp_path: Path) -> Server:
+    path = tmp_path / "data.db"
+    conn = sqlite3.connect(path)
+    schema.set_durability(conn, Settings())
+    schema.install(conn, Settings())
+    conn.close()
+    sqlite_shell(path, "INSERT INTO vpubsub (channel, payload) VALUES ('open/1', 'for all'), ('secret', 'hidden text')")
+    return serve(config=CONFIG)
+
+
+# -- entrances: each says whether the actor got in -----------------------------------------------------------
+
+
+def view_sse(server: Server, actor: str | None, channel: str) -> bool:
+    url, params = f"{server.pubsub}/-/stream", {"channel": channel, "start": "earliest"}
+    with httpx.stream("GET", url, params=params, headers=headers(actor)) as response:
+        return response.status_code == 200
+
+
+def view_pattern(server: Server, actor: str | None, channel: str) -> bool:
+    try:
+        with Sse(f"{server.pubsub}/-/stream", headers=headers(actor), pattern="*", start="earliest") as reader:
+            seen = set()
+            while (event := reader.event())["event"] == "message":
+                seen.add(event["data"]["channel"])
+            return channel in seen
+    except AssertionError:
+        return False
+
+
+def view_connect(server: Server, actor: str | None, channel: str) -> bool:
+    message = json.dumps({"dbName": "data", "channel": channel, "start": "START_EARLIEST"}).encode()
+    body = struct.pack(">BI", 0, len(message)) + message
+    with httpx.stream(
+        "POST",
+        f"{server.url}/db.v1.DbService/Subscribe",
+        content=body,
+        headers={**headers(actor), "Content-Type": "application/connect+json"},
+    ) as response:
+        first = next(response.iter_bytes())
+    return b"permission_denied" not in first
+
+
+def view_listing(server: Server, actor: str | None, channel: str) -> bool:
+    rows = httpx.get(f"{server.pubsub}/-/channels.json", headers=headers(actor)).json()["channels"]
+    return channel in [row["channel"] for row in rows]
+
+
+def view_viewer(server: Server, actor: str | None, channel: str) -> bool:
+    page = httpx.get(server.pubsub, headers=headers(actor)).text
+    own = httpx.get(f"{server.pubsub}/{channel}", headers=headers(actor)).status_code == 200
+    payload = {"open/1": "for all", "secret": "hidden text"}[channel]
+    assert (payload in page) == own
+    return own
+
+
+def view_check(server: Server, actor: str | None, channel: str) -> bool:
+    rows = httpx.get(f"{server.url}/-/allowed.json", params={"action": "view-channel"}, headers=headers(actor)).json()
+    return ("data", channel) in {(row["parent"], row["child"]) for row in rows["items"]}
+
+
+def view_table(server: Server, actor: str | None, channel: str) -> bool:
+    """The log as Datasette shows tables: a side door to every channel at once."""
+    outcomes = set()
+    for table in ("pubsub_messages", "vpubsub", "pubsub_subscriptions", "pubsub_trims", "pubsub_released"):
+        for address in (table, f"{table}.json"):
+            answer = httpx.get(f"{server.url}/data/{address}", headers=headers(actor))
+            outcomes.add(answer.status_code == 200)
+            if answer.status_code != 200:
+                assert "hidden text" not in answer.text
+    answer = httpx.get(f"{server.pubsub}/-/snapshot.json", params={"table": "pubsub_messages"}, headers=headers(actor))
+    outcomes.add(answer.status_code == 200)
+    assert len(outcomes) == 1, "all of them alike"
+    return outcomes.pop()
+
+
+def publish_http(server: Server, actor: str | None, channel: str) -> bool:
+    url, message = f"{server.pubsub}/-/publish", {"channel": channel, "payload": "x"}
+    return httpx.post(url, json=message, headers=headers(actor)).status_code == 200
+
+
+def publish_connect(server: Server, actor: str | None, channel: str) -> bool:
+    message = {"dbName": "data", "items": [{"channel": channel, "payload": "x"}]}
+    url = f"{server.url}/db.v1.DbService/PublishBatch"
+    return httpx.post(url, json=message, headers=headers(actor)).status_code == 200
+
+
+def publish_sql_page(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.get(
+        f"{server.url}/data/-/query.json",
+        params={"sql": "SELECT publish_batch(:channel, 'x')", "channel": channel},
+        headers=headers(actor),
+    )
+    return answer.status_code == 200
+
+
+def publish_write_page(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.post(
+        f"{server.url}/data/-/execute-write",
+        data={"sql": f"INSERT INTO vpubsub (channel, payload) VALUES ('{channel}', 'x')"},
+        headers={**headers(actor), "Accept": "application/json"},
+    )
+    return answer.status_code == 200
+
+
+def publish_write_api(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.post(
+        f"{server.url}/data/pubsub_messages/-/insert",
+        json={"row": {"channel": channel, "payload": "x"}},
+        headers=headers(actor),
+    )
+    return answer.status_code in (200, 201)
+
+
+def alter_row(server: Server, actor: str | None, channel: str) -> bool:
+    done = [
+        httpx.post(
+            f"{server.url}/data/pubsub_messages/1/-/update", json={"update": {"payload": "y"}}, headers=headers(actor)
+        ),
+        httpx.post(f"{server.url}/data/pubsub_messages/1/-/delete", json={}, headers=headers(actor)),
+        httpx.post(
+            f"{server.url}/data/-/execute-write",
+            data={"sql": "DELETE FROM pubsub_messages"},
+            headers={**headers(actor), "Accept": "application/json"},
+        ),
+    ]
+    return any(answer.status_code == 200 for answer in done)
+
+
+EVERYONE = ("ada", "bob", "eve", None)
+WHO: dict[Callable[[Server, str | None, str], bool], dict[str, set[str | None]]] = {
+    view_sse: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_pattern: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_connect: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_listing: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_viewer: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_check: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_table: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_http: {"open/1": {"ada", "bob"}, "open/new": {"ada", "bob"}, "secret": {"ada"}, "new": {"ada"}},
+    publish_connect: {"open/1": {"ada", "bob"}, "open/new too": {"ada", "bob"}, "secret": {"ada"}},
+    # These pages need execute-sql, or the right to insert any message.
+    publish_sql_page: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_write_page: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_write_api: {"open/1": {"ada"}, "secret": {"ada"}},
+    alter_row: {"open/1": set()},
+}
+
+
+def test_every_actor_at_every_entrance(server: Server) -> None:
+    wrong = []
+    for entrance, expected in WHO.items():
+        for channel, allowed in expected.items():
+            for actor in EVERYONE:
+                got_in = entrance(server, actor, channel)
+                if got_in != (actor in allowed):
+                    wrong.append(f"{entrance.__name__}({actor}, {channel}): {got_in}")
+    assert not wrong
+    assert server.rows("SELECT payload FROM pubsub_messages WHERE id = 1") == [("for all",)]
+    # The command line works on the file: whoever may open it may do everything.
+    shown = subprocess.run(
+        [sys.executable, "-m", "datasette", "pubsub", "tail", str(server.path), "secret", "-n", "1"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "secret" in shown.stdout
+    assert "execute-sql" in server.log, "the operator is warned at start"
+
+
+def test_without_rules_a_visitor_can_do_only_what_he_could_do_before(serve: Callable[..., Server]) -> None:
+    server = serve(config={})
+    sqlite_shell(server.path, "INSERT INTO existing VALUES (1)")
+    for page in ("", "/data", "/data/existing", "/data/existing.json", "/-/actor.json"):
+        assert httpx.get(f"{server.url}{page}").status_code == 200
+    assert not publish_http(server, None, "a")
+    assert not publish_connect(server, None, "a")
+    assert not publish_sql_page(server, None, "a")
+    assert not publish_write_page(server, None, "a")
+    assert not publish_write_api(server, None, "a")
+    assert server.rows("SELECT name FROM sqlite_master WHERE name LIKE '%pubsub%'") == [], "nothing was even prepared"
+
+
+def test_a_stream_ends_when_its_right_ends(serve: Callable[..., Server], tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    revoked = tmp_path / "revoked"
+    (plugins / "rule.py").write_text(
+        "import os\nfrom datasette import hookimpl\nfrom datasette.permissions import PermissionSQL\n"
+        "@hookimpl\ndef permission_resources_sql(datasette, actor, action):\n"
+        f"    if action == 'view-channel' and os.path.exists({str(revoked)!r}):\n"
+        "        return PermissionSQL(sql=\"SELECT 'data' AS parent, 'a' AS child, 0 AS allow, 'r' AS reason\")\n"
+    )
+    config = {"permissions": {"publish-message": True}, "plugins": {"datasette-pubsub": {"recheck_seconds": 0.2}}}
+    server = serve(config=config, options=["--plugins-dir", str(plugins)])
+    server.publish(channel="a", payload="x")
+    url = f"{server.pubsub}/-/stream"
+    with Sse(url, channel="a", start="earliest") as reader, Sse(url, pattern="*") as by_pattern:
+        reader.until("ready")
+        by_pattern.until("ready")
+        server.publish(channel="a", payload="y")
+        assert reader.messages(1)[0]["payload"] == by_pattern.messages(1)[0]["payload"] == "y"
+        revoked.touch()
+        for one in (reader, by_pattern):
+            assert "right" in one.until("bye")["data"]["reason"]
+            with pytest.raises(EOFError):
+                one.event()
+    assert httpx.get(url, params={"channel": "a"}).status_code == 403
+
+
+def test_a_stream_ends_when_its_token_expires(serve: Callable[..., Server]) -> None:
+    config = {
+        "allow": {"id": "root"},
+        "plugins": {"datasette-pubsub": {"recheck_seconds": 0.2}},
+    }
+    server = serve(config=config, options=["--root"])
+    command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", "--expires-after", "4"]
+    token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with Sse(f"{server.pubsub}/-/stream", headers={"Authorization": f"Bearer {token}"}, channel="a") as reader:
+        reader.until("ready")
+        reader.until("bye")
+
+
+def test_anonymous_subscriptions_can_be_turned_off(serve: Callable[..., Server]) -> None:
+    server = serve(config={"plugins": {"datasette-pubsub": {"anonymous_subscriptions": False}}})
+    url = f"{server.pubsub}/-/stream"
+    refused = httpx.get(url, params={"channel": "a", "subscription": "s"})
+    assert (refused.status_code, "anonymous_subscriptions" in refused.json()["error"]) == (403, True)
+    with Sse(url, channel="a") as reader:
+        reader.until("ready")
+    with Sse(url, headers=headers("ada"), channel="a", subscription="s") as reader:
+        reader.until("ready")
+
+
+def test_streams_per_actor_are_bounded(serve: Callable[..., Server]) -> None:
+    server = serve(config={"plugins": {"datasette-pubsub": {"max_subscribers_per_actor": 2, "max_subscribers": 4}}})
+    url = f"{server.pubsub}/-/stream"
+
+    def full(actor: str | None) -> httpx.Response:
+        return httpx.get(url, params={"channel": "a"}, headers=headers(actor))
+
+    with Sse(url, headers=headers("ada"), channel="a"), Sse(url, headers=headers("ada"), channel="a"):
+        refused = full("ada")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert "limit is 2 (max_subscribers_per_actor)" in refused.json()["error"]
+        with Sse(url, channel="a"), Sse(url, headers=headers("bob"), channel="a"):
+            assert "limit is 4 (max_subscribers)" in full("eve").json()["error"]
+    wait_for(lambda: view_sse(server, "ada", "a"), "a place is free again")
+
+
+def test_tokens_with_restrictions(serve: Callable[..., Server]) -> None:
+    server = serve(config={}, options=["--root"])
+    server_publish = f"{server.pubsub}/-/publish"
+
+    def token(*options: str) -> dict[str, str]:
+        command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", *options]
+        made = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return {"Authorization": f"Bearer {made}"}
+
+    def publish(head: dict[str, str], channel: str) -> int:
+        return httpx.post(server_publish, json={"channel": channel, "payload": "x"}, headers=head).status_code
+
+    assert publish(token(), "a") == 200
+    assert publish(token("--all", "view-channel"), "a") == 403
+    assert publish(token("--all", "publish-message"), "a") == 200
+    assert publish(token("--database", "data", "publish-message"), "a") == 200
+    assert publish(token("--resource", "data", "a", "publish-message"), "a") == 200
+    assert publish(token("--resource", "data", "a", "publish-message"), "b") == 403
