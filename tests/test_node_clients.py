@@ -57,7 +57,7 @@ def _is_older(path: Path, *sources: Path) -> bool:
     return not path.exists() or any(path.stat().st_mtime < source.stat().st_mtime for source in sources)
 
 
-def _prepared(version: str) -> Path:
+def prepared(version: str) -> Path:
     """The folder of these clients, with its packages installed and its code generated."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
@@ -73,12 +73,12 @@ def _prepared(version: str) -> Path:
 
 @pytest.fixture(scope="session")
 def v1() -> Path:
-    return _prepared("v1")
+    return prepared("v1")
 
 
 @pytest.fixture(scope="session")
 def v2() -> Path:
-    return _prepared("v2")
+    return prepared("v2")
 
 
 # -- the client of the description, as it was first written --------------------

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from browser import running
 from conftest import Server, sqlite_shell
+from test_node_clients import prepared
 
 from datasette_pubsub.config import Settings
 
@@ -94,7 +95,7 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path) -> None:
             script.write_text(code)
             assert run(f"{sys.executable} example.py") == "1 Application started\n"
         elif kind == "typescript":
-            folder = ROOT / "tests" / "node" / "v2"
+            folder = prepared("v2")
             script = folder / f"readme_{server.port}.ts"
             script.write_text(code)
             command = ["npx", "tsx", script.name]
