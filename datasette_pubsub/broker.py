@@ -374,8 +374,7 @@ class Broker:
         is open under the same name is told that it was superseded. ``visible``
         is what the reader is allowed to receive of it all, and ``allowed`` is
         asked now and then whether it still is. ``party`` is whom the stream
-        counts for. Raises
-        :class:`~.errors.PubsubError` before anything is sent.
+        counts for. Raises :class:`~.errors.PubsubError` before anything is sent.
         """
         if self._closing:
             raise Unavailable("the server is going away; try again")
@@ -394,6 +393,9 @@ class Broker:
             check_subscription_name(name)
             self.check_writable()
             subscription = await self._open(owner, name, selector, where)
+            if subscription.new:
+                # SQLite may have given it the number of one that was deleted.
+                self._batcher.forget_cursor(subscription.id)
             selector = subscription.selector
         elif ack == "explicit":
             raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
@@ -500,6 +502,8 @@ class Broker:
                 await self.trim()
             except PubsubError as error:
                 logger.warning("database %s: not trimmed: %s", self.name, error.message)
+            except Exception:
+                logger.exception("database %s: not trimmed; trying again later", self.name)
             await asyncio.sleep(self.settings.trim_seconds)
 
     async def trim(self) -> int:
