@@ -28,6 +28,10 @@ CHUNK_MESSAGES = 1000
 #: (about 0.2 ms) is small beside it.
 PAGE_MESSAGES = 1000
 
+#: How long a request's body may take to arrive, in seconds: a body of the
+#: largest size over a slow line, and not for ever.
+BODY_SECONDS = 60.0
+
 #: The longest retention, in days: a hundred years, which is as good as for ever.
 MAX_DAYS = 36_500
 

@@ -6,6 +6,7 @@ text that was not meant for the caller leaves it.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
@@ -18,7 +19,8 @@ from datasette.utils.asgi import Request, Response
 
 from .broker import Broker
 from .brokers import brokers
-from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, UnsupportedMediaType
+from .config import BODY_SECONDS
+from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooSlow, UnsupportedMediaType
 from .models import ANYWHERE, Start, Where, check_message_id, check_since
 from .selector import Selector
 
@@ -98,14 +100,41 @@ def broker_of(datasette: Datasette, request: Request) -> Broker:
     return brokers(datasette).of(name)
 
 
+#: What :func:`in_time` hands on instead of a part of the body that is late.
+TOO_SLOW = "pubsub.too_slow"
+
+
+def in_time(receive: Any) -> Any:
+    """An ASGI ``receive`` whose body must be complete within ``BODY_SECONDS``."""
+    end = asyncio.get_running_loop().time() + BODY_SECONDS
+    complete = False
+
+    async def bounded() -> Any:
+        nonlocal complete
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            return {"type": TOO_SLOW}
+        complete = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    return bounded
+
+
 async def read_body(request: Request, receive: Any, limit: int) -> bytes:
     """The body, of at most ``limit`` bytes, counted while reading. Raises :class:`TooLarge`."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMediaType("content-encoding: only identity, an uncompressed body, is read here")
     parts: list[bytes] = []
     size = 0
+    receive = in_time(receive)
     while True:
         message = await receive()
+        if message["type"] == TOO_SLOW:
+            raise TooSlow(f"the request's body took longer than {BODY_SECONDS:g} seconds")
         if message["type"] == "http.disconnect":
             raise InvalidArgument("the request ended before its body was complete")
         part = message.get("body", b"")

@@ -74,6 +74,13 @@ class TooLarge(PubsubError):
     code = "resource_exhausted"
 
 
+class TooSlow(PubsubError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "deadline_exceeded"
+
+
 class TooMany(PubsubError):
     """A queue or a table of subscribers is full; nothing was stored."""
 

@@ -24,7 +24,7 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions, shutdown
 from .brokers import Brokers, brokers
-from .edge import cors_headers, internal
+from .edge import TOO_SLOW, cors_headers, in_time, internal
 from .errors import InvalidArgument, PubsubError
 from .gen.db_connect import DbServiceASGIApplication
 from .gen.db_pb2 import (
@@ -260,6 +260,17 @@ def application(datasette: Datasette) -> DbServiceASGIApplication:
     return found
 
 
+def _receiver(receive: Any) -> Any:
+    """A ``receive`` for the library: a body that is too slow looks like one that was broken off."""
+    bounded = in_time(receive)
+
+    async def received() -> Any:
+        message = await bounded()
+        return {"type": "http.disconnect"} if message["type"] == TOO_SLOW else message
+
+    return received
+
+
 async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """Routed by Datasette, so after its actor and cross-site checks."""
     content_type = request.headers.get("content-type", "")
@@ -273,7 +284,7 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
     token = _call.set(_Call(request, sender))
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
-        await application(datasette)(inner, receive, cast(Any, sender))
+        await application(datasette)(inner, _receiver(receive), cast(Any, sender))
     except OSError:
         if not sender.stuck:
             raise

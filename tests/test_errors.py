@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -286,3 +287,18 @@ def test_a_full_queue_pushes_back(serve: Callable[..., Server]) -> None:
     assert refused[0].headers["retry-after"] == "1"
     stored = server.rows("SELECT count(*) FROM pubsub_messages WHERE payload = 'y'")
     assert stored == [(6 * len(accepted),)]
+
+
+def test_a_body_that_does_not_arrive(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """A body in drips ends after a fixed time; here of a server whose patience is short."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "impatient.py").write_text("from datasette_pubsub import edge\nedge.BODY_SECONDS = 0.5\n")
+    server = serve(options=["--plugins-dir", str(plugins)])
+    for path, told in (("/data/-/pubsub/-/publish", b"408"), ("/db.v1.DbService/PublishBatch", b"")):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
+            sock.sendall(head.encode())
+            answer = sock.recv(65536)
+            assert told in answer.partition(b"\r\n")[0], answer
+    assert server.publish(channel="a", payload="x") == [1]
