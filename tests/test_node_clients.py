@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import json
 import re
@@ -62,13 +63,20 @@ def prepared(version: str) -> Path:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
     folder = HERE / "node" / version
+    # Tests run side by side, and one of them does it for all.
+    with (folder / "package.json").open() as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        _prepare(folder)
+    return folder
+
+
+def _prepare(folder: Path) -> None:
     lock, installed = folder / "package-lock.json", folder / "node_modules" / ".package-lock.json"
     if _is_older(installed, lock):
         _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder, timeout=300)
         installed.touch()
     if _is_older(folder / "gen" / "db" / "v1" / "db_pb.ts", installed, folder / "buf.gen.yaml", PROTO):
         _run(["npx", "--no", "buf", "generate"], folder, timeout=120)
-    return folder
 
 
 @pytest.fixture(scope="session")
