@@ -1,5 +1,9 @@
 """datasette-pubsub: every SQLite database that Datasette serves is a durable publish/subscribe broker."""
 
+import sys
+
+from datasette.plugins import pm
+
 from .hooks import (
     actor_from_request,
     asgi_wrapper,
@@ -31,3 +35,10 @@ __all__ = [
     "track_event",
     "write_wrapper",
 ]
+
+# Who imports this package before Datasette makes Datasette find it half done, without its hooks.
+_this = sys.modules[__name__]
+if pm.is_registered(_this) and not pm.get_hookcallers(_this):
+    _name = pm.get_name(_this)
+    pm.unregister(_this)
+    pm.register(_this, _name)

@@ -6,6 +6,7 @@ The law of this module: JSON in, JSON out, every field checked here by name.
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from datasette.resources import DatabaseResource, TableResource
@@ -118,5 +119,12 @@ async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datase
             raise InvalidArgument(f"sql: {error}") from None
         params = {name: request.args[name] for name in request.args if name not in ("sql", "table")}
         columns, rows, head = await broker.snapshot(statement, params)
-    body = {"ok": True, "head": str(head), "rows": [dict(zip(columns, row, strict=True)) for row in rows]}
+    body = {"ok": True, "head": str(head), "rows": [dict(zip(columns, map(_finite, row), strict=True)) for row in rows]}
     return Response(json.dumps(body, cls=CustomJSONEncoder), content_type="application/json; charset=utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """A value as JSON has it: numbers that are none are text, as in Protobuf's JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value

@@ -22,7 +22,7 @@ from datasette.utils import sqlite_timelimit
 from . import log, retention, schema, subscriptions
 from .batcher import Batcher, Committed
 from .catchup import CatchUp
-from .config import Settings
+from .config import MAX_SNAPSHOT_BYTES, Settings
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
 from .hub import Encoder, Hub
 from .models import ANYWHERE, AckMode, Bye, Item, Message, Page, Superseded, Where, check_subscription_name
@@ -289,20 +289,28 @@ class Broker:
 
         def read(conn: sqlite3.Connection) -> tuple[list[str], list[Any], int]:
             conn.execute("BEGIN")
+            longest = conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SNAPSHOT_BYTES)
             try:
                 head = log.head(conn)
                 with sqlite_timelimit(conn, self._datasette.setting("sql_time_limit_ms")):
                     cursor = conn.execute(statement, params)
-                    return [column[0] for column in cursor.description], cursor.fetchmany(limit + 1), head
+                    rows: list[Any] = []
+                    size = 0
+                    for row in cursor:
+                        rows.append(row)
+                        size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+                        if len(rows) > limit:
+                            raise TooLarge(f"more than {limit} rows (max_snapshot_rows)")
+                        if size > MAX_SNAPSHOT_BYTES:
+                            raise TooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes in one snapshot")
+                    return [column[0] for column in cursor.description], rows, head
             except sqlite3.Error as error:
                 raise InvalidArgument(f"sql: {error}") from None
             finally:
+                conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
                 conn.execute("ROLLBACK")
 
-        columns, rows, head = await self.read(read)
-        if len(rows) > limit:
-            raise TooLarge(f"more than {limit} rows (max_snapshot_rows)")
-        return columns, rows, head
+        return await self.read(read)
 
     async def refresh(self) -> None:
         """Bring the hub up to the log's head."""

@@ -32,6 +32,10 @@ PAGE_MESSAGES = 1000
 #: largest size over a slow line, and not for ever.
 BODY_SECONDS = 60.0
 
+#: Largest value in a snapshot, and all its values together, in bytes: it is
+#: held in memory, and SQL can make much of little.
+MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
+
 #: The longest retention, in days: a hundred years, which is as good as for ever.
 MAX_DAYS = 36_500
 

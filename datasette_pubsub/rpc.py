@@ -24,7 +24,7 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions, shutdown
 from .brokers import Brokers, brokers
-from .edge import TOO_SLOW, cors_headers, in_time, internal
+from .edge import TOO_SLOW, cors_headers, in_time, internal, preflight
 from .errors import InvalidArgument, PubsubError
 from .gen.db_connect import DbServiceASGIApplication
 from .gen.db_pb2 import (
@@ -273,10 +273,16 @@ def _receiver(receive: Any) -> Any:
 
 async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """Routed by Datasette, so after its actor and cross-site checks."""
-    content_type = request.headers.get("content-type", "")
-    if re.match(r"application/grpc(\+|;|$)", content_type) and "http.response.trailers" not in scope.get(
-        "extensions", {}
-    ):
+    if request.method == "OPTIONS":
+        return preflight(datasette)
+    for name, value in scope["headers"]:
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            told = {"code": "invalid_argument", "message": f"header {name.decode('latin-1')} is not UTF-8"}
+            return Response.json(told, status=400)
+    is_grpc = re.match(r"application/grpc(\+|;|$)", request.headers.get("content-type", ""))
+    if is_grpc and "http.response.trailers" not in scope.get("extensions", {}):
         # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
         told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
         return Response("", status=200, headers=told, content_type="application/grpc")

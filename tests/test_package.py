@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -69,7 +70,13 @@ asyncio.run(main())
     subprocess.run(["sqlite3", "data.db", "CREATE TABLE t (id)"], cwd=tmp_path, check=True)
     files = [path.name for path in (ROOT / "static").iterdir()]
     run = subprocess.run(
-        [str(python), "-c", script, *files], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [str(python), "-c", script, *files],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert run.stdout == "served\n", run.stderr
 
@@ -84,3 +91,14 @@ def test_dependencies_have_bounds() -> None:
     assert all(">=" in dependency for dependency in project["dependencies"])
     assert not any("connect-python" in dependency for dependency in project["dependencies"])
     assert project["entry-points"]["datasette"] == {"pubsub": "datasette_pubsub"}
+
+
+@pytest.mark.parametrize("first", ["datasette.app", "datasette_pubsub", "datasette_pubsub.config", "datasette.plugins"])
+def test_whatever_is_imported_first(first: str) -> None:
+    script = (
+        f"import {first}, datasette_pubsub\nfrom datasette.app import Datasette\nfrom datasette.plugins import pm\n"
+        "print(sorted({caller.name for caller in pm.get_hookcallers(datasette_pubsub)}))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "'register_routes'" in run.stdout, run.stderr
+    assert "'prepare_connection'" in run.stdout
