@@ -74,9 +74,10 @@ async def subscriptions(scope: Any, receive: Any, send: Any, request: Request, d
     """``GET …/subscriptions.json``: the actor's own subscriptions."""
     _require(request, "GET")
     broker = broker_of(datasette, request)
-    if not await permissions.may_view(datasette, request.actor, broker.name):
+    verdicts = await permissions.rights(datasette, request.actor, permissions.VIEW, broker.name)
+    if verdicts.nothing:
         raise PermissionDenied(f"permission denied: {permissions.VIEW} on database {broker.name}")
-    rows = await broker.subscriptions(permissions.owner_of(request.actor))
+    rows = await broker.subscriptions(permissions.owner_of(request.actor), verdicts)
     return Response.json({"ok": True, "database": broker.name, "subscriptions": rows})
 
 

@@ -26,7 +26,7 @@ from .config import MAX_SNAPSHOT_BYTES, Settings
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
 from .hub import Encoder, Hub
 from .models import ANYWHERE, AckMode, Bye, Item, Message, Page, Superseded, Where, check_subscription_name
-from .selector import Selector
+from .selector import ALL, Selector, Verdicts
 from .stream import Stream
 from .subscriptions import Subscription
 from .watcher import Watcher
@@ -248,14 +248,18 @@ class Broker:
 
         return await self.read(find)
 
-    async def subscriptions(self, owner: str) -> list[dict[str, Any]]:
-        """An owner's subscriptions, with their lag and whether a subscriber is connected."""
+    async def subscriptions(self, owner: str, verdicts: Verdicts = ALL) -> list[dict[str, Any]]:
+        """An owner's subscriptions, with whether a subscriber is connected, and their lag in what the owner may see."""
 
         def read(conn: sqlite3.Connection) -> list[tuple[Subscription, int]]:
             if not schema.installed(conn):
                 return []
             own = [found for found in subscriptions.everyone(conn) if found.owner == owner]
-            return [(found, log.count_after(conn, found.selector, found.cursor)) for found in own]
+            return [(found, log.count_after(conn, seen(found.selector), found.cursor)) for found in own]
+
+        def seen(selector: Selector) -> Selector:
+            allowed = frozenset(filter(verdicts.allows, selector.channels))
+            return Selector(allowed, selector.patterns, verdicts)
 
         return [
             {

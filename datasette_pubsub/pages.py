@@ -287,7 +287,9 @@ def database_link(
     """The entry in a database's menu, for those who may see messages of it."""
 
     async def link() -> list[dict[str, str]]:
-        if brokers(datasette).find(database) is None or not await permissions.may_view(datasette, actor, database):
+        if brokers(datasette).find(database) is None:
+            return []
+        if (await permissions.rights(datasette, actor, permissions.VIEW, database)).nothing:
             return []
         return [
             {

@@ -216,6 +216,30 @@ def test_every_actor_at_every_entrance(server: Server) -> None:
     assert "execute-sql" in server.log, "the operator is warned at start"
 
 
+def test_what_is_hidden_is_not_counted(server: Server) -> None:
+    """Not in the lag of a subscription by pattern, not in a gap."""
+    url = f"{server.pubsub}/-/stream"
+    for actor, lag in (("ada", 2), ("bob", 1)):
+        with Sse(url, headers=headers(actor), pattern="*", subscription="all", ack="explicit") as reader:
+            reader.messages(lag)
+            listing = httpx.get(f"{server.pubsub}/-/subscriptions.json", headers=headers(actor)).json()
+            assert [row["lag"] for row in listing["subscriptions"]] == [lag]
+    subprocess.run(
+        [sys.executable, "-m", "datasette", "pubsub", "trim", str(server.path), "--pattern", "*", "--messages", "1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    sqlite_shell(server.path, "INSERT INTO vpubsub (channel, payload) VALUES ('secret', 's2'), ('open/1', 'o2')")
+    subprocess.run(
+        [sys.executable, "-m", "datasette", "pubsub", "trim", str(server.path), "--pattern", "*", "--messages", "1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for actor, missed in (("ada", "2"), ("bob", "1")):
+        with Sse(url, headers=headers(actor), pattern="*", subscription="all", ack="explicit") as reader:
+            assert reader.until("gap")["data"]["missed"] == missed
+    link = "/data/-/pubsub"
+    assert link in httpx.get(f"{server.url}/data", headers=headers("bob")).text
+
+
 def test_without_rules_a_visitor_can_do_only_what_he_could_do_before(serve: Callable[..., Server]) -> None:
     server = serve(config={})
     sqlite_shell(server.path, "INSERT INTO existing VALUES (1)")
