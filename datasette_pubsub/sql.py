@@ -136,15 +136,22 @@ class _Aggregate:
 
 
 class _ThroughBatcher(_Aggregate):
-    """On a read-only connection: every chunk is durable before the next is taken."""
+    """On a read-only connection: every chunk is durable before the next is taken.
+
+    From the first chunk on, Datasette's time limit for SQL does not end the
+    statement any more: what is on disk cannot be taken back, and the caller
+    could not tell where it stopped.
+    """
 
     def __init__(self, settings: Settings, conn: sqlite3.Connection, publish: Publish) -> None:
         super().__init__(settings)
         self._publish = publish
+        self._conn = conn
         self._blocks = conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal"
 
     def take(self, chunk: list[Item]) -> None:
         self._publish(chunk, self._blocks)
+        self._conn.set_progress_handler(None, 0)
 
 
 class _InTransaction(_Aggregate):
