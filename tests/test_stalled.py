@@ -163,6 +163,7 @@ def test_readers_that_take_nothing(serve: Callable[..., Server], many_files: Cal
         "send_timeout_seconds": SEND_TIMEOUT_SECONDS,
         # One more than there are: nobody else gets in while they hold on, and all can come back afterwards.
         "max_subscribers": count + 1,
+        "max_subscribers_per_actor": count + 1,
     }
     server = serve(config={**OPEN, "plugins": {"datasette-pubsub": plugin}})
     server.publish(channel="a", payload="first")
