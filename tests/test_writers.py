@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Server, Sse, sqlite_shell, wait_for
+from conftest import DEADLINE, Server, Sse, sqlite_shell, wait_for
+from raw import RawConnect
 
 COUNT = 40
 WRITER = Path(__file__).parent / "writer.py"
@@ -49,12 +51,17 @@ def test_the_acceptance_script_in_the_sqlite3_shell(serve: Callable[..., Server]
     server = serve()
     server.publish(channel="first", payload="installs the log")
     script = (Path(__file__).parent / "seed.sql").read_text()
-    with Sse(f"{server.pubsub}/-/stream", pattern="*") as reader:
+    connect = RawConnect(server, patterns=["*"], status=True)
+    with Sse(f"{server.pubsub}/-/stream", pattern="*") as reader, contextlib.closing(connect):
         reader.until("ready")
+        connect.until(lambda: connect.ready, "ready", DEADLINE)
         sqlite_shell(server.path, script)
+        # It takes note of ids that are doubled or out of order by itself; one more would be there before the end.
+        connect.until(lambda: connect.ids == 10_002, "1 + 1 + 10,000 over Connect", DEADLINE)
         received = reader.messages(10_002)
         server.publish(channel="end", payload="end")
         assert reader.messages(1)[0]["payload"] == "end"
+        connect.until(lambda: connect.ids == 10_003, "the end", DEADLINE)
     channels = [message["channel"] for message in received]
     assert channels == ["logs", "security_alerts", *["metrics"] * 10_000]
     ids = [int(message["messageId"]) for message in received]
