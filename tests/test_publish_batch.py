@@ -102,7 +102,7 @@ def test_the_time_limit_does_not_cut_it_in_two(serve: Callable[..., Server], tmp
     statement = PUBLISH.replace("10000", "40000")
     answer = query(server, "writer", SAME_ORIGIN, statement).json()
     stored = server.rows("SELECT count(*) FROM pubsub_messages")[0][0]
-    assert answer["rows"] == [{"published": 40000}] if stored else "interrupt" in answer["error"].lower(), answer
+    assert answer["rows"] == [{"published": 40000}] if stored else not answer["ok"], answer
     assert stored in (0, 40000), "all or, where the limit comes before the first batch, nothing"
 
 
