@@ -6,8 +6,6 @@ table that works without scripts; the script goes on from the id stamped on it.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable
@@ -21,8 +19,8 @@ from datasette.utils.asgi import Request, Response
 from . import permissions
 from .broker import Broker
 from .brokers import brokers
-from .edge import broker_of, internal
-from .errors import PubsubError
+from .edge import broker_of
+from .frame import shown
 from .models import Message, check_channel, check_message_id
 from .schema import LOG
 from .selector import Selector
@@ -60,48 +58,13 @@ _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 
+@shown
 async def viewer(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET /<db>/-/pubsub`` and ``GET /<db>/-/pubsub/<channel>``: the newest messages, then live.
 
     With ``before=<id>``: the messages before that one, which stay as they are.
     """
-    try:
-        html = await _page(request, datasette)
-        return Response.html(html, headers={"Content-Security-Policy": await _policy(datasette)})
-    except PubsubError as error:
-        shown = error
-    except Exception as error:
-        shown = internal(error)
-    html = await datasette.render_template(
-        ["error.html"], {"ok": False, "error": shown.message, "status": shown.status, "title": None}, request=request
-    )
-    return Response.html(html, status=shown.status)
-
-
-async def _policy(datasette: Datasette) -> str:
-    """A content security policy under which no script runs that a message brings.
-
-    Datasette's frame has small inline scripts, and other plugins may add files:
-    exactly those that stand in a page without messages are allowed.
-    """
-    found: str | None = getattr(datasette, "_pubsub_policy", None)
-    if found is None:
-        frame = await datasette.render_template(["base.html"], {}, view_name="pubsub")
-        sources = {"'self'"}
-        for attributes, script in re.findall(r"<script([^>]*)>(.*?)</script>", frame, re.DOTALL):
-            origin = re.search(r'src="(https?://[^/"]+)', attributes)
-            if origin:
-                sources.add(origin[1])
-            elif "src=" not in attributes:
-                digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-                sources.add(f"'sha256-{digest}'")
-        found = (
-            f"default-src 'self'; script-src {' '.join(sorted(sources))}; style-src 'self' 'unsafe-inline' https:; "
-            "img-src 'self' data: https:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-            "frame-ancestors 'self'"
-        )
-        datasette._pubsub_policy = found
-    return found
+    return Response.html(await _page(request, datasette))
 
 
 async def _page(request: Request, datasette: Datasette) -> str:

@@ -12,6 +12,7 @@
  */
 
 import { connect } from "./pubsub.js";
+import { element, localise, tildeEncode, timeElement } from "./pubsub_dom.js";
 import { present, visible } from "./pubsub_text.js";
 
 /** Shortest time between two changes of the page, in ms: it stays usable at hundreds of messages a second. */
@@ -22,43 +23,6 @@ const MARKED_ROWS = 10;
 
 /** Most channels that are listed. As in pages.py. */
 const LISTED_CHANNELS = 100;
-
-/** Datasette's own encoding of names in addresses. */
-function tildeEncode(text) {
-  let out = "";
-  for (const byte of new TextEncoder().encode(text)) {
-    const char = String.fromCharCode(byte);
-    if (/[A-Za-z0-9_-]/.test(char)) out += char;
-    else out += byte === 0x20 ? "+" : `~${byte.toString(16).toUpperCase().padStart(2, "0")}`;
-  }
-  return out;
-}
-
-function element(name, properties = {}, ...children) {
-  const made = document.createElement(name);
-  const { dataset, ...rest } = properties;
-  Object.assign(made, rest);
-  Object.assign(made.dataset, dataset);
-  made.append(...children);
-  return made;
-}
-
-/** Let a time be read in the reader's zone; UTC stays at hand. */
-function localise(time) {
-  const moment = new Date(time.dateTime);
-  if (Number.isNaN(moment.getTime())) return;
-  const two = (number, width = 2) => String(number).padStart(width, "0");
-  const day = `${moment.getFullYear()}-${two(moment.getMonth() + 1)}-${two(moment.getDate())}`;
-  const clock = `${two(moment.getHours())}:${two(moment.getMinutes())}:${two(moment.getSeconds())}`;
-  time.textContent = `${day} ${clock}.${two(moment.getMilliseconds(), 3)}`;
-  time.title = `${time.dateTime.replace("T", " ").replace("Z", "")} UTC`;
-}
-
-function timeElement(utc) {
-  const time = element("time", { dateTime: utc, textContent: utc });
-  localise(time);
-  return time;
-}
 
 class PubsubViewer extends HTMLElement {
   /** @type {AbortController | null} Ends all listeners and the connection; set while connected. */ #life = null;

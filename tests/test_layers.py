@@ -19,6 +19,7 @@ LAYERS = [
     {"brokers"},
     {"permissions", "caller", "shutdown"},
     {"wire", "edge"},
+    {"frame"},
     {"sse", "rpc", "api", "pages", "cli", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
     {"hooks"},
 ]
