@@ -18,7 +18,7 @@ LAYERS = [
     {"broker"},
     {"brokers"},
     {"permissions", "caller", "shutdown"},
-    {"wire", "edge"},
+    {"wire", "edge", "texts"},
     {"frame"},
     {"sse", "rpc", "api", "pages", "cli", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
     {"hooks"},
