@@ -38,6 +38,12 @@ _SPOOL = "temp.pubsub_spool"
 #: connection. Each SQL call of Datasette's runs in a context of its own.
 failure: ContextVar[list[PubsubError] | None] = ContextVar("datasette_pubsub_failure", default=None)
 
+#: The last chunks of calls on a read-only connection that have come to their end. SQLite also ends an
+#: aggregate whose statement was broken off, by an error or a time limit, and does not say so; then these
+#: must not be published. What proves that the statement goes on is a row, or a further call; whichever
+#: comes first publishes them.
+_held: ContextVar[list[tuple[_ThroughBatcher, list[Item]]] | None] = ContextVar("datasette_pubsub_held", default=None)
+
 
 class PublishFailed(sqlite3.OperationalError):
     """publish_batch refused or could not store its messages; the text says why."""
@@ -75,6 +81,11 @@ def register(conn: sqlite3.Connection, settings: Settings, publish: Publish, *, 
 
 def _row(cursor: sqlite3.Cursor, values: Any) -> sqlite3.Row:
     """Datasette's own row, unless the statement that made it has failed to publish."""
+    if _held.get() is not None:
+        try:
+            _publish_held()
+        except PubsubError as error:
+            failure.set([error])
     if failure.get() is not None:
         raise_failure()
     return sqlite3.Row(cursor, values)
@@ -135,8 +146,19 @@ class _Aggregate:
         return None
 
 
+def _publish_held() -> None:
+    """Publish the last chunks of ended calls. Raises :class:`PubsubError`; what then is left is not published."""
+    held = _held.get() or []
+    _held.set(None)
+    for call, chunk in held:
+        call.publish(chunk)
+
+
 class _ThroughBatcher(_Aggregate):
     """On a read-only connection: every chunk is durable before the next is taken.
+
+    The last chunk waits until the statement is known to go on: one that was
+    broken off publishes no more than the chunks that were full.
 
     From the first chunk on, Datasette's time limit for SQL does not end the
     statement any more: what is on disk cannot be taken back, and the caller
@@ -147,11 +169,31 @@ class _ThroughBatcher(_Aggregate):
         super().__init__(settings)
         self._publish = publish
         self._conn = conn
+        self._ended = False
         self._blocks = conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal"
 
+    def step(self, channel: Any, payload: Any, key: Any = None) -> None:
+        if _held.get() is not None:
+            try:
+                _publish_held()
+            except PubsubError as error:
+                self._fail(error)
+        super().step(channel, payload, key)
+
     def take(self, chunk: list[Item]) -> None:
+        if self._ended and self._conn.row_factory is _row:
+            _held.set([*(_held.get() or []), (self, chunk)])
+        else:
+            self.publish(chunk)
+
+    def publish(self, chunk: list[Item]) -> None:
+        """Hand one chunk on; returns when it is durable."""
         self._publish(chunk, self._blocks)
         self._conn.set_progress_handler(None, 0)
+
+    def finalize(self) -> int | None:
+        self._ended = True
+        return super().finalize()
 
 
 class _InTransaction(_Aggregate):

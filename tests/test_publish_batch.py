@@ -106,6 +106,26 @@ def test_the_time_limit_does_not_cut_it_in_two(serve: Callable[..., Server], tmp
     assert stored in (0, 40000), "all or, where the limit comes before the first batch, nothing"
 
 
+@pytest.mark.parametrize(("bad", "stored"), [(400, 0), (1400, 1000)])
+def test_a_statement_that_is_broken_off_publishes_full_batches_only(
+    serve: Callable[..., Server], tmp_path: Path, bad: int, stored: int
+) -> None:
+    """SQLite ends an aggregate in the same way, whether its statement goes on or was broken off."""
+    install(tmp_path / "data.db")
+    server = serve(config=GRANT)
+    failing = f"sum(json_extract(CASE WHEN i = {bad} THEN '{{' ELSE '1' END, '$'))"
+    answer = query(server, "writer", SAME_ORIGIN, f"{ROWS} SELECT publish_batch('feed', i), {failing} FROM n")
+    assert (answer.status_code, answer.json()["error"]) == (400, "malformed JSON")
+    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(stored,)]
+    # The same in one statement of many calls: all are published, in the order of their rows.
+    groups = f"{ROWS} SELECT i / 3 AS g, publish_batch('group', i) AS n, publish_batch('same', i) FROM n WHERE i < 30"
+    answer = query(server, "writer", SAME_ORIGIN, f"{groups} GROUP BY g")
+    assert [row["n"] for row in answer.json()["rows"]] == [2, *[3] * 9]
+    published = "SELECT CAST(payload AS INTEGER) FROM pubsub_messages WHERE channel = ? ORDER BY id"
+    for channel in ("group", "same"):
+        assert server.rows(published, channel) == [(n,) for n in range(1, 30)]
+
+
 def test_bad_rows_are_named(serve: Callable[..., Server], tmp_path: Path) -> None:
     install(tmp_path / "data.db")
     server = serve()
