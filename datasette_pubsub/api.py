@@ -71,24 +71,25 @@ async def channels(scope: Any, receive: Any, send: Any, request: Request, datase
 
 @mapped
 async def subscriptions(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``GET …/subscriptions.json``: the actor's own subscriptions."""
+    """``GET …/subscriptions.json``: the actor's own subscriptions; with ``owner=*`` everyone's."""
     _require(request, "GET")
     broker = broker_of(datasette, request)
-    verdicts = await permissions.rights(datasette, request.actor, permissions.VIEW, broker.name)
-    if verdicts.nothing:
-        raise PermissionDenied(f"permission denied: {permissions.VIEW} on database {broker.name}")
-    rows = await broker.subscriptions(permissions.owner_of(request.actor), verdicts)
+    owner = request.args.get("owner")
+    if owner not in (None, "*"):
+        raise InvalidArgument("owner must be *, for the subscriptions of all")
+    rows = await permissions.visible_subscriptions(datasette, request.actor, broker, owner == "*")
     return Response.json({"ok": True, "database": broker.name, "subscriptions": rows})
 
 
 @mapped
 async def delete_subscription(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``POST …/subscriptions/delete``: forget one of the actor's own subscriptions, and its cursor."""
+    """``POST …/subscriptions/delete``: forget a subscription and its cursor; without ``owner`` one's own."""
     _require(request, "POST")
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, broker.settings.max_body_bytes)
     name = check_subscription_name(data.get("subscription"))
-    await broker.delete_subscription(permissions.owner_of(request.actor), name)
+    owner = await permissions.owner_to_manage(datasette, request.actor, broker.name, data.get("owner"))
+    await broker.delete_subscription(owner, name)
     return Response.json({"ok": True})
 
 

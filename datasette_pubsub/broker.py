@@ -248,13 +248,16 @@ class Broker:
 
         return await self.read(find)
 
-    async def subscriptions(self, owner: str, verdicts: Verdicts = ALL) -> list[dict[str, Any]]:
-        """An owner's subscriptions, with whether a subscriber is connected, and their lag in what the owner may see."""
+    async def subscriptions(self, owner: str | None, verdicts: Verdicts = ALL) -> list[dict[str, Any]]:
+        """Subscriptions of one owner, or of all (``None``), by owner and name.
+
+        With whether a subscriber is connected, and their lag in what ``verdicts`` lets be seen.
+        """
 
         def read(conn: sqlite3.Connection) -> list[tuple[Subscription, int]]:
             if not schema.installed(conn):
                 return []
-            own = [found for found in subscriptions.everyone(conn) if found.owner == owner]
+            own = [found for found in subscriptions.everyone(conn) if owner in (None, found.owner)]
             return [(found, log.count_after(conn, seen(found.selector), found.cursor)) for found in own]
 
         def seen(selector: Selector) -> Selector:
@@ -264,6 +267,7 @@ class Broker:
         return [
             {
                 "subscription": found.name,
+                "owner": found.owner,
                 "channels": sorted(found.selector.channels),
                 "patterns": list(found.selector.patterns),
                 "cursor": found.cursor,

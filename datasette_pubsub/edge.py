@@ -13,6 +13,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import Request, Response
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 logger = logging.getLogger("datasette_pubsub")
+
+#: Most fields that a form may have, in fields; ours have four.
+MAX_FORM_FIELDS = 20
 
 View = Callable[..., Awaitable[Response | None]]
 
@@ -160,6 +164,19 @@ async def read_json(request: Request, receive: Any, limit: int) -> dict[str, Any
     if not isinstance(data, dict):
         raise InvalidArgument("the body must be a JSON object")
     return data
+
+
+async def read_form(request: Request, receive: Any, limit: int) -> dict[str, str]:
+    """The fields of a form as browsers send it. Raises a :class:`PubsubError` that says what is wrong with it."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/x-www-form-urlencoded":
+        raise UnsupportedMediaType("content-type must be application/x-www-form-urlencoded")
+    body = await read_body(request, receive, limit)
+    try:
+        text = body.decode("ascii")
+        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS))
+    except ValueError:
+        raise InvalidArgument("the body is not a form of texts in UTF-8") from None
 
 
 def selector_from(request: Request, limit: int) -> Selector:

@@ -1,4 +1,4 @@
-"""What all pages share: the content security policy, and errors as pages.
+"""What all pages share: the content security policy, errors as pages, and the way from one to the other.
 
 The law of this module: it knows no page's content. A view under :func:`shown`
 answers with HTML, whatever happens.
@@ -11,9 +11,13 @@ import functools
 import hashlib
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from datasette.utils.asgi import Request, Response
 
+from . import permissions
+from .broker import Broker
+from .brokers import brokers
 from .edge import View, internal
 from .errors import PubsubError
 
@@ -71,3 +75,31 @@ async def policy(datasette: Datasette) -> str:
         )
         datasette._pubsub_policy = found
     return found
+
+
+async def place(datasette: Datasette, request: Request, broker: Broker, channel: str | None = None) -> dict[str, Any]:
+    """What the templates of a database's pages need to know to lead to each other; see ``pubsub_nav.html``."""
+    actor, name = request.actor, broker.name
+    base = datasette.urls.database(name) + "/-/pubsub"
+    views = not (await permissions.rights(datasette, actor, permissions.VIEW, name)).nothing
+    publish = await publish_path(datasette, actor, name, channel)
+    return {
+        "database": name,
+        "database_color": datasette.get_database(name).color,
+        "base": base,
+        "publish_path": publish,
+        "subscriptions_path": f"{base}/-/subscriptions" if views else None,
+    }
+
+
+async def publish_path(
+    datasette: Datasette, actor: dict[str, Any] | None, database: str, channel: str | None = None
+) -> str | None:
+    """The address of the form, for those who may publish to some channel of a database that stores messages."""
+    broker = brokers(datasette).find(database)
+    if broker is None or not broker.stores:
+        return None
+    if (await permissions.rights(datasette, actor, permissions.PUBLISH, database)).nothing:
+        return None
+    query = f"?{urlencode({'channel': channel})}" if channel else ""
+    return str(datasette.urls.database(database)) + f"/-/pubsub/-/publish-form{query}"

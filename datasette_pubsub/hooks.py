@@ -13,7 +13,7 @@ from datasette import hookimpl
 from datasette.events import Event
 from datasette.utils.asgi import Request
 
-from . import api, caller, demo, log, pages, permissions, rpc, shutdown, sql, sse
+from . import api, caller, demo, log, pages, pages_publish, pages_subscriptions, permissions, rpc, shutdown, sql, sse
 from .broker import in_batcher
 from .brokers import brokers
 
@@ -27,8 +27,10 @@ INTERNAL = "_internal"
 ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", sse.stream),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", api.publish),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", pages_publish.publish_form),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", api.ack),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", api.channels),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions$", pages_subscriptions.page),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", api.subscriptions),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", api.delete_subscription),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", api.snapshot),
@@ -179,7 +181,11 @@ async def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] |
 
 @hookimpl
 def database_actions(datasette: Datasette, actor: dict[str, Any] | None, database: str) -> Any:
-    return pages.database_link(datasette, actor, database)
+    async def links() -> list[dict[str, str]]:
+        live = await pages.database_link(datasette, actor, database)()
+        return [*live, *await pages_publish.database_link(datasette, actor, database)()]
+
+    return links
 
 
 @hookimpl

@@ -19,7 +19,7 @@ from . import permissions
 from .broker import Broker
 from .brokers import brokers
 from .edge import broker_of
-from .frame import shown
+from .frame import place, shown
 from .models import Message, check_channel, check_message_id
 from .schema import LOG
 from .selector import Selector
@@ -72,14 +72,12 @@ async def _page(request: Request, datasette: Datasette) -> str:
     html: str = await datasette.render_template(
         ["pubsub_viewer.html"],
         {
-            "database": database,
-            "database_color": datasette.get_database(database).color,
+            **await place(datasette, request, broker, channel),
             "channel": None if channel is None else visible(channel),
             "channels": listed,
             "unlisted": unlisted,
             "rows": [_row(message, base) for message in reversed(messages)],
             "live_rows": LIVE_ROWS,
-            "base": base,
             "path": base if channel is None else f"{base}/{tilde_encode(channel)}",
             "before": top,
             "older": older,

@@ -29,7 +29,7 @@ from . import log
 from .broker import Broker
 from .brokers import brokers
 from .config import Settings
-from .errors import PermissionDenied
+from .errors import InvalidArgument, PermissionDenied
 from .schema import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
 from .schema import VIEW as VIEW_OF_LOG
 from .selector import ALL, Selector, Verdicts
@@ -279,6 +279,39 @@ async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -
     if found.nothing:
         return []
     return [channel for channel in await broker.channels() if found.allows(channel.name)]
+
+
+async def may_manage(datasette: Datasette, actor: Actor, database: str) -> bool:
+    """Whether the actor sees and deletes the subscriptions of all: as the rows that they are, in their table."""
+    table = TableResource(database, SUBSCRIPTIONS)
+    return bool(
+        await datasette.allowed(action="view-table", resource=table, actor=actor)
+        and await datasette.allowed(action="delete-row", resource=table, actor=actor)
+    )
+
+
+async def owner_to_manage(datasette: Datasette, actor: Actor, database: str, owner: object) -> str:
+    """Whose subscription is meant: the actor's own, if no ``owner`` is named. Raises :class:`PermissionDenied`."""
+    own = owner_of(actor)
+    if owner is None or owner == own:
+        return own
+    if not isinstance(owner, str):
+        raise InvalidArgument("owner must be text")
+    if not await may_manage(datasette, actor, database):
+        raise PermissionDenied(f"permission denied: delete-row on table {SUBSCRIPTIONS} of database {database}")
+    return owner
+
+
+async def visible_subscriptions(
+    datasette: Datasette, actor: Actor, broker: Broker, everyones: bool
+) -> list[dict[str, Any]]:
+    """The actor's own subscriptions, or everyone's. Raises :class:`PermissionDenied` for who sees no channel."""
+    verdicts = await rights(datasette, actor, VIEW, broker.name)
+    if verdicts.nothing:
+        raise PermissionDenied(f"permission denied: {VIEW} on database {broker.name}")
+    if everyones and not await may_manage(datasette, actor, broker.name):
+        raise PermissionDenied(f"permission denied: delete-row on table {SUBSCRIPTIONS} of database {broker.name}")
+    return await broker.subscriptions(None if everyones else owner_of(actor), verdicts)
 
 
 def warnings(datasette: Datasette) -> list[str]:

@@ -23,7 +23,22 @@ import pytest
 import yaml
 from conftest import OPEN, Server, sqlite_shell
 
-from datasette_pubsub import api, edge, errors, hooks, log, models, pages, permissions, schema, sql, sse, wire
+from datasette_pubsub import (
+    api,
+    edge,
+    errors,
+    hooks,
+    log,
+    models,
+    pages,
+    pages_publish,
+    pages_subscriptions,
+    permissions,
+    schema,
+    sql,
+    sse,
+    wire,
+)
 from datasette_pubsub.cli import pubsub
 from datasette_pubsub.config import PLUGIN, Settings, read_settings
 from datasette_pubsub.gen import db_pb2
@@ -33,6 +48,8 @@ DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.m
 #: The README has tests of its own (test_readme.py); what it names must be there, too.
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
 BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
+#: The modules that read requests.
+WEB = (api, edge, sse, pages, pages_publish, pages_subscriptions)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
@@ -144,7 +161,7 @@ def asked_for(module: Any, holder: str) -> set[str]:
 
 
 def test_every_parameter_and_field_of_requests() -> None:
-    parameters = set().union(*(asked_for(module, "args") for module in (api, edge, sse, pages)))
+    parameters = set().union(*(asked_for(module, "args") for module in WEB))
     assert {"channel", "since", "table", "before"} <= parameters
     documented = {row[0].strip("`") for part in DOCS["http"].split("\n## ") if "| parameter |" in part
                   for row in table(part, "parameter")}  # fmt: skip
@@ -283,9 +300,7 @@ def test_no_name_that_does_not_exist() -> None:
     """Every `name_with_underscores` in the docs is one of something."""
     known = {option.name for option in fields(Settings)} | {error.code for error in error_classes()}
     known |= {field.name for message in db_pb2.DESCRIPTOR.message_types_by_name.values() for field in message.fields}
-    known |= set().union(
-        *(asked_for(module, holder) for module in (api, edge, sse, pages) for holder in ("args", "data"))
-    )
+    known |= set().union(*(asked_for(module, holder) for module in WEB for holder in ("args", "data")))
     known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch"}
     known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])).union(
         *(columns for _, columns in schema.EXPECTED.values())

@@ -20,7 +20,8 @@ LAYERS = [
     {"permissions", "caller", "shutdown"},
     {"wire", "edge", "texts"},
     {"frame"},
-    {"sse", "rpc", "api", "pages", "cli", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
+    {"sse", "rpc", "api", "pages", "pages_publish", "pages_subscriptions"},
+    {"cli", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
     {"hooks"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,116 @@
+/**
+ * The page of subscriptions: `<pubsub-subscriptions>` around the table that the server rendered.
+ *
+ * The law of this module: it asks again every few seconds while the page is
+ * seen, and changes only what has changed, so that focus and selection stay.
+ *
+ * Attributes: `path` (the page's own address; its JSON is beside it),
+ * `everyones` (all owners are listed), `color` (the database's).
+ */
+
+import { element, localise, timeElement } from "./pubsub_dom.js";
+import { visible } from "./pubsub_text.js";
+
+/** How often is asked, in ms: cursors are saved once a second, and counting a lag reads the log. */
+const EVERY_MS = 3_000;
+
+/** Owner and name together are unique. */
+function keyOf({ owner, subscription }) {
+  return JSON.stringify([owner, subscription]);
+}
+
+class PubsubSubscriptions extends HTMLElement {
+  /** @type {AbortController | null} Ends all listeners and requests; set while connected. */ #life = null;
+  #timer = 0;
+  #body;
+  #state;
+  /** What is said while all is well. */ #said = "";
+
+  connectedCallback() {
+    this.#life = new AbortController();
+    this.querySelector(".page-header").style.borderColor = this.getAttribute("color");
+    this.#body = this.querySelector(".pubsub-subscriptions tbody");
+    if (!this.#body) return;
+    this.#state = this.querySelector(".pubsub-state");
+    this.#said = this.#state.textContent;
+    for (const time of this.querySelectorAll("time")) localise(time);
+    document.addEventListener("visibilitychange", () => this.#again(0), { signal: this.#life.signal });
+    this.#again(EVERY_MS);
+  }
+
+  disconnectedCallback() {
+    this.#life.abort();
+    clearTimeout(this.#timer);
+  }
+
+  #again(wait) {
+    clearTimeout(this.#timer);
+    if (!document.hidden && !this.#life.signal.aborted) this.#timer = setTimeout(() => this.#ask(), wait);
+  }
+
+  async #ask() {
+    let said = this.#said;
+    try {
+      const url = `${this.getAttribute("path")}.json${this.hasAttribute("everyones") ? "?owner=*" : ""}`;
+      const response = await fetch(url, { signal: this.#life.signal });
+      const answer = await response.json();
+      if (response.ok) this.#show(answer.subscriptions);
+      else said = `Not up to date: ${answer.error}`;
+    } catch {
+      said = "Not up to date: no answer from the server";
+    }
+    if (this.#state.textContent !== said) this.#state.textContent = said;
+    this.#again(EVERY_MS);
+  }
+
+  #show(subscriptions) {
+    const rows = new Map(Array.from(this.#body.rows, (row) => [keyOf(row.dataset), row]));
+    subscriptions.forEach((subscription, index) => {
+      const key = keyOf(subscription);
+      const row = rows.get(key) ?? this.#row(subscription);
+      rows.delete(key);
+      this.#fill(row, subscription);
+      if (this.#body.rows[index] !== row) this.#body.insertBefore(row, this.#body.rows[index] ?? null);
+    });
+    for (const gone of rows.values()) gone.remove();
+    this.#body.parentElement.hidden = subscriptions.length === 0;
+    this.querySelector(".zero-results").hidden = subscriptions.length > 0;
+  }
+
+  #row({ owner, subscription }) {
+    const name = visible(subscription);
+    const query = new URLSearchParams({ delete: subscription, owner });
+    const remove = element("a", { href: `${this.getAttribute("path")}?${query}`, textContent: "Delete…" });
+    remove.setAttribute("aria-label", `Delete ${name}`);
+    const whose = owner ? element("bdi", { textContent: visible(owner) }) : element("em", { textContent: "anonymous" });
+    const cell = (kind, ...children) => element("td", { className: `col-${kind}` }, ...children);
+    const cells = [cell("subscription", element("bdi", { textContent: name }))];
+    if (this.hasAttribute("everyones")) cells.push(cell("owner", whose));
+    cells.push(cell("reads"), cell("cursor type-int"), cell("lag type-int"), cell("connected"));
+    cells.push(cell("seen", timeElement("")), cell("action", remove));
+    return element("tr", { dataset: { owner, subscription } }, ...cells);
+  }
+
+  #fill(row, { channels, patterns, cursor, lag, connected, last_seen_at: seen }) {
+    const put = (kind, text) => {
+      const cell = row.querySelector(`.col-${kind}`);
+      if (cell.textContent !== text) cell.textContent = text;
+    };
+    put("cursor", String(cursor));
+    put("lag", lag.toLocaleString("en"));
+    put("connected", connected ? "yes" : "no");
+    const time = row.querySelector("time");
+    if (time.dateTime !== seen) {
+      time.dateTime = seen;
+      localise(time);
+    }
+    const reads = [...channels, ...patterns].map(visible);
+    const cell = row.querySelector(".col-reads");
+    if (cell.textContent !== reads.join(", ")) {
+      const nodes = reads.flatMap((text, index) => [index ? ", " : "", element("code", { textContent: text })]);
+      cell.replaceChildren(...nodes);
+    }
+  }
+}
+
+customElements.define("pubsub-subscriptions", PubsubSubscriptions);
