@@ -45,7 +45,7 @@ class Span(NamedTuple):
 class Waiter:
     """One live subscriber, from :meth:`Hub.register` to :meth:`Hub.unregister`."""
 
-    __slots__ = ("_future", "resume", "selector", "woken")
+    __slots__ = ("_deadline", "_future", "_timer", "resume", "selector", "woken")
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
@@ -54,6 +54,11 @@ class Waiter:
         #: Up to here there is nothing for this subscriber, if it had read all before it waited.
         self.resume: int | None = None
         self._future: asyncio.Future[None] | None = None
+        #: When the wait that is under way ends by itself, on the loop's clock.
+        self._deadline = 0.0
+        #: Outlives the waits that are woken, and looks at the deadline when it fires: a
+        #: timer made and cancelled for each wait costs more than the wait.
+        self._timer: asyncio.TimerHandle | None = None
 
     def wake(self, resume: int | None = None) -> None:
         """End the present or the next wait."""
@@ -74,18 +79,29 @@ class Waiter:
             return True
         loop = asyncio.get_running_loop()
         future = self._future = loop.create_future()
-        timer = loop.call_later(timeout, _finish, future)
+        self._deadline = loop.time() + timeout
+        if self._timer is None:
+            self._timer = loop.call_at(self._deadline, self._expire, loop)
         try:
             await future
         finally:
-            timer.cancel()
             self._future = None
         return self.woken
 
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._future is None or self._future.done():
+            return
+        if loop.time() < self._deadline:
+            self._timer = loop.call_at(self._deadline, self._expire, loop)
+        else:
+            self._future.set_result(None)
 
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+    def leave(self) -> None:
+        """There will be no further wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Tail:
@@ -202,6 +218,7 @@ class Hub:
         """Remove a subscriber; harmless when it is gone already."""
         if waiter not in self._waiters:
             return
+        waiter.leave()
         self._waiters.discard(waiter)
         self._by_pattern.discard(waiter)
         for channel in waiter.selector.channels:

@@ -7,7 +7,6 @@ kept in the hub's tail (it would write one at a time, 4 to 75 times slower).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -50,6 +49,7 @@ from .models import (
 )
 from .models import Start as StartName
 from .selector import Selector
+from .sending import ReaderStuck, send_frames
 from .wire import ConnectEncoder
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ class _Sender:
             message = {**message, "body": b""}
         await self._send(message)
 
-    async def raw(self, data: bytes) -> None:
-        """Send frames as they are."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+    async def raw(self, data: bytes, seconds: float) -> None:
+        """Send frames as they are. Raises :class:`ReaderStuck` when that takes longer than ``seconds``."""
+        await send_frames(self._send, data, seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +193,9 @@ class Service:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
                 async for data in live.frames():
-                    async with asyncio.timeout(broker.settings.send_timeout_seconds):
-                        await call.sender.raw(data)
+                    await call.sender.raw(data, broker.settings.send_timeout_seconds)
                 end = live.end
-        except TimeoutError:
+        except ReaderStuck:
             call.sender.stuck = True
             shutdown.cut_off(self._datasette, call.request.scope)
             logger.info(

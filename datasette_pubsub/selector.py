@@ -112,7 +112,7 @@ ALL = Verdicts()
 class Selector:
     """A set of channels and patterns; equal selectors compare and hash equal."""
 
-    __slots__ = ("_known", "_regexes", "channels", "everything", "patterns", "verdicts")
+    __slots__ = ("_hash", "_key", "_known", "_regexes", "channels", "everything", "patterns", "verdicts")
 
     def __init__(
         self,
@@ -127,6 +127,9 @@ class Selector:
         self.everything = "*" in patterns and verdicts.everything
         self._regexes = [glob_regex(pattern).fullmatch for pattern in patterns]
         self._known: dict[str, bool] = {}
+        # Every send to a subscriber looks up what it shares with its equals.
+        self._key = (channels, patterns, verdicts)
+        self._hash = hash(self._key)
 
     @classmethod
     def of(
@@ -164,13 +167,10 @@ class Selector:
         return known
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Selector) and self._key() == other._key()
+        return isinstance(other, Selector) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[object, ...]:
-        return self.channels, self.patterns, self.verdicts
+        return self._hash
 
     def __repr__(self) -> str:
         return f"Selector(channels={sorted(self.channels)}, patterns={list(self.patterns)})"

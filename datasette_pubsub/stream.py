@@ -117,9 +117,11 @@ class Stream:
             if frame:
                 yield frame
         while self._end is None:
-            if not await self._still_allowed():
-                self.stop(Revoked())
-                break
+            if self._allowed is not None and self._recheck_due():
+                if not await self._allowed():
+                    self.stop(Revoked())
+                    break
+                continue
             room = self._room()
             if not room:
                 frame = await self._wait_for_acks()
@@ -158,13 +160,13 @@ class Stream:
         if frame:
             yield frame
 
-    async def _still_allowed(self) -> bool:
-        """Ask, every ``recheck_seconds``, whether the reader may still have what it receives."""
+    def _recheck_due(self) -> bool:
+        """Whether the reader's rights are to be looked at again now; once every ``recheck_seconds``."""
         now = asyncio.get_running_loop().time()
-        if self._allowed is None or now - self._checked < self._recheck_seconds:
-            return True
+        if now - self._checked < self._recheck_seconds:
+            return False
         self._checked = now
-        return await self._allowed()
+        return True
 
     def _move(self, position: int) -> None:
         if position > self.position:

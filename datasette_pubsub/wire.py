@@ -12,6 +12,7 @@ import json
 import re
 import struct
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from .errors import InvalidArgument
@@ -34,6 +35,9 @@ from .models import (
 _ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
 _LINES = re.compile(r"\r\n|\r|\n")
+
+#: A text as JSON, in quotes; made in C, and not only for ASCII.
+_quoted = json.encoder.encode_basestring
 
 
 def _json(value: Any) -> str:
@@ -62,6 +66,24 @@ def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
     return fields
 
 
+def _message_json(message: Message, missed: int) -> str:
+    """:func:`message_fields` as JSON: the same text, in a fifth of the time for an ordinary message."""
+    if missed or not isinstance(message.payload, str):
+        return _json(message_fields(message, missed))
+    return (
+        f'{{"messageId":"{message.id}","channel":{_quoted(message.channel)},'
+        f'"payload":{_quoted(message.payload)},"createdAt":{_quoted(message.created_at)}}}'
+    )
+
+
+@lru_cache(maxsize=1024)
+def _shared_fields(channel: str, created_at: str) -> bytes:
+    """Of a message in Protobuf, what those of one channel and one commit have in common."""
+    response = SubscribeResponse(channel=channel)
+    response.created_at.seconds, response.created_at.nanos = _timestamp(created_at)
+    return response.SerializeToString()
+
+
 class SseEncoder:
     """Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
@@ -75,11 +97,12 @@ class SseEncoder:
 
     def message(self, message: Message, missed: int = 0) -> bytes:
         if not self._raw:
-            return f"id: {message.id}\ndata: {_json(message_fields(message, missed))}\n\n".encode()
+            return f"id: {message.id}\ndata: {_message_json(message, missed)}\n\n".encode()
         payload = message.payload
         text = base64.b64encode(payload).decode() if isinstance(payload, bytes) else text_of(payload)
-        data = "\n".join(f"data: {line}" for line in _LINES.split(text))
-        return f"id: {message.id}\n{data}\n\n".encode()
+        if "\n" in text or "\r" in text:
+            text = "\ndata: ".join(_LINES.split(text))
+        return f"id: {message.id}\ndata: {text}\n\n".encode()
 
     def event(self, event: Event) -> bytes:
         data: dict[str, Any]
@@ -117,14 +140,15 @@ class ConnectEncoder:
 
     def message(self, message: Message, missed: int = 0) -> bytes:
         if self._as_json:
-            return _envelope(_json(message_fields(message, missed)).encode())
-        response = SubscribeResponse(message_id=message.id, channel=message.channel, missed=missed)
+            return _envelope(_message_json(message, missed).encode())
+        own = SubscribeResponse(message_id=message.id, missed=missed)
         if isinstance(message.payload, bytes):
-            response.blob = message.payload
+            own.blob = message.payload
         else:
-            response.payload = text_of(message.payload)
-        response.created_at.seconds, response.created_at.nanos = _timestamp(message.created_at)
-        return _envelope(response.SerializeToString())
+            own.payload = text_of(message.payload)
+        # What stands one after the other is one message to a reader of Protobuf
+        # (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+        return _envelope(own.SerializeToString() + _shared_fields(message.channel, message.created_at))
 
     def event(self, event: Event) -> bytes:
         match event:

@@ -18,7 +18,7 @@ LAYERS = [
     {"broker"},
     {"brokers"},
     {"permissions", "caller", "shutdown"},
-    {"wire", "edge", "texts"},
+    {"wire", "edge", "sending", "texts"},
     {"frame"},
     {"sse", "rpc", "api", "pages", "pages_publish", "pages_subscriptions"},
     {"cli", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},

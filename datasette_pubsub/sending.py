@@ -1,0 +1,51 @@
+"""Sending frames of an endless response: straight to the server, and not for ever.
+
+The law of this module: one frame in, one ASGI message out. It knows neither
+the frames nor who reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from types import coroutine
+from typing import Any
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class ReaderStuck(Exception):
+    """The reader has taken nothing for too long."""
+
+
+async def send_frames(send: Send, data: bytes, seconds: float) -> None:
+    """Send a part of a response's body. Raises :class:`ReaderStuck` when that takes longer than ``seconds``.
+
+    Most sends do not wait: the server hands the bytes to the socket. Only one
+    that waits is given a timer, which costs as much as the send.
+    """
+    steps = send({"type": "http.response.body", "body": data, "more_body": True}).__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration:
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await _go_on(steps, waits_for)
+    except TimeoutError:
+        raise ReaderStuck from None
+
+
+@coroutine
+def _go_on(steps: Generator[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """The rest of a coroutine that has been begun and now waits."""
+    while True:
+        try:
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                waits_for = steps.throw(error)
+            else:
+                waits_for = steps.send(value)
+        except StopIteration:
+            return
