@@ -55,13 +55,20 @@ def explain(error: sqlite3.Error, name: str) -> PubsubError:
     """What an SQLite error means to a caller, without paths or SQL."""
     text = str(error)
     if "readonly" in text or "unable to open" in text or "permission" in text.lower():
-        return FailedPrecondition(f"database {name} cannot be written: its file is read-only; nothing was stored")
+        return FailedPrecondition(
+            f"database {name} cannot be written: its file is read-only, or was when Datasette opened it; "
+            "nothing was stored"
+        )
     if "locked" in text or "busy" in text:
         return Unavailable(f"database {name} is locked by another writer; nothing was stored, try again")
     if "full" in text:
         return Unavailable(f"the disk of database {name} is full; nothing was stored")
     if isinstance(error, sqlite3.IntegrityError):
         return InvalidArgument(text)
+    if "no such table" in text:
+        return FailedPrecondition(
+            f"database {name} has lost a part of its log; restart Datasette, or run: datasette pubsub install"
+        )
     logger.error("database %s: %s", name, text)
     return Unavailable(f"database {name} could not be written; nothing was stored")
 
@@ -107,6 +114,11 @@ class Broker:
         """Whether this is the broker of that very database, not of one removed and added again."""
         return self._db is db
 
+    @property
+    def _removed(self) -> bool:
+        """Whether Datasette no longer serves this database."""
+        return self._datasette.databases.get(self.name) is not self._db
+
     async def _run_batcher(self, _datasette: Datasette) -> None:
         in_batcher.set(True)
         await self._batcher.run()
@@ -131,7 +143,7 @@ class Broker:
     @property
     def stores(self) -> bool:
         """Whether this is a file that can be written."""
-        return bool(self._db.is_mutable and not self._db.is_memory)
+        return bool(self._db.is_mutable and not self._db.is_memory and not self._datasette.nolock)
 
     def prepare_write(self, conn: sqlite3.Connection) -> None:
         """Durability and the log, on Datasette's write connection; why not, if not, stands in ``conflict``."""
@@ -148,7 +160,11 @@ class Broker:
 
     async def prepare_later(self) -> None:
         """Have the log installed by the write thread, as soon as nothing reads; does not wait for it."""
-        await self._db.execute_write_fn(lambda conn: None, block=False)
+        if self.conflict is None:
+            # Opening the write connection is what installs it.
+            await self._db.execute_write_fn(lambda conn: None, block=False)
+        else:
+            await self._db.execute_write_fn(self.prepare_write, block=False, transaction=False)
 
     def check_writable(self) -> None:
         """Raise :class:`FailedPrecondition` when this database can never store a message."""
@@ -156,6 +172,8 @@ class Broker:
             raise FailedPrecondition(f"database {self.name} is in memory: it cannot keep messages")
         if not self._db.is_mutable:
             raise FailedPrecondition(f"database {self.name} is immutable: nothing can be published to it")
+        if self._datasette.nolock:
+            raise FailedPrecondition("Datasette was started with --nolock: it cannot read a file that has a log")
 
     async def publish(self, items: Sequence[Item]) -> list[int]:
         """Append messages, all or none; their ids, once they are on disk."""
@@ -225,6 +243,8 @@ class Broker:
         try:
             result: T = await self._db.execute_fn(fn)
         except sqlite3.Error as error:
+            if "no such table" in str(error):
+                raise explain(error, self.name) from error
             logger.error("database %s: %s", self.name, error)
             raise Unavailable(f"database {self.name} could not be read") from error
         return result
@@ -487,10 +507,13 @@ class Broker:
         return position
 
     async def _run_cursors(self, _datasette: Datasette) -> None:
-        """Save the cursors of live automatic subscriptions every now and then."""
+        """Save the cursors of live automatic subscriptions now and then; end the streams of a removed database."""
         saved: dict[int, int] = {}
         while True:
             await asyncio.sleep(self.settings.cursor_save_seconds)
+            if self._removed:
+                self.close_streams()
+                return
             live = {key: stream.settled for key, stream in self._automatic.items()}
             for key, cursor in live.items():
                 if saved.get(key) != cursor:
@@ -513,7 +536,7 @@ class Broker:
     async def _run_retention(self, _datasette: Datasette) -> None:
         """Trim in the background, in small transactions with pauses of their own length between them."""
         in_batcher.set(True)
-        while True:
+        while not self._removed:
             try:
                 await self.trim()
             except PubsubError as error:

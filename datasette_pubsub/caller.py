@@ -75,8 +75,10 @@ class Bridge:
         await self._check(broker, caller, chunk)
         broker.check_writable()
         if blocks:
+            # What stood in the way of the last attempt, if there was one, may be gone for the next.
+            conflict = broker.conflict
             await broker.prepare_later()
-            raise Unavailable(
+            raise conflict or Unavailable(
                 f"database {broker.name} had no log yet and is being prepared for publishing; run the query again"
             )
         await brokers(self._datasette).of(broker.name).publish(chunk)

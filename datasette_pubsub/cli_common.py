@@ -73,7 +73,11 @@ def require_log(conn: sqlite3.Connection, file: str) -> None:
     """Raise :class:`click.ClickException` unless the file holds a log that this program knows."""
     if schema.check(conn):
         return
-    what = "the log is of an older version" if schema.installed(conn) else "no log is installed"
+    what = (
+        "the log is of an older version, or a part of it was dropped"
+        if schema.installed(conn)
+        else "no log is installed"
+    )
     raise click.ClickException(f"{file}: {what}; run: datasette pubsub install {file}")
 
 

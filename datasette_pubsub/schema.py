@@ -33,14 +33,13 @@ EXPECTED = {
 
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 
-migrations = Migrations("datasette-pubsub")
+#: Checks every message; made anew when its limit changes.
+GUARD = f"{LOG}_guard"
 
-
-@migrations()
-def m001_log(db: sqlite_utils.Database) -> None:
-    """The log, its face for publishers, and what retention has released."""
-    _run(
-        db,
+#: The log, its face for publishers, and what retention has released: by name, what it belongs to, and its SQL.
+_LOG_OBJECTS = {
+    LOG: (
+        LOG,
         f"""
         CREATE TABLE {LOG} (
             id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
@@ -49,9 +48,12 @@ def m001_log(db: sqlite_utils.Database) -> None:
             created_at TEXT NOT NULL DEFAULT ({NOW}),
             key TEXT
         )""",
-        f"CREATE INDEX {LOG}_channel ON {LOG} (channel, id)",
-        f"CREATE UNIQUE INDEX {LOG}_key ON {LOG} (channel, key) WHERE key IS NOT NULL",
-        f"CREATE TABLE {RELEASED} (channel TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID",
+    ),
+    f"{LOG}_channel": (LOG, f"CREATE INDEX {LOG}_channel ON {LOG} (channel, id)"),
+    f"{LOG}_key": (LOG, f"CREATE UNIQUE INDEX {LOG}_key ON {LOG} (channel, key) WHERE key IS NOT NULL"),
+    RELEASED: (RELEASED, f"CREATE TABLE {RELEASED} (channel TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID"),
+    TRIMS: (
+        TRIMS,
         f"""
         CREATE TABLE {TRIMS} (
             channel TEXT NOT NULL,
@@ -61,25 +63,33 @@ def m001_log(db: sqlite_utils.Database) -> None:
             runs BLOB NOT NULL,
             PRIMARY KEY (channel, last_id)
         ) WITHOUT ROWID""",
+    ),
+    f"{LOG}_update": (
+        LOG,
         f"""
         CREATE TRIGGER {LOG}_update BEFORE UPDATE ON {LOG}
         BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: messages cannot be changed'); END""",
+    ),
+    f"{LOG}_delete": (
+        LOG,
         f"""
         CREATE TRIGGER {LOG}_delete BEFORE DELETE ON {LOG}
         WHEN NOT EXISTS (SELECT 1 FROM {RELEASED} WHERE channel = OLD.channel AND id >= OLD.id)
         BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: only retention removes messages'); END""",
-        f"CREATE VIEW {VIEW} AS SELECT channel, payload, key, id, created_at FROM {LOG}",
+    ),
+    VIEW: (VIEW, f"CREATE VIEW {VIEW} AS SELECT channel, payload, key, id, created_at FROM {LOG}"),
+    f"{VIEW}_insert": (
+        VIEW,
         f"""
         CREATE TRIGGER {VIEW}_insert INSTEAD OF INSERT ON {VIEW}
         BEGIN INSERT INTO {LOG} (channel, payload, key) VALUES (NEW.channel, NEW.payload, NEW.key); END""",
-    )
+    ),
+}
 
-
-@migrations()
-def m002_subscriptions(db: sqlite_utils.Database) -> None:
-    """Durable subscriptions; a cursor moves forward only, and never past the head."""
-    _run(
-        db,
+#: Durable subscriptions; a cursor moves forward only, and never past the head.
+_SUBSCRIPTION_OBJECTS = {
+    SUBSCRIPTIONS: (
+        SUBSCRIPTIONS,
         f"""
         CREATE TABLE {SUBSCRIPTIONS} (
             id INTEGER PRIMARY KEY,
@@ -91,6 +101,9 @@ def m002_subscriptions(db: sqlite_utils.Database) -> None:
             last_seen_at TEXT NOT NULL DEFAULT ({NOW}),
             UNIQUE (owner, name)
         )""",
+    ),
+    f"{SUBSCRIPTIONS}_forward": (
+        SUBSCRIPTIONS,
         f"""
         CREATE TRIGGER {SUBSCRIPTIONS}_forward BEFORE UPDATE OF cursor ON {SUBSCRIPTIONS}
         WHEN NEW.cursor IS NOT OLD.cursor
@@ -100,7 +113,24 @@ def m002_subscriptions(db: sqlite_utils.Database) -> None:
             WHERE typeof(NEW.cursor) <> 'integer'
                OR NEW.cursor > coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{LOG}'), 0);
         END""",
-    )
+    ),
+}
+
+_OBJECTS = {**_LOG_OBJECTS, **_SUBSCRIPTION_OBJECTS}
+
+migrations = Migrations("datasette-pubsub")
+
+
+@migrations()
+def m001_log(db: sqlite_utils.Database) -> None:
+    """The log, its face for publishers, and what retention has released."""
+    _make_missing(db.conn, _LOG_OBJECTS)
+
+
+@migrations()
+def m002_subscriptions(db: sqlite_utils.Database) -> None:
+    """Durable subscriptions."""
+    _make_missing(db.conn, _SUBSCRIPTION_OBJECTS)
 
 
 def guard_sql(max_payload_bytes: int) -> str:
@@ -118,7 +148,7 @@ def guard_sql(max_payload_bytes: int) -> str:
     )
     channel_bytes = "length(CAST(NEW.channel AS BLOB))"
     return f"""
-        CREATE TRIGGER {LOG}_guard BEFORE INSERT ON {LOG}
+        CREATE TRIGGER {GUARD} BEFORE INSERT ON {LOG}
         WHEN NEW.key IS NOT NULL OR NEW.id <> -1 OR NEW.payload IS NULL OR {too_large}
           OR NEW.channel IS NULL OR typeof(NEW.channel) <> 'text'
           OR {channel_bytes} NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES} OR instr(NEW.channel, char(0))
@@ -146,17 +176,33 @@ def guard_sql(max_payload_bytes: int) -> str:
         END"""
 
 
-def _run(db: sqlite_utils.Database, *statements: str) -> None:
-    for statement in statements:
-        db.execute(statement)
-
-
-def _existing(conn: sqlite3.Connection) -> dict[str, str]:
-    names = ",".join("?" * len(EXPECTED))
+def _existing(conn: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:
+    """What stands in the file under our names: type, what it belongs to, SQL."""
+    wanted = [*_OBJECTS, GUARD]
+    names = ",".join("?" * len(wanted))
     rows = conn.execute(
-        f"SELECT name, type FROM sqlite_master WHERE name IN ({names}) AND type IN ('table', 'view')", list(EXPECTED)
+        f"SELECT lower(name), type, lower(tbl_name), sql FROM sqlite_master WHERE lower(name) IN ({names})", wanted
     )
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: (row[1], row[2], row[3]) for row in rows}
+
+
+def _make_missing(conn: sqlite3.Connection, objects: dict[str, tuple[str, str]]) -> None:
+    found = _existing(conn)
+    for name, (_, sql) in objects.items():
+        if name not in found:
+            conn.execute(sql)
+
+
+def _make_again(conn: sqlite3.Connection) -> None:
+    """Make what was dropped. A new log goes on above every id that its readers remember, so that none comes twice."""
+    lost = LOG not in _existing(conn)
+    _make_missing(conn, _OBJECTS)
+    if lost:
+        newest = (
+            f"SELECT max(coalesce((SELECT max(cursor) FROM {SUBSCRIPTIONS}), 0), "
+            f"coalesce((SELECT max(id) FROM {RELEASED}), 0))"
+        )
+        conn.execute(f"INSERT INTO sqlite_sequence (name, seq) SELECT '{LOG}', ({newest})")
 
 
 def check(conn: sqlite3.Connection) -> bool:
@@ -167,21 +213,38 @@ def check(conn: sqlite3.Connection) -> bool:
     other tools can do), which would let ids be given out twice.
     """
     found = _existing(conn)
-    for name, kind in found.items():
-        expected_kind, columns = EXPECTED[name]
-        have = {row[1] for row in conn.execute(f"PRAGMA table_info({name})")}
-        if kind != expected_kind or not columns <= have:
+    if not found:
+        return False
+    recorded = bool(migrations.applied(_database(conn)))
+    for name, (kind, parent, sql) in found.items():
+        if not _is_ours(conn, name, kind, parent, sql, recorded):
             raise SchemaConflict(
                 f"{name} already exists in this database and is not datasette-pubsub's; rename it, then install again"
             )
-    if LOG in found:
-        sql = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", [LOG]).fetchone()[0]
-        if "AUTOINCREMENT" not in sql.upper():
-            raise SchemaConflict(
-                f"{LOG} has lost its AUTOINCREMENT, so message ids could be given out twice; "
-                "restore the table as datasette-pubsub makes it"
-            )
-    return len(found) == len(EXPECTED)
+    if LOG in found and "AUTOINCREMENT" not in found[LOG][2].upper():
+        raise SchemaConflict(
+            f"{LOG} has lost its AUTOINCREMENT, so message ids could be given out twice; "
+            "restore the table as datasette-pubsub makes it"
+        )
+    return found.keys() >= _OBJECTS.keys()
+
+
+def _is_ours(conn: sqlite3.Connection, name: str, kind: str, parent: str, sql: str, recorded: bool) -> bool:
+    """By its very text; where the file says that we have been here (``recorded``), by its columns, too."""
+    if name == GUARD:
+        return kind == "trigger" and parent == LOG
+    if sql.split() == _OBJECTS[name][1].split():
+        return True
+    if not recorded:
+        return False
+    if name not in EXPECTED:
+        return parent == _OBJECTS[name][0]
+    expected_kind, columns = EXPECTED[name]
+    return kind == expected_kind and columns <= {row[1] for row in conn.execute(f"PRAGMA table_info({name})")}
+
+
+def _database(conn: sqlite3.Connection) -> sqlite_utils.Database:
+    return sqlite_utils.Database(conn, recursive_triggers=False, execute_plugins=False)
 
 
 def installed(conn: sqlite3.Connection) -> bool:
@@ -190,7 +253,7 @@ def installed(conn: sqlite3.Connection) -> bool:
 
 
 def install(conn: sqlite3.Connection, settings: Settings) -> None:
-    """Bring the file to the newest schema, in one transaction; a complete one is only read.
+    """Bring the file to the newest schema, in one transaction, with all that was dropped; a complete one is only read.
 
     Inside a transaction of the caller's it becomes part of that. Raises
     :class:`SchemaConflict` when the file holds something with our names that is
@@ -204,9 +267,9 @@ def install(conn: sqlite3.Connection, settings: Settings) -> None:
     try:
         # Looked at again inside the transaction: another process may have been faster.
         if not _complete(conn, guard):
-            db = sqlite_utils.Database(conn, recursive_triggers=False, execute_plugins=False)
-            migrations.apply(db)
-            conn.execute(f"DROP TRIGGER IF EXISTS {LOG}_guard")
+            migrations.apply(_database(conn))
+            _make_again(conn)
+            conn.execute(f"DROP TRIGGER IF EXISTS {GUARD}")
             conn.execute(guard)
     except BaseException:
         conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
@@ -217,11 +280,10 @@ def install(conn: sqlite3.Connection, settings: Settings) -> None:
 def _complete(conn: sqlite3.Connection, guard: str) -> bool:
     if not check(conn):
         return False
-    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [f"{LOG}_guard"]).fetchone()
+    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [GUARD]).fetchone()
     if row is None or row[0].strip() != guard.strip():
         return False
-    db = sqlite_utils.Database(conn, recursive_triggers=False, execute_plugins=False)
-    return not migrations.pending(db)
+    return not migrations.pending(_database(conn))
 
 
 def set_durability(conn: sqlite3.Connection, settings: Settings) -> None:

@@ -62,6 +62,7 @@ class Server:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
     root_token: str | None = None
+    prefix: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -106,7 +107,7 @@ class Server:
             command += ["-p", str(self.port), "-c", str(config), "--secret", "tests", *self.options]
         environment = {**os.environ, "PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            command, cwd=self.folder, stdout=log, stderr=log, env=environment, start_new_session=True
+            [*self.prefix, *command], cwd=self.folder, stdout=log, stderr=log, env=environment, start_new_session=True
         )
         log.close()
         wait_for(self._answers, f"the server answers; its log: {self.log}")
@@ -165,6 +166,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         config: dict[str, Any] | None = None,
         http2: bool = False,
         options: list[str] | None = None,
+        prefix: list[str] | None = None,
     ) -> Server:
         folder = tmp_path / f"server{len(servers)}"
         folder.mkdir()
@@ -173,7 +175,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             if not path.exists():
                 with contextlib.closing(sqlite3.connect(path)) as conn:
                     conn.execute("CREATE TABLE existing (id INTEGER PRIMARY KEY)")
-        server = Server(paths, OPEN if config is None else config, folder, http2, options or [])
+        server = Server(paths, OPEN if config is None else config, folder, http2, options or [], prefix=prefix or [])
         servers.append(server)
         return server.start()
 

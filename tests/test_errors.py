@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import shutil
 import socket
 import sqlite3
 from collections.abc import Callable
@@ -165,12 +166,18 @@ def test_a_memory_database(serve: Callable[..., Server]) -> None:
         "CREATE TABLE pubsub_messages (mine)",
         "CREATE VIEW pubsub_messages AS SELECT 1 AS mine",
         "CREATE TABLE pubsub_subscriptions (mine)",
+        "CREATE TABLE Pubsub_Messages (mine)",
+        "CREATE TABLE pubsub_messages (id INTEGER PRIMARY KEY AUTOINCREMENT, channel, payload, created_at, key)",
+        "CREATE VIEW vpubsub AS SELECT id, 'a' AS channel, 'b' AS payload, 'c' AS key, 'd' AS created_at FROM other",
+        "CREATE TRIGGER vpubsub_insert AFTER INSERT ON other BEGIN SELECT 1; END",
+        "CREATE TRIGGER pubsub_messages_guard AFTER INSERT ON other BEGIN SELECT 1; END",
+        "CREATE INDEX pubsub_messages_channel ON other (id)",
     ],
 )
 def test_a_name_that_is_taken(serve: Callable[..., Server], tmp_path: Path, conflict: str) -> None:
-    sqlite_shell(tmp_path / "data.db", f"{conflict}; CREATE TABLE other (id)")
+    sqlite_shell(tmp_path / "data.db", f"CREATE TABLE other (id); {conflict}")
     server = serve(options=["--root"])
-    name = conflict.split()[2]
+    name = conflict.split()[2].lower()
     for _ in range(2):
         answer = httpx.post(f"{server.pubsub}/-/publish", json={"channel": "a", "payload": "x"})
         assert answer.status_code == 409
@@ -208,13 +215,90 @@ def test_a_locked_database(serve: Callable[..., Server]) -> None:
 def test_a_file_that_cannot_be_written(serve: Callable[..., Server], tmp_path: Path) -> None:
     path = tmp_path / "data.db"
     sqlite_shell(path, "CREATE TABLE t (id); INSERT INTO t VALUES (1);")
-    if os.geteuid() == 0:
-        pytest.skip("root may write every file; test_storage_errors_are_explained covers the mapping")
     path.chmod(0o444)
-    server = serve()
+    # Root may write every file, unless the server is started without that privilege.
+    unprivileged = [] if os.geteuid() else ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if unprivileged and shutil.which("setpriv") is None:
+        pytest.skip("root may write every file, and there is no setpriv")
+    server = serve(prefix=unprivileged)
+    said = "database data cannot be written: its file is read-only, or was when Datasette opened it; nothing was stored"
+    message = {"channel": "a", "payload": "x"}
+    for _ in range(2):
+        answer = httpx.post(f"{server.pubsub}/-/publish", json=message)
+        assert (answer.status_code, answer.json()["error"]) == (409, said)
+    rpc = httpx.post(f"{server.url}/db.v1.DbService/PublishBatch", json={"dbName": "data", "items": [message]})
+    assert (rpc.json()["code"], rpc.json()["message"]) == ("failed_precondition", said)
+    answer = httpx.get(f"{server.url}/data/-/query.json", params={"sql": "SELECT publish_batch('a', 'x')"})
+    assert (answer.status_code, answer.json()["error"]) == (400, f"publish_batch: {said}")
+    answer = httpx.get(f"{server.pubsub}/-/stream", params={"channel": "a", "subscription": "s"})
+    assert (answer.status_code, answer.json()["error"]) == (409, said)
+    assert httpx.get(server.pubsub).status_code == 200
+    path.chmod(0o644)
+    assert server.restart().publish(**message) == [1]
+
+
+def test_a_server_that_reads_without_locks(serve: Callable[..., Server]) -> None:
+    """SQLite cannot read a file in WAL mode like that, so the file is left as it is."""
+    server = serve(options=["--nolock"])
     answer = httpx.post(f"{server.pubsub}/-/publish", json={"channel": "a", "payload": "x"})
     assert answer.status_code == 409
-    assert "cannot be written" in answer.json()["error"]
+    assert "--nolock" in answer.json()["error"]
+    assert server.rows("PRAGMA journal_mode") == [("delete",)]
+    assert httpx.get(f"{server.url}/data/existing.json").status_code == 200
+
+
+def test_a_database_that_is_added_and_removed(serve: Callable[..., Server], tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "changing.py").write_text(
+        """
+from datasette import hookimpl
+from datasette.database import Database
+from datasette.utils.asgi import Response
+
+
+async def add(request, datasette):
+    datasette.add_database(Database(datasette, path=request.args["path"], is_mutable=True), name=request.args["name"])
+    return Response.text("added")
+
+
+async def remove(request, datasette):
+    datasette.remove_database(request.args["name"])
+    return Response.text("removed")
+
+
+@hookimpl
+def register_routes():
+    return [("^/-/add$", add), ("^/-/remove$", remove)]
+"""
+    )
+    path = tmp_path / "late.db"
+    sqlite_shell(path, "CREATE TABLE t (id)")
+    # Looked for often: a removed database must not be.
+    often = {**OPEN, "plugins": {"datasette-pubsub": {"trim_seconds": 0.1}}}
+    server = serve(config=often, options=["--plugins-dir", str(plugins)])
+    name = {"name": "late/and slashed"}
+    base = f"{server.url}/late~2Fand+slashed/-/pubsub/-"
+    for turn in range(2):
+        httpx.get(f"{server.url}/-/add", params={"path": str(path), **name}).raise_for_status()
+        answer = httpx.post(f"{base}/publish", json={"channel": "a", "payload": f"http {turn}"})
+        assert answer.status_code == 200, answer.text
+        with Sse(f"{base}/stream", channel="a", subscription="s") as reader:
+            assert reader.messages(1)[0]["payload"] == f"http {turn}"
+            sqlite_shell(path, f"INSERT INTO vpubsub (channel, payload) VALUES ('a', 'shell {turn}')")
+            assert reader.messages(1)[0]["payload"] == f"shell {turn}"
+            # Its cursor is saved every second; what is removed cannot save any more.
+            wait_for(
+                lambda turn=turn: sqlite_shell(path, "SELECT cursor FROM pubsub_subscriptions") == f"{2 * turn + 2}\n",
+                "the cursor is saved",
+            )
+            httpx.get(f"{server.url}/-/remove", params=name).raise_for_status()
+            reader.until("bye")
+        answer = httpx.post(f"{base}/publish", json={"channel": "a", "payload": "x"})
+        assert (answer.status_code, answer.json()["error"]) == (404, "database not found: late/and slashed")
+    assert server.publish(channel="a", payload="x") == [1], "the others go on"
+    server.stop()
+    assert "Traceback" not in server.log
 
 
 def test_storage_errors_are_explained(tmp_path: Path) -> None:

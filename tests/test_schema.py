@@ -158,6 +158,41 @@ def test_installing_again_changes_nothing_and_new_limits_replace_the_guard(conn:
     conn.execute(INSERT, ("a", "x" * 150))
 
 
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        "VIEW vpubsub",
+        "TRIGGER vpubsub_insert",
+        "TRIGGER pubsub_messages_guard",
+        "TRIGGER pubsub_messages_update",
+        "TRIGGER pubsub_subscriptions_forward",
+        "INDEX pubsub_messages_key",
+        "TABLE pubsub_subscriptions",
+        "TABLE pubsub_released",
+        "TABLE pubsub_trims",
+        "TABLE _sqlite_migrations",
+    ],
+)
+def test_what_was_dropped_is_installed_again(conn: sqlite3.Connection, dropped: str) -> None:
+    conn.execute(INSERT, ("a", "kept"))
+    before = conn.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+    conn.execute(f"DROP {dropped}")
+    schema.install(conn, Settings(max_payload_bytes=100))
+    assert conn.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall() == before
+    conn.execute(INSERT, ("a", "new"))
+    assert conn.execute("SELECT id, payload FROM vpubsub").fetchall() == [(1, "kept"), (2, "new")]
+
+
+def test_a_log_that_was_dropped_gives_no_id_twice(conn: sqlite3.Connection) -> None:
+    for n in range(7):
+        conn.execute(INSERT, ("a", n))
+    conn.execute("INSERT INTO pubsub_subscriptions (name, cursor) VALUES ('reader', 5)")
+    conn.execute("DROP TABLE pubsub_messages")
+    schema.install(conn, Settings(max_payload_bytes=100))
+    conn.execute(INSERT, ("a", "new"))
+    assert conn.execute("SELECT id, payload FROM vpubsub").fetchall() == [(6, "new")]
+
+
 def test_a_log_that_lost_its_autoincrement_is_refused(conn: sqlite3.Connection) -> None:
     conn.executescript("""
         DROP VIEW vpubsub; DROP TABLE pubsub_messages;
