@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import secrets
+import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
@@ -21,7 +22,7 @@ from datasette.utils.asgi import Request, Response
 from .broker import Broker
 from .brokers import brokers
 from .config import BODY_SECONDS
-from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooSlow, UnsupportedMediaType
+from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooSlow, Unavailable, UnsupportedMediaType
 from .models import ANYWHERE, Start, Where, check_message_id, check_since
 from .selector import Selector
 
@@ -37,7 +38,13 @@ View = Callable[..., Awaitable[Response | None]]
 
 
 def internal(error: Exception) -> PubsubError:
-    """The error shown for one that was not foreseen: a reference that stands in the log, and nothing else."""
+    """The error shown for one that was not foreseen: a reference that stands in the log, and nothing else.
+
+    Not so where Datasette itself, which looks at every database before it
+    answers a request, met a file that another program has locked against readers.
+    """
+    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        return Unavailable("a database is locked by another program; nothing was stored, try again")
     reference = secrets.token_hex(4)
     logger.error("internal error %s", reference, exc_info=error)
     return PubsubError(f"internal error; the server's log has it under {reference}")

@@ -212,6 +212,24 @@ def test_a_locked_database(serve: Callable[..., Server]) -> None:
     assert server.publish(channel="a", payload="y") == [2]
 
 
+def test_a_file_that_is_locked_against_readers(serve: Callable[..., Server]) -> None:
+    server = serve()
+    conn = sqlite3.connect(server.path, isolation_level=None)
+    conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+    conn.execute("INSERT INTO existing VALUES (1)")
+    told = "a database is locked by another program; nothing was stored, try again"
+    answer = httpx.get(f"{server.pubsub}/-/channels.json", timeout=30)
+    assert (answer.status_code, answer.json()["error"]) == (503, told)
+    rpc = httpx.post(
+        f"{server.url}/db.v1.DbService/PublishBatch",
+        json={"dbName": "data", "items": [{"channel": "a", "payload": "x"}]},
+        timeout=30,
+    )
+    assert rpc.json()["code"] == "unavailable"
+    conn.close()
+    assert server.publish(channel="a", payload="x") == [1]
+
+
 def test_a_file_that_cannot_be_written(serve: Callable[..., Server], tmp_path: Path) -> None:
     path = tmp_path / "data.db"
     sqlite_shell(path, "CREATE TABLE t (id); INSERT INTO t VALUES (1);")
