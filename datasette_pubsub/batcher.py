@@ -114,6 +114,11 @@ class Batcher:
         self._cursors.pop(subscription_id, None)
         self._newest.pop(subscription_id, None)
 
+    def forget_cursors(self) -> None:
+        """Drop all of them: they are of a log that was replaced."""
+        self._cursors.clear()
+        self._newest.clear()
+
     def _wake(self) -> None:
         self._idle.clear()
         self._work.set()

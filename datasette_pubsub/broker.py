@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from datasette.utils import sqlite_timelimit
@@ -24,8 +25,9 @@ from .batcher import Batcher, Committed
 from .catchup import CatchUp
 from .config import MAX_SNAPSHOT_BYTES, Settings
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
+from .holders import Holders
 from .hub import Encoder, Hub
-from .models import ANYWHERE, AckMode, Bye, Item, Message, Page, Superseded, Where, check_subscription_name
+from .models import ANYWHERE, AckMode, Bye, Item, Message, Page, Where, check_subscription_name, utc_text
 from .selector import ALL, Selector, Verdicts
 from .stream import Stream
 from .subscriptions import Subscription
@@ -44,6 +46,12 @@ FILL_IDS = 5_000
 #: How long the shutdown waits for the batcher, in seconds; an operator expects
 #: Ctrl+C to end the server within three.
 DRAIN_SECONDS = 2.0
+
+#: How old ``last_seen_at`` of a connected subscription may become, in seconds; and
+#: as a part of ``subscription_days``, so that none expires at once when its
+#: connection ends, or when the server comes back before its reader does.
+SEEN_SECONDS = 60.0
+SEEN_PART = 0.1
 
 #: True inside the batcher's own writes, which tell the hub themselves.
 in_batcher: ContextVar[bool] = ContextVar("datasette_pubsub_in_batcher", default=False)
@@ -89,9 +97,7 @@ class Broker:
         self._streams: set[Stream] = set()
         #: How many streams are open for each actor or address.
         self._parties: Counter[str] = Counter()
-        #: By subscription id: the stream that holds it, and those of them whose cursor follows the stream.
-        self._owners: dict[int, Stream] = {}
-        self._automatic: dict[int, Stream] = {}
+        self._holders = Holders(self._batcher)
         self._started = False
         self._closing = False
         self._refreshing = asyncio.Lock()
@@ -190,20 +196,13 @@ class Broker:
         self.check_writable()
         check_subscription_name(name)
         number, cursor = await self._write(lambda conn: subscriptions.acknowledge(conn, owner, name, message_id))
-        stream = self._owners.get(number)
-        if stream is not None:
-            stream.acknowledged(cursor)
+        self._holders.acknowledged(number, cursor)
         return cursor
 
     async def delete_subscription(self, owner: str, name: str) -> None:
         """Forget a subscription and its cursor; its live stream, if any, ends. Raises :class:`NotFound`."""
         self.check_writable()
-        number = await self._write(lambda conn: subscriptions.delete(conn, owner, name))
-        self._batcher.forget_cursor(number)
-        self._automatic.pop(number, None)
-        stream = self._owners.pop(number, None)
-        if stream is not None:
-            stream.stop(Superseded())
+        self._holders.drop(await self._write(lambda conn: subscriptions.delete(conn, owner, name)))
 
     async def _transaction(self, fn: Callable[[sqlite3.Connection], Committed]) -> Committed:
         return await self._write(fn)
@@ -292,7 +291,7 @@ class Broker:
                 "patterns": list(found.selector.patterns),
                 "cursor": found.cursor,
                 "lag": lag,
-                "connected": found.id in self._owners,
+                "connected": found.id in self._holders,
                 "created_at": found.created_at,
                 "last_seen_at": found.last_seen_at,
             }
@@ -352,6 +351,12 @@ class Broker:
                 return log.Reader(Selector(patterns=("*",))).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
 
             page = await self.read(read)
+            if page.head < known:
+                # Restored from a backup: this is not the log that the tail, the cursors and the streams are of.
+                self.hub.rewind(page.head)
+                self._batcher.forget_cursors()
+                self._watcher.look()
+                return
             # A hole is what a trim has left: readers that need it must be told, by the log.
             if page.messages and page.messages[-1].id - known == len(page.messages):
                 new = [message for message in page.messages if message.id > self.hub.head]
@@ -371,10 +376,13 @@ class Broker:
 
         def open_or_create(conn: sqlite3.Connection) -> Subscription:
             found = subscriptions.find(conn, owner, name)
-            if found is None and not selector:
+            if not selector and not (found and found.selector):
                 raise InvalidArgument("channel is required for a new subscription: name at least one")
             cursor = found.cursor if found else _start(conn, where, "earliest", selector)
-            return subscriptions.open_or_create(conn, owner, name, selector, cursor)
+            opened = subscriptions.open_or_create(conn, owner, name, selector, cursor)
+            if opened.cursor <= log.head(conn):
+                return opened
+            return subscriptions.renew(conn, opened, log.earliest(conn, opened.selector) - 1)
 
         return await self._write(open_or_create)
 
@@ -430,8 +438,8 @@ class Broker:
             self.check_writable()
             subscription = await self._open(owner, name, selector, where)
             if subscription.new:
-                # SQLite may have given it the number of one that was deleted.
-                self._batcher.forget_cursor(subscription.id)
+                # In a file of an earlier version it may have the number of one that was deleted by SQL.
+                self._holders.drop(subscription.id)
             selector = subscription.selector
         elif ack == "explicit":
             raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
@@ -450,7 +458,8 @@ class Broker:
             if subscription is not None:
                 if wanted > head:
                     position = subscription.cursor
-                position = self._take_over(subscription, position, where, automatic)
+                resumes = where.resume is not None
+                position = self._holders.take_over(subscription.id, position, automatic, resumes)
             if where.position is None and (subscription is None or subscription.new):
                 await self.read(lambda conn: catch_up.forgive(conn, position))
 
@@ -466,17 +475,15 @@ class Broker:
                 send_bytes=self.settings.send_bytes,
                 heartbeat_seconds=heartbeat_seconds or self.settings.heartbeat_seconds,
                 first_alone=automatic,
-                ahead=wanted > head,
+                ahead=wanted > head or (subscription is not None and subscription.ahead),
                 allowed=allowed,
                 recheck_seconds=self.settings.recheck_seconds,
                 max_unacked=self.settings.max_unacked_messages if ack == "explicit" else None,
             )
             self._streams.add(stream)
             if subscription is not None:
-                self._owners[subscription.id] = stream
-                if automatic:
-                    self._automatic[subscription.id] = stream
-                elif where.resume is not None:
+                self._holders.begin(subscription, stream, automatic)
+                if not automatic and where.resume is not None:
                     self._batcher.move_cursor(subscription.id, position)
             if self._closing:
                 stream.stop(Bye())
@@ -484,54 +491,46 @@ class Broker:
                 yield stream
             finally:
                 self._streams.discard(stream)
-                if subscription is not None and self._owners.get(subscription.id) is stream:
-                    del self._owners[subscription.id]
-                    if self._automatic.pop(subscription.id, None) is not None:
-                        self._batcher.move_cursor(subscription.id, stream.settled)
+                if subscription is not None:
+                    self._holders.leave(subscription.id, stream)
         finally:
             self.hub.unregister(waiter)
             self._parties[party] -= 1
             if not self._parties[party]:
                 del self._parties[party]
 
-    def _take_over(self, subscription: Subscription, position: int, where: Where, automatic: bool) -> int:
-        """End the stream that is open under the same name; where the new one begins."""
-        previous = self._owners.get(subscription.id)
-        if previous is None:
-            return position
-        previous.stop(Superseded())
-        if self._automatic.pop(subscription.id, None) is not None:
-            self._batcher.move_cursor(subscription.id, previous.settled)
-            if automatic and where.resume is None:
-                return max(position, previous.settled)
-        return position
-
     async def _run_cursors(self, _datasette: Datasette) -> None:
-        """Save the cursors of live automatic subscriptions now and then; end the streams of a removed database."""
-        saved: dict[int, int] = {}
+        """Save the cursors of live automatic subscriptions now and then, and look after the rows of all.
+
+        Ends the streams of a removed database.
+        """
+        in_batcher.set(True)
         while True:
             await asyncio.sleep(self.settings.cursor_save_seconds)
             if self._removed:
                 self.close_streams()
                 return
-            live = {key: stream.settled for key, stream in self._automatic.items()}
-            for key, cursor in live.items():
-                if saved.get(key) != cursor:
-                    self._batcher.move_cursor(key, cursor)
-            saved = live
-            await self._read_explicit()
+            self._holders.save()
+            try:
+                await self._look_after(self._holders.ids)
+            except PubsubError:
+                # Locked, or full: told where it was found, and the next round comes soon.
+                continue
+            except Exception:
+                logger.exception("database %s: could not look after its subscriptions; trying again", self.name)
 
-    async def _read_explicit(self) -> None:
-        """Learn where readers have moved their cursors by SQL."""
-        waiting = {key: stream for key, stream in self._owners.items() if key not in self._automatic}
-        if not waiting:
+    async def _look_after(self, held: list[int]) -> None:
+        """Learn what was done by SQL to subscriptions that are held, and write that they are in use."""
+        if not held:
             return
-        try:
-            cursors = await self.read(lambda conn: subscriptions.cursors(conn, list(waiting)))
-        except PubsubError:
-            return
-        for key, cursor in cursors.items():
-            waiting[key].acknowledged(cursor)
+        states = await self.read(lambda conn: subscriptions.states(conn, held))
+        self._holders.learn(held, states)
+        days = self.settings.subscription_days
+        age = min(SEEN_SECONDS, days * 86400 * SEEN_PART) if days else SEEN_SECONDS
+        limit = utc_text(datetime.now(UTC) - timedelta(seconds=age))
+        stale = [number for number, state in states.items() if state.last_seen_at < limit]
+        if stale:
+            await self._write(lambda conn: subscriptions.touch(conn, stale))
 
     async def _run_retention(self, _datasette: Datasette) -> None:
         """Trim in the background, in small transactions with pauses of their own length between them."""
@@ -554,7 +553,7 @@ class Broker:
             removed += await self._write(lambda conn: retention.trim(conn, left))
             await asyncio.sleep(time.monotonic() - began)
         if self.settings.subscription_days and await self.read(schema.installed):
-            live = list(self._owners)
+            live = self._holders.ids
             gone = await self._write(lambda conn: retention.expire(conn, self.settings.subscription_days, live))
             for name in gone:
                 logger.info("database %s: subscription %s expired", self.name, name)

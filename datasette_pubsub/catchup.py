@@ -24,6 +24,7 @@ class CatchUp:
         self._max_bytes = max_bytes
         #: By channel, the newest removed id that this reader was told of.
         self._told: dict[str, int] = {}
+        self._head = 0
 
     def forgive(self, conn: sqlite3.Connection, position: int) -> None:
         """What is gone already counts as told: for a reader that asked for what there is."""
@@ -35,6 +36,10 @@ class CatchUp:
         conn.execute("BEGIN")
         try:
             page = self._reader.page(conn, after, self._max_bytes, min(limit, PAGE_MESSAGES))
+            if page.head < self._head:
+                # The file was restored from a backup: what was told were ids of another log.
+                self._told.clear()
+            self._head = page.head
             if page.position <= after:
                 return page
             gone = retention.missed(conn, self._reader.selector, after, self._told, page.position)

@@ -193,6 +193,9 @@ class Hub:
 
     def __init__(self, tail_bytes: int, on_idle: Callable[[bool], None]) -> None:
         self.head = 0
+        #: How often the log was found to end before the head, and where it ended then.
+        self.rewinds = 0
+        self.rewound_to = 0
         self.tail = Tail(tail_bytes)
         self._on_idle = on_idle
         self._by_channel: defaultdict[str, set[Waiter]] = defaultdict(set)
@@ -273,6 +276,13 @@ class Hub:
         if head <= self.head:
             return
         self.head = head
+        self.tail.reset(head)
+        self.wake_all()
+
+    def rewind(self, head: int) -> None:
+        """The log ends earlier than it did: it was restored from a backup. Streams that are ahead of it tell so."""
+        self.head = self.rewound_to = head
+        self.rewinds += 1
         self.tail.reset(head)
         self.wake_all()
 

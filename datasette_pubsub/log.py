@@ -293,7 +293,7 @@ class Reader:
         top = head(conn)
         if top <= after:
             return Page([], max(after, 0), top)
-        if self.selector.patterns and not self.selector.everything and top > self._known_to:
+        if self.selector.patterns and not self.selector.everything and top != self._known_to:
             self._channels = _expand(conn, self.selector)
             self._known_to = top
         rows, end = self._select(conn, after, top, limit)

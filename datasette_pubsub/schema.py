@@ -92,7 +92,7 @@ _SUBSCRIPTION_OBJECTS = {
         SUBSCRIPTIONS,
         f"""
         CREATE TABLE {SUBSCRIPTIONS} (
-            id INTEGER PRIMARY KEY,
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
             owner TEXT NOT NULL DEFAULT '',
             name TEXT NOT NULL CHECK (name <> ''),
             reads TEXT NOT NULL DEFAULT '{{}}' CHECK (json_valid(reads)),

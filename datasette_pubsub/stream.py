@@ -63,6 +63,9 @@ class Stream:
         self._first_alone = first_alone
         #: What the next message is to say about a gap before it.
         self._missed = AHEAD if ahead else 0
+        #: Where a gap began that the wire format has no event for: it counts as told with the next message.
+        self._untold: int | None = None
+        self._rewinds = hub.rewinds
         self._max_unacked = max_unacked
         self._allowed = allowed
         self._recheck_seconds = recheck_seconds
@@ -75,7 +78,11 @@ class Stream:
 
     @property
     def settled(self) -> int:
-        """Up to here nothing is left to hand over: the hub's head while the stream waits for more."""
+        """Up to here nothing is left to hand over or to tell: the hub's head while the stream waits for more."""
+        if self._rewinds != self._hub.rewinds:
+            return min(self.position, self._hub.rewound_to)
+        if self._untold is not None:
+            return self._untold
         return self.position if self._waiter.woken else max(self.position, self._hub.head)
 
     @property
@@ -122,6 +129,11 @@ class Stream:
                     self.stop(Revoked())
                     break
                 continue
+            if self._rewinds != hub.rewinds:
+                frame = self._rewound()
+                if frame:
+                    yield frame
+                continue
             room = self._room()
             if not room:
                 frame = await self._wait_for_acks()
@@ -150,6 +162,8 @@ class Stream:
             if data:
                 yield data
             self._move(position)
+            if not self._missed:
+                self._untold = None
             if count and self._max_unacked is not None:
                 self._unacked.append((last, count))
                 self._in_flight += count
@@ -172,6 +186,17 @@ class Stream:
         if position > self.position:
             self.position = position
 
+    def _rewound(self) -> bytes:
+        """The log was restored from a backup: what tells of it, if this reader is ahead of where it ended then."""
+        self._rewinds = self._hub.rewinds
+        if self.position <= self._hub.rewound_to:
+            return b""
+        self.position = self._hub.rewound_to
+        self._missed, self._untold = AHEAD, None
+        self._unacked.clear()
+        self._in_flight = 0
+        return self._encoder.event(Gap(AHEAD, self.position))
+
     async def _from_log(self, room: int) -> tuple[bytes, int, int, int]:
         page = await self._read_page(self.position, room)
         messages, position = page.messages, page.position
@@ -179,7 +204,10 @@ class Stream:
         if page.missed:
             if self._missed != AHEAD:
                 self._missed += page.missed
-            parts.append(self._encoder.event(Gap(page.missed, messages[0].id - 1 if messages else position)))
+            frame = self._encoder.event(Gap(page.missed, messages[0].id - 1 if messages else position))
+            if not frame and self._untold is None:
+                self._untold = self.position
+            parts.append(frame)
         for message in messages:
             parts.append(self._encoder.message(message, self._missed))
             self._missed = 0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from . import log
 from .errors import NotFound, OutOfRange
@@ -19,7 +20,11 @@ from .selector import Selector
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One row. ``owner`` is the actor's id, empty for anonymous readers; ``new`` says that it was made just now."""
+    """One row. ``owner`` is the actor's id, empty for anonymous readers.
+
+    ``new`` says that it was made just now, ``ahead`` that this was because its
+    cursor was ahead of the log's head: what it had read was another log.
+    """
 
     id: int
     owner: str
@@ -29,6 +34,7 @@ class Subscription:
     created_at: str
     last_seen_at: str
     new: bool = False
+    ahead: bool = False
 
 
 _COLUMNS = "id, owner, name, reads, cursor, created_at, last_seen_at"
@@ -75,20 +81,50 @@ def delete(conn: sqlite3.Connection, owner: str, name: str) -> int:
     return found.id
 
 
-def cursors(conn: sqlite3.Connection, ids: list[int]) -> dict[int, int]:
-    """The cursors of these subscriptions, by id."""
-    rows = conn.execute(
-        f"SELECT id, cursor FROM {SUBSCRIPTIONS} WHERE id IN (SELECT value FROM json_each(?))", [json.dumps(ids)]
+def renew(conn: sqlite3.Connection, found: Subscription, cursor: int) -> Subscription:
+    """Make a subscription anew whose cursor is ahead of the head, since a cursor never moves back."""
+    reads = conn.execute(f"SELECT reads FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id]).fetchone()[0]
+    conn.execute(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id])
+    conn.execute(
+        f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor, created_at) VALUES (?, ?, ?, ?, ?)",
+        [found.owner, found.name, reads, cursor, found.created_at],
     )
-    return {row[0]: row[1] for row in rows}
+    result = find(conn, found.owner, found.name)
+    assert result is not None
+    return replace(result, new=True, ahead=True)
+
+
+class State(NamedTuple):
+    """What changes in a row while a subscriber is connected."""
+
+    cursor: int
+    last_seen_at: str
+
+
+def states(conn: sqlite3.Connection, ids: Iterable[int]) -> dict[int, State]:
+    """The present state of these subscriptions, by id; none for one that does not exist."""
+    rows = conn.execute(
+        f"SELECT id, cursor, last_seen_at FROM {SUBSCRIPTIONS} WHERE id IN (SELECT value FROM json_each(?))",
+        [json.dumps(list(ids))],
+    )
+    return {row[0]: State(row[1], row[2]) for row in rows}
+
+
+def touch(conn: sqlite3.Connection, ids: Iterable[int]) -> None:
+    """These subscriptions are in use now."""
+    conn.execute(
+        f"UPDATE {SUBSCRIPTIONS} SET last_seen_at = {NOW} WHERE id IN (SELECT value FROM json_each(?))",
+        [json.dumps(list(ids))],
+    )
 
 
 def move(conn: sqlite3.Connection, cursors: Mapping[int, int]) -> None:
-    """Move cursors forward, by subscription id; one that is already further stays where it is."""
+    """Move cursors forward, by subscription id, at most to the head; one that is already further stays where it is."""
+    top = log.head(conn)
     for subscription_id, cursor in cursors.items():
         conn.execute(
             f"UPDATE {SUBSCRIPTIONS} SET cursor = max(cursor, ?), last_seen_at = {NOW} WHERE id = ?",
-            [cursor, subscription_id],
+            [min(cursor, top), subscription_id],
         )
 
 
@@ -110,5 +146,11 @@ def acknowledge(conn: sqlite3.Connection, owner: str, name: str, message_id: int
 
 def _subscription(row: sqlite3.Row) -> Subscription:
     reads = json.loads(row[3])
-    selector = Selector(frozenset(reads.get("channels", ())), tuple(reads.get("patterns", ())))
-    return Subscription(row[0], row[1], row[2], selector, row[4], row[5], row[6])
+    channels, patterns = (_texts(reads, name) for name in ("channels", "patterns"))
+    return Subscription(row[0], row[1], row[2], Selector(frozenset(channels), tuple(patterns)), *row[4:7])
+
+
+def _texts(reads: Any, name: str) -> list[str]:
+    """A list of names in a row, which any program may have made: what is not as it should be names nothing."""
+    found = reads.get(name) if isinstance(reads, dict) else None
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []

@@ -15,6 +15,7 @@ LAYERS = [
     {"sql", "batcher"},
     {"hub", "watcher"},
     {"stream"},
+    {"holders"},
     {"broker"},
     {"brokers"},
     {"permissions", "caller", "shutdown"},

@@ -1,0 +1,92 @@
+"""Who holds which subscription: one live stream each, and its cursor on the way to the file.
+
+The law of this module: a cursor of a stream is saved only while that stream
+holds the subscription, and only as far as everything before it was handed over
+or told. It knows no SQL; what the file says of the rows is brought to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from .batcher import Batcher
+from .models import Superseded
+from .stream import Stream
+from .subscriptions import State, Subscription
+
+
+class Holders:
+    """The streams of one database that hold a subscription, by the subscription's id."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._streams: dict[int, Stream] = {}
+        #: Those of them whose cursor follows the stream, with the position saved last.
+        self._automatic: dict[int, int | None] = {}
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._streams
+
+    @property
+    def ids(self) -> list[int]:
+        """The subscriptions that are held now."""
+        return list(self._streams)
+
+    def take_over(self, number: int, position: int, automatic: bool, resumes: bool) -> int:
+        """End the stream that holds the subscription; where the next one begins."""
+        previous = self._streams.pop(number, None)
+        if previous is None:
+            return position
+        previous.stop(Superseded())
+        if number in self._automatic:
+            del self._automatic[number]
+            self._batcher.move_cursor(number, previous.settled)
+            if automatic and not resumes:
+                return max(position, previous.settled)
+        return position
+
+    def begin(self, subscription: Subscription, stream: Stream, automatic: bool) -> None:
+        """A stream holds the subscription from here on."""
+        self._streams[subscription.id] = stream
+        if automatic:
+            self._automatic[subscription.id] = None
+
+    def leave(self, number: int, stream: Stream) -> None:
+        """A stream has ended; its cursor is saved if it still held the subscription."""
+        if self._streams.get(number) is stream:
+            del self._streams[number]
+            if number in self._automatic:
+                del self._automatic[number]
+                self._batcher.move_cursor(number, stream.settled)
+
+    def drop(self, number: int) -> None:
+        """The subscription is gone: its stream ends, and nothing of it is saved."""
+        self._batcher.forget_cursor(number)
+        self._automatic.pop(number, None)
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            stream.stop(Superseded())
+
+    def acknowledged(self, number: int, cursor: int) -> None:
+        """The reader of a subscription has finished everything up to here."""
+        stream = self._streams.get(number)
+        if stream is not None:
+            stream.acknowledged(cursor)
+
+    def save(self) -> None:
+        """Have the cursors of automatic subscriptions written."""
+        for number, saved in self._automatic.items():
+            settled = self._streams[number].settled
+            if settled != saved:
+                self._automatic[number] = settled
+                self._batcher.move_cursor(number, settled)
+
+    def learn(self, asked: Collection[int], states: Mapping[int, State]) -> None:
+        """Take in what stands in the file: cursors that were moved by SQL, and rows that are gone."""
+        for number in asked:
+            if number not in self._streams:
+                continue
+            if number not in states:
+                self.drop(number)
+            elif number not in self._automatic:
+                self._streams[number].acknowledged(states[number].cursor)
