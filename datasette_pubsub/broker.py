@@ -550,7 +550,7 @@ class Broker:
         removed = 0
         while left:
             began = time.monotonic()
-            removed += await self._write(lambda conn: retention.trim(conn, left))
+            removed += (await self._write(lambda conn: retention.trim(conn, left))).total()
             await asyncio.sleep(time.monotonic() - began)
         if self.settings.subscription_days and await self.read(schema.installed):
             live = self._holders.ids

@@ -64,15 +64,7 @@ class Trimmer:
     def _step(self) -> None:
         """One transaction: the oldest messages of some channels."""
         left = dict(self._goals)
-        removed: Counter[str] = Counter()
         with transaction(self._conn):
-            for channel, goal in self._goals.items():
-                room = retention.TRIM_MESSAGES - removed.total()
-                if room <= 0:
-                    break
-                one = {channel: goal}
-                removed[channel] = retention.trim(self._conn, one, room)
-                if not one:
-                    del left[channel]
+            removed = retention.trim(self._conn, left)
         self._goals = left
         self.done.update(removed)

@@ -159,7 +159,8 @@ def last_id(conn: sqlite3.Connection, channel: str) -> int:
 
 
 def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list[int], new: list[Message]) -> None:
-    if item.expected_last_id is not None:
+    known = item.key is not None and item.expected_last_id is not None and _id_of_key(conn, item)
+    if item.expected_last_id is not None and not known:
         found = last_id(conn, item.channel)
         if found != item.expected_last_id:
             raise Conflict(
@@ -171,9 +172,14 @@ def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list
         message_id = int(cursor.lastrowid or 0)
         new.append(Message(message_id, item.channel, item.payload, created_at))
     else:
-        row = conn.execute(f"SELECT id FROM {LOG} WHERE channel = ? AND key = ?", (item.channel, item.key)).fetchone()
-        message_id = int(row[0])
+        message_id = _id_of_key(conn, item)
     ids.append(message_id)
+
+
+def _id_of_key(conn: sqlite3.Connection, item: Item) -> int:
+    """The message that has the item's key in its channel; 0 when there is none."""
+    row = conn.execute(f"SELECT id FROM {LOG} WHERE channel = ? AND key = ?", (item.channel, item.key)).fetchone()
+    return int(row[0]) if row else 0
 
 
 def channel_names(conn: sqlite3.Connection) -> list[str]:
@@ -294,8 +300,7 @@ class Reader:
         if top <= after:
             return Page([], max(after, 0), top)
         if self.selector.patterns and not self.selector.everything and top != self._known_to:
-            self._channels = _expand(conn, self.selector)
-            self._known_to = top
+            self._learn(conn, top)
         rows, end = self._select(conn, after, top, limit)
         messages: list[Message] = []
         total = 0
@@ -308,6 +313,16 @@ class Reader:
         if len(messages) == limit:
             end = messages[-1].id
         return Page(messages, end, top)
+
+    def _learn(self, conn: sqlite3.Connection, top: int) -> None:
+        """Bring the channels that the patterns match up to a head; where little is new, by looking at that only."""
+        if self._known_to >= 0 and 0 <= top - self._known_to <= WINDOW_IDS:
+            sql = f"SELECT DISTINCT channel FROM {LOG} WHERE id > ? AND id <= ?"
+            new = [row[0] for row in conn.execute(sql, [self._known_to, top]) if self.selector.matches(row[0])]
+            self._channels = sorted({*self._channels, *new}) if new else self._channels
+        else:
+            self._channels = _expand(conn, self.selector)
+        self._known_to = top
 
     def _select(self, conn: sqlite3.Connection, after: int, top: int, limit: int) -> tuple[Iterable[Any], int]:
         channels = self._channels

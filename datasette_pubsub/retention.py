@@ -8,10 +8,13 @@ that a reader who comes too late is told exactly how many it missed.
 from __future__ import annotations
 
 import sqlite3
+import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from . import log, subscriptions
 from .config import Rule, Settings
@@ -23,12 +26,21 @@ from .selector import Selector, glob_regex
 #: wait no longer for a trim than for one another.
 TRIM_MESSAGES = 1000
 
-#: Removed messages that one record describes, at most; a few kilobytes.
-RECORD_MESSAGES = 20_000
+#: After so long a transaction takes no further channel, in seconds: with many
+#: channels, each with few messages to lose, the records take longer than the messages.
+TRIM_SECONDS = 0.01
+
+#: Removed messages that one record describes, at most; a few kilobytes, which
+#: take about a millisecond to add to.
+RECORD_MESSAGES = 2_000
 
 #: Records kept per channel. Older ones are dropped: a cursor that is more than
 #: 5 million removed messages of a channel behind is told a number that is too small.
-MAX_RECORDS = 250
+MAX_RECORDS = 2_500
+
+#: Messages whose payloads are added up by one statement, in messages: long enough
+#: that SQLite does the work, short enough that no checkpoint waits for its reading.
+SUM_MESSAGES = 10_000
 
 
 def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = None) -> dict[str, int]:
@@ -44,18 +56,17 @@ def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = N
     found: dict[str, int] = {}
     for channel in log.channel_names(conn):
         rule = _rule_of(settings, channel)
-        goal = whole
-        if rule is None or rule.days is None:
-            goal = max(goal, aged)
+        goal, days, old = whole, database.days, aged
         if rule is not None:
-            goal = max(
-                goal,
-                _by_age(conn, rule.days, now),
-                _by_count(conn, rule.messages, channel),
-                _by_bytes(conn, rule.bytes, channel),
-            )
+            goal = max(goal, _by_count(conn, rule.messages, channel), _by_bytes(conn, rule.bytes, channel))
+            if rule.days is not None:
+                days, old = rule.days, _by_age(conn, rule.days, now)
         oldest = conn.execute(f"SELECT min(id) FROM {LOG} WHERE channel = ?", [channel]).fetchone()[0]
-        if oldest is not None and oldest <= goal:
+        if oldest is None or oldest > max(goal, old):
+            continue
+        if days and old > goal:
+            goal = max(goal, _before_young(conn, channel, goal, old, days, now))
+        if oldest <= goal:
             found[channel] = goal
     if settings.retention_hold_bytes and found:
         _hold(conn, found, settings.retention_hold_bytes)
@@ -74,6 +85,20 @@ def _by_age(conn: sqlite3.Connection, days: float | None, now: datetime) -> int:
     return 0 if not days else log.before_time(conn, utc_text(now - timedelta(days=days)))
 
 
+def _before_young(conn: sqlite3.Connection, channel: str, after: int, to: int, days: float, now: datetime) -> int:
+    """The id before the channel's first message between two that is not so old; ``to`` where all are.
+
+    Publishers may give times of their own, and clocks are set back, so that times
+    need not grow with ids. A time that is still to come says nothing of a message's age.
+    """
+    row = conn.execute(
+        f"SELECT id FROM {LOG} WHERE channel = ? AND id > ? AND id <= ? AND created_at BETWEEN ? AND ? "
+        "ORDER BY id LIMIT 1",
+        [channel, after, to, utc_text(now - timedelta(days=days)), utc_text(now)],
+    ).fetchone()
+    return int(row[0]) - 1 if row else to
+
+
 def _by_count(conn: sqlite3.Connection, messages: int | None, channel: str | None = None) -> int:
     """The newest id beyond the newest so many messages."""
     if not messages:
@@ -89,12 +114,24 @@ def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: str | None =
     if not limit:
         return 0
     where, values = ("AND channel = ?", [channel]) if channel is not None else ("", [])
+    newest = (
+        f"SELECT id, length(CAST(payload AS BLOB)) AS size FROM {LOG} WHERE id <= ? {where} "
+        f"ORDER BY id DESC LIMIT {SUM_MESSAGES}"
+    )
     total = 0
-    sql = f"SELECT id, length(CAST(payload AS BLOB)) FROM {LOG} WHERE id <= ? {where} ORDER BY id DESC"
-    for row in conn.execute(sql, [top, *values]):
-        total += row[1]
+    while True:
+        low, size = conn.execute(f"SELECT min(id), sum(size) FROM ({newest})", [top, *values]).fetchone()
+        if low is None:
+            return 0
+        if total + size > limit:
+            break
+        total += size
+        top = low - 1
+    for number, size in conn.execute(newest, [top, *values]):
+        total += size
         if total > limit:
-            return int(row[0])
+            return int(number)
+    # Something was trimmed in between.
     return 0
 
 
@@ -117,19 +154,21 @@ def _hold(conn: sqlite3.Connection, found: dict[str, int], hold_bytes: int) -> N
             del found[channel]
 
 
-def trim(conn: sqlite3.Connection, left: dict[str, int], limit: int = TRIM_MESSAGES) -> int:
+def trim(conn: sqlite3.Connection, left: dict[str, int], limit: int = TRIM_MESSAGES) -> Counter[str]:
     """Remove the oldest messages of the channels in ``left``, at most ``limit``, inside the caller's transaction.
 
     ``left`` maps channels to goals, as :func:`goals` returns them; what is done
-    is taken out of it. Returns how many messages were removed.
+    is taken out of it. Returns how many messages of each channel were removed.
     """
-    removed = 0
-    for channel, goal in list(left.items()):
-        if removed >= limit:
+    removed: Counter[str] = Counter()
+    room = limit
+    end = time.monotonic() + TRIM_SECONDS
+    for channel, goal in list(islice(left.items(), limit)):
+        if room <= 0 or (room < limit and time.monotonic() > end):
             break
         sql = f"SELECT id FROM {LOG} WHERE channel = ? AND id <= ? ORDER BY id LIMIT ?"
-        ids = [int(row[0]) for row in conn.execute(sql, [channel, goal, limit - removed])]
-        if len(ids) < limit - removed:
+        ids = [int(row[0]) for row in conn.execute(sql, [channel, goal, room])]
+        if len(ids) < room:
             del left[channel]
         if not ids:
             continue
@@ -140,7 +179,8 @@ def trim(conn: sqlite3.Connection, left: dict[str, int], limit: int = TRIM_MESSA
         )
         conn.execute(f"DELETE FROM {LOG} WHERE channel = ? AND id <= ?", [channel, ids[-1]])
         _record(conn, channel, ids)
-        removed += len(ids)
+        removed[channel] = len(ids)
+        room -= len(ids)
     return removed
 
 
@@ -148,18 +188,20 @@ def _record(conn: sqlite3.Connection, channel: str, ids: list[int]) -> None:
     """Remember which ids are gone, added to the channel's newest record while it is small."""
     sql = f"SELECT last_id, messages, runs FROM {TRIMS} WHERE channel = ? ORDER BY last_id DESC LIMIT 1"
     row = conn.execute(sql, [channel]).fetchone()
-    if row is not None and row[1] + len(ids) <= RECORD_MESSAGES:
+    grows = row is not None and row[1] + len(ids) <= RECORD_MESSAGES
+    if grows:
         conn.execute(f"DELETE FROM {TRIMS} WHERE channel = ? AND last_id = ?", [channel, row[0]])
         ids = [*unpack(row[2]), *ids]
     conn.execute(
         f"INSERT INTO {TRIMS} (channel, last_id, first_id, messages, runs) VALUES (?, ?, ?, ?, ?)",
         [channel, ids[-1], ids[0], len(ids), pack(ids)],
     )
-    conn.execute(
-        f"DELETE FROM {TRIMS} WHERE channel = ?1 AND last_id <= "
-        f"(SELECT last_id FROM {TRIMS} WHERE channel = ?1 ORDER BY last_id DESC LIMIT 1 OFFSET ?2)",
-        [channel, MAX_RECORDS],
-    )
+    if not grows:
+        conn.execute(
+            f"DELETE FROM {TRIMS} WHERE channel = ?1 AND last_id <= "
+            f"(SELECT last_id FROM {TRIMS} WHERE channel = ?1 ORDER BY last_id DESC LIMIT 1 OFFSET ?2)",
+            [channel, MAX_RECORDS],
+        )
 
 
 def pack(ids: Iterable[int]) -> bytes:

@@ -169,6 +169,11 @@ def test_conditional_publish(serve: Callable[..., Server]) -> None:
         json={"dbName": "data", "items": [{"channel": "a", "payload": "x", "expectedLastId": "1"}]},
     )
     assert (rpc.status_code, rpc.json()["code"]) == (409, "aborted")
+    # With a key, who got no answer tries again and is answered as the first time.
+    keyed = {"channel": "k", "payload": "x", "key": "k1", "expected_last_id": 0}
+    first = server.publish(keyed)
+    assert server.publish(keyed) == first
+    assert httpx.post(url, json={**keyed, "key": "k2"}).status_code == 409
     # Many at once: one of each round wins, and the losers do not take others down with them.
     with ThreadPoolExecutor(16) as pool:
         last, wins = 3, 0

@@ -105,7 +105,10 @@ def test_the_log_is_append_only(conn: sqlite3.Connection) -> None:
 
 
 @pytest.mark.parametrize("recursive", ["ON", "OFF"])
-@pytest.mark.parametrize("verb", ["INSERT", "INSERT OR REPLACE", "INSERT OR IGNORE"])
+@pytest.mark.parametrize(
+    "verb",
+    ["INSERT", "INSERT OR REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL", "INSERT OR ABORT", "INSERT OR ROLLBACK"],
+)
 def test_a_key_is_stored_once_whatever_the_outer_statement_says(
     conn: sqlite3.Connection, recursive: str, verb: str
 ) -> None:
@@ -116,6 +119,17 @@ def test_a_key_is_stored_once_whatever_the_outer_statement_says(
     conn.execute(f"{verb} INTO orders VALUES (1, 'new')")
     conn.execute("INSERT OR REPLACE INTO orders VALUES (1, 'paid')")
     conn.execute("INSERT INTO vpubsub (channel, payload, key) VALUES ('other', 'x', 'order 1')")
+    conn.execute("""CREATE TRIGGER told_again AFTER UPDATE ON orders BEGIN
+        INSERT INTO pubsub_messages (channel, payload, key) VALUES ('orders', NEW.state, 'order ' || NEW.id); END""")
+    conn.execute(f"{verb.replace('INSERT', 'UPDATE')} orders SET state = 'sent'")
+    assert conn.execute("SELECT state FROM orders").fetchone() == ("sent",), "the statement itself goes on"
+    row = "(channel, payload, key) VALUES ('orders', 'direct', 'order 1')"
+    for statement in (
+        f"{verb} INTO pubsub_messages {row}",
+        f"{verb} INTO vpubsub {row}",
+        f"INSERT INTO pubsub_messages {row} ON CONFLICT DO UPDATE SET payload = excluded.payload",
+    ):
+        assert conn.execute(statement).rowcount in (0, 1)
     rows = conn.execute("SELECT id, channel, payload, key FROM pubsub_messages").fetchall()
     assert rows == [(1, "orders", "new", "order 1"), (2, "other", "x", "order 1")]
 
