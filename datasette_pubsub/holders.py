@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from .batcher import Batcher
-from .models import Superseded
+from .models import Changed, Superseded
 from .stream import Stream
 from .subscriptions import State, Subscription
 
@@ -21,6 +21,11 @@ class Holders:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
         self._streams: dict[int, Stream] = {}
+        #: What each of them was opened to read, as it stood in its row.
+        self._reads: dict[int, str] = {}
+        #: Streams whose row read something else at the last look. A reader that names other channels
+        #: changes its row too, just before it takes over: so only what is still so at the next look counts.
+        self._differing: set[Stream] = set()
         #: Those of them whose cursor follows the stream, with the position saved last.
         self._automatic: dict[int, int | None] = {}
 
@@ -37,6 +42,7 @@ class Holders:
         previous = self._streams.pop(number, None)
         if previous is None:
             return position
+        del self._reads[number]
         previous.stop(Superseded())
         if number in self._automatic:
             del self._automatic[number]
@@ -48,13 +54,14 @@ class Holders:
     def begin(self, subscription: Subscription, stream: Stream, automatic: bool) -> None:
         """A stream holds the subscription from here on."""
         self._streams[subscription.id] = stream
+        self._reads[subscription.id] = subscription.reads
         if automatic:
             self._automatic[subscription.id] = None
 
     def leave(self, number: int, stream: Stream) -> None:
         """A stream has ended; its cursor is saved if it still held the subscription."""
         if self._streams.get(number) is stream:
-            del self._streams[number]
+            del self._streams[number], self._reads[number]
             if number in self._automatic:
                 del self._automatic[number]
                 self._batcher.move_cursor(number, stream.settled)
@@ -65,6 +72,7 @@ class Holders:
         self._automatic.pop(number, None)
         stream = self._streams.pop(number, None)
         if stream is not None:
+            del self._reads[number]
             stream.stop(Superseded())
 
     def acknowledged(self, number: int, cursor: int) -> None:
@@ -82,11 +90,18 @@ class Holders:
                 self._batcher.move_cursor(number, settled)
 
     def learn(self, asked: Collection[int], states: Mapping[int, State]) -> None:
-        """Take in what stands in the file: cursors that were moved by SQL, and rows that are gone."""
+        """Take in what SQL did to the rows: cursors that were moved, other channels to read, rows that are gone."""
+        differed, self._differing = self._differing, set()
         for number in asked:
-            if number not in self._streams:
+            stream = self._streams.get(number)
+            if stream is None:
                 continue
             if number not in states:
                 self.drop(number)
-            elif number not in self._automatic:
-                self._streams[number].acknowledged(states[number].cursor)
+                continue
+            if states[number].reads != self._reads[number]:
+                self._differing.add(stream)
+                if stream in differed:
+                    stream.stop(Changed())
+            if number not in self._automatic:
+                stream.acknowledged(states[number].cursor)

@@ -132,8 +132,13 @@ class Revoked:
     """The subscriber's right to what it receives has ended or changed; come back to be told what is left."""
 
 
-Event = Ready | Heartbeat | Gap | Superseded | Bye | Revoked
-End = Superseded | Bye | Revoked
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What the subscription reads was changed by SQL; come back to get it."""
+
+
+Event = Ready | Heartbeat | Gap | Superseded | Bye | Revoked | Changed
+End = Superseded | Bye | Revoked | Changed
 
 
 def check_channel(channel: object, field: str = "channel") -> str:

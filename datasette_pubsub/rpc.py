@@ -39,6 +39,7 @@ from .gen.db_pb2 import (
 )
 from .models import AckMode as AckModeName
 from .models import (
+    Changed,
     Item,
     Revoked,
     Superseded,
@@ -212,6 +213,8 @@ class Service:
             raise ConnectError(Code.ABORTED, "superseded: a newer connection has taken over this subscription")
         if isinstance(end, Revoked):
             raise ConnectError(Code.PERMISSION_DENIED, "the right to receive these messages has ended or changed")
+        if isinstance(end, Changed):
+            raise ConnectError(Code.UNAVAILABLE, "what the subscription reads was changed; connect again")
         raise ConnectError(Code.UNAVAILABLE, "the server is going away; connect again")
 
 

@@ -20,7 +20,7 @@ from .selector import Selector
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One row. ``owner`` is the actor's id, empty for anonymous readers.
+    """One row. ``owner`` is the actor's id, empty for anonymous readers; ``reads`` what the selector was made of.
 
     ``new`` says that it was made just now, ``ahead`` that this was because its
     cursor was ahead of the log's head: what it had read was another log.
@@ -29,6 +29,7 @@ class Subscription:
     id: int
     owner: str
     name: str
+    reads: str
     selector: Selector
     cursor: int
     created_at: str
@@ -83,11 +84,10 @@ def delete(conn: sqlite3.Connection, owner: str, name: str) -> int:
 
 def renew(conn: sqlite3.Connection, found: Subscription, cursor: int) -> Subscription:
     """Make a subscription anew whose cursor is ahead of the head, since a cursor never moves back."""
-    reads = conn.execute(f"SELECT reads FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id]).fetchone()[0]
     conn.execute(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id])
     conn.execute(
         f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor, created_at) VALUES (?, ?, ?, ?, ?)",
-        [found.owner, found.name, reads, cursor, found.created_at],
+        [found.owner, found.name, found.reads, cursor, found.created_at],
     )
     result = find(conn, found.owner, found.name)
     assert result is not None
@@ -98,16 +98,17 @@ class State(NamedTuple):
     """What changes in a row while a subscriber is connected."""
 
     cursor: int
+    reads: str
     last_seen_at: str
 
 
 def states(conn: sqlite3.Connection, ids: Iterable[int]) -> dict[int, State]:
     """The present state of these subscriptions, by id; none for one that does not exist."""
     rows = conn.execute(
-        f"SELECT id, cursor, last_seen_at FROM {SUBSCRIPTIONS} WHERE id IN (SELECT value FROM json_each(?))",
+        f"SELECT id, cursor, reads, last_seen_at FROM {SUBSCRIPTIONS} WHERE id IN (SELECT value FROM json_each(?))",
         [json.dumps(list(ids))],
     )
-    return {row[0]: State(row[1], row[2]) for row in rows}
+    return {row[0]: State(row[1], row[2], row[3]) for row in rows}
 
 
 def touch(conn: sqlite3.Connection, ids: Iterable[int]) -> None:
@@ -147,7 +148,8 @@ def acknowledge(conn: sqlite3.Connection, owner: str, name: str, message_id: int
 def _subscription(row: sqlite3.Row) -> Subscription:
     reads = json.loads(row[3])
     channels, patterns = (_texts(reads, name) for name in ("channels", "patterns"))
-    return Subscription(row[0], row[1], row[2], Selector(frozenset(channels), tuple(patterns)), *row[4:7])
+    selector = Selector(frozenset(channels), tuple(patterns))
+    return Subscription(row[0], row[1], row[2], row[3], selector, row[4], row[5], row[6])
 
 
 def _texts(reads: Any, name: str) -> list[str]:

@@ -20,6 +20,7 @@ from .gen.db_pb2 import Kind, SubscribeResponse
 from .models import (
     AHEAD,
     Bye,
+    Changed,
     Event,
     Gap,
     Heartbeat,
@@ -121,6 +122,8 @@ class SseEncoder:
                 name, data = "bye", {"reason": "the server is going away; connect again"}
             case Revoked():
                 name, data = "bye", {"reason": "the right to receive these messages has ended or changed"}
+            case Changed():
+                name, data = "bye", {"reason": "what the subscription reads was changed; connect again"}
         return f"event: {name}\ndata: {_json(data)}\n\n".encode()
 
 

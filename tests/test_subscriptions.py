@@ -43,6 +43,26 @@ def test_a_row_deleted_by_sql_ends_its_stream_and_leaves_nothing_behind(
         assert server.rows("SELECT cursor FROM pubsub_subscriptions") == [(0,)]
 
 
+def test_what_a_subscription_reads_is_changed_by_sql(serve: Callable[..., Server]) -> None:
+    server = serve(config=options(cursor_save_seconds=0.05))
+    server.publish({"channel": "a", "payload": "a1"}, {"channel": "b", "payload": "b1"})
+    with stream(server, channel="a", subscription="s", ack="explicit") as reader:
+        assert payloads(reader, 1) == ["a1"]
+        sqlite_shell(server.path, """UPDATE pubsub_subscriptions SET reads = '{"patterns": ["[ab]"]}'""")
+        assert reader.until("bye")["data"]["reason"] == "what the subscription reads was changed; connect again"
+    with stream(server, subscription="s", ack="explicit") as reader:
+        assert payloads(reader, 2) == ["a1", "b1"]
+        server.publish(channel="b", payload="b2")
+        assert payloads(reader, 1) == ["b2"]
+        # One that names its channels says itself what it reads, and takes over.
+        with stream(server, channel="b", subscription="s", ack="explicit") as other:
+            assert reader.event()["event"] == "superseded"
+            assert payloads(other, 2) == ["b1", "b2"]
+            other.until("ready")
+            server.publish(channel="b", payload="b3")
+            assert payloads(other, 1) == ["b3"]
+
+
 def test_a_backup_restored_under_a_server_is_noticed(serve: Callable[..., Server]) -> None:
     server = serve(config=options(cursor_save_seconds=0.05))
     ids = server.publish(*[{"channel": "a", "payload": str(n)} for n in range(4)])
