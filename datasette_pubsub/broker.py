@@ -379,10 +379,12 @@ class Broker:
             if not selector and not (found and found.selector):
                 raise InvalidArgument("channel is required for a new subscription: name at least one")
             cursor = found.cursor if found else _start(conn, where, "earliest", selector)
-            opened = subscriptions.open_or_create(conn, owner, name, selector, cursor)
+            gone = {} if found or where.position is not None else retention.released(conn, selector, cursor)
+            opened = subscriptions.open_or_create(conn, owner, name, selector, cursor, gone)
             if opened.cursor <= log.head(conn):
                 return opened
-            return subscriptions.renew(conn, opened, log.earliest(conn, opened.selector) - 1)
+            cursor = log.earliest(conn, opened.selector) - 1
+            return subscriptions.renew(conn, opened, cursor, retention.released(conn, opened.selector, cursor))
 
         return await self._write(open_or_create)
 
@@ -460,7 +462,9 @@ class Broker:
                     position = subscription.cursor
                 resumes = where.resume is not None
                 position = self._holders.take_over(subscription.id, position, automatic, resumes)
-            if where.position is None and (subscription is None or subscription.new):
+            if subscription is not None:
+                catch_up.know(subscription.gone)
+            elif where.position is None:
                 await self.read(lambda conn: catch_up.forgive(conn, position))
 
             async def read_page(after: int, limit: int) -> Page:

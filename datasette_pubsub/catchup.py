@@ -7,6 +7,7 @@ read transaction, so that a trim in between is seen by both or by neither.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import replace
 
 from . import log, retention
@@ -29,7 +30,12 @@ class CatchUp:
     def forgive(self, conn: sqlite3.Connection, position: int) -> None:
         """What is gone already counts as told: for a reader that asked for what there is."""
         if installed(conn):
-            self._told.update(retention.missed(conn, self._reader.selector, position, {}).released)
+            self.know(retention.released(conn, self._reader.selector, position))
+
+    def know(self, gone: Mapping[str, int]) -> None:
+        """Up to these ids, by channel, what is gone counts as told."""
+        for channel, number in gone.items():
+            self._told[channel] = max(number, self._told.get(channel, 0))
 
     def page(self, conn: sqlite3.Connection, after: int, limit: int = PAGE_MESSAGES) -> Page:
         """The next messages after a position, at most ``limit``, with how many between them and it were trimmed."""

@@ -166,6 +166,8 @@ def tail(
         reader = CatchUp(selector, PAGE_BYTES)
         if after_id is None:
             reader.forgive(conn, position)
+        if position > end:
+            click.echo(f"Gap: the log ends at {end}, so it is not the one that was read up to {position}", err=True)
         line = json_line if as_json else plain_line
         if not follow:
             print_up_to(conn, reader, position, end, line)

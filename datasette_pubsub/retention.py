@@ -241,8 +241,8 @@ def missed(
 ) -> Missed:
     """What was removed between two positions, less what the reader was told of already (by channel, up to an id)."""
     total = 0
-    released: dict[str, int] = {}
-    for channel, last in _released_after(conn, selector, after):
+    newest: dict[str, int] = {}
+    for channel, last in released(conn, selector, after).items():
         begin = max(after, told.get(channel, 0))
         if last <= begin or begin >= to:
             continue
@@ -251,19 +251,20 @@ def missed(
         for row in conn.execute(sql, [channel, begin, to]):
             whole = row[0] > begin and row[3] <= to
             total += row[1] if whole else sum(1 for number in unpack(row[2]) if begin < number <= to)
-        released[channel] = min(last, to)
-    return Missed(total, released)
+        newest[channel] = min(last, to)
+    return Missed(total, newest)
 
 
-def _released_after(conn: sqlite3.Connection, selector: Selector, after: int) -> list[tuple[str, int]]:
+def released(conn: sqlite3.Connection, selector: Selector, after: int) -> dict[str, int]:
+    """The channels that have lost messages after an id, each with the newest that it lost."""
     if selector.patterns:
         rows = conn.execute(f"SELECT channel, id FROM {RELEASED} WHERE id > ?", [after])
-        return [(row[0], row[1]) for row in rows if selector.matches(row[0])]
-    found = []
+        return {row[0]: int(row[1]) for row in rows if selector.matches(row[0])}
+    found = {}
     for channel in selector.channels:
         row = conn.execute(f"SELECT id FROM {RELEASED} WHERE channel = ? AND id > ?", [channel, after]).fetchone()
         if row is not None:
-            found.append((channel, int(row[0])))
+            found[channel] = int(row[0])
     return found
 
 

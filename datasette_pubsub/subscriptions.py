@@ -17,12 +17,18 @@ from .errors import NotFound, OutOfRange
 from .schema import NOW, SUBSCRIPTIONS
 from .selector import Selector
 
+#: Channels whose removed messages a new subscription remembers as none of its own,
+#: in channels: about 10 KB in its row. Beyond, it is told of some that it never needed.
+MAX_GONE = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """One row. ``owner`` is the actor's id, empty for anonymous readers; ``reads`` what the selector was made of.
 
-    ``new`` says that it was made just now, ``ahead`` that this was because its
+    ``gone`` holds, by channel, the newest id that was removed before the
+    subscription was made, where that lies after its first cursor: nothing that it
+    missed. ``new`` says that it was made just now, ``ahead`` that this was because its
     cursor was ahead of the log's head: what it had read was another log.
     """
 
@@ -31,6 +37,7 @@ class Subscription:
     name: str
     reads: str
     selector: Selector
+    gone: Mapping[str, int]
     cursor: int
     created_at: str
     last_seen_at: str
@@ -52,13 +59,21 @@ def everyone(conn: sqlite3.Connection) -> list[Subscription]:
     return [_subscription(row) for row in conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} ORDER BY owner, name")]
 
 
-def open_or_create(conn: sqlite3.Connection, owner: str, name: str, selector: Selector, cursor: int) -> Subscription:
+def open_or_create(
+    conn: sqlite3.Connection,
+    owner: str,
+    name: str,
+    selector: Selector,
+    cursor: int,
+    gone: Mapping[str, int] | None = None,
+) -> Subscription:
     """The subscription, made with this cursor if it is new; what it reads is brought up to date.
 
-    An empty selector keeps what an existing subscription reads.
+    An empty selector keeps what an existing subscription reads. ``gone`` is
+    for a new one.
     """
-    reads = json.dumps({"channels": sorted(selector.channels), "patterns": list(selector.patterns)})
     found = find(conn, owner, name)
+    reads = _reads(selector, (gone or {}) if found is None else found.gone)
     if found is None:
         conn.execute(
             f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor) VALUES (?, ?, ?, ?)",
@@ -82,12 +97,12 @@ def delete(conn: sqlite3.Connection, owner: str, name: str) -> int:
     return found.id
 
 
-def renew(conn: sqlite3.Connection, found: Subscription, cursor: int) -> Subscription:
+def renew(conn: sqlite3.Connection, found: Subscription, cursor: int, gone: Mapping[str, int]) -> Subscription:
     """Make a subscription anew whose cursor is ahead of the head, since a cursor never moves back."""
     conn.execute(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id])
     conn.execute(
         f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor, created_at) VALUES (?, ?, ?, ?, ?)",
-        [found.owner, found.name, found.reads, cursor, found.created_at],
+        [found.owner, found.name, _reads(found.selector, gone), cursor, found.created_at],
     )
     result = find(conn, found.owner, found.name)
     assert result is not None
@@ -147,9 +162,19 @@ def acknowledge(conn: sqlite3.Connection, owner: str, name: str, message_id: int
 
 def _subscription(row: sqlite3.Row) -> Subscription:
     reads = json.loads(row[3])
+    gone = reads.get("gone") if isinstance(reads, dict) else None
+    gone = {k: v for k, v in gone.items() if isinstance(v, int)} if isinstance(gone, dict) else {}
     channels, patterns = (_texts(reads, name) for name in ("channels", "patterns"))
     selector = Selector(frozenset(channels), tuple(patterns))
-    return Subscription(row[0], row[1], row[2], row[3], selector, row[4], row[5], row[6])
+    return Subscription(row[0], row[1], row[2], row[3], selector, gone, row[4], row[5], row[6])
+
+
+def _reads(selector: Selector, gone: Mapping[str, int]) -> str:
+    """What a subscription reads, as it stands in its row."""
+    reads: dict[str, Any] = {"channels": sorted(selector.channels), "patterns": list(selector.patterns)}
+    if gone:
+        reads["gone"] = dict(sorted(gone.items(), key=lambda entry: -entry[1])[:MAX_GONE])
+    return json.dumps(reads)
 
 
 def _texts(reads: Any, name: str) -> list[str]:

@@ -470,10 +470,9 @@ def check_reader(reader: Reader, truth: Truth) -> None:
         assert connection.told_by_messages <= connection.missed
         passed = truth.ids(reader.selector, connection.start, connection.reached) - connection.received.keys()
         assert passed <= truth.gone, told + f"skipped {sorted(passed - truth.gone)}"
-        # What was gone when the subscription was made is not owed to it; with several channels, some of it may
-        # lie after the first message that was still there, and is then told to a later connection.
+        # What was gone when the subscription was made is not owed to it.
         least = len(passed - first.gone_at_start)
-        most = len(passed - first.gone_before) if len(reader.channels) == 1 else len(passed)
+        most = len(passed - first.gone_before)
         assert least <= connection.missed <= most, told + f"missed {connection.missed}, not {least} to {most}"
     never = owed - reader.received.keys()
     assert never <= truth.gone, told + f"never delivered: {sorted(never - truth.gone)}"
@@ -482,5 +481,4 @@ def check_reader(reader: Reader, truth: Truth) -> None:
         assert every == sorted(set(every)), told + "once and in order over all connections"
         missed = sum(connection.missed for connection in reader.connections)
         assert missed >= len(never - first.gone_at_start), told + f"told of {missed}, but {len(never)} are missing"
-        if len(reader.channels) == 1:
-            assert missed <= len(never), told + f"told of {missed}, but only {len(never)} are missing"
+        assert missed <= len(never), told + f"told of {missed}, but only {len(never)} are missing"
