@@ -13,7 +13,21 @@ from datasette import hookimpl
 from datasette.events import Event
 from datasette.utils.asgi import Request
 
-from . import api, caller, demo, log, pages, pages_publish, pages_subscriptions, permissions, rpc, shutdown, sql, sse
+from . import (
+    api,
+    caller,
+    demo,
+    log,
+    pages,
+    pages_publish,
+    pages_subscriptions,
+    permissions,
+    rpc,
+    shutdown,
+    sql,
+    sse,
+    tables,
+)
 from .broker import in_batcher
 from .brokers import brokers
 
@@ -176,7 +190,10 @@ def register_actions() -> list[Any]:
 
 @hookimpl
 async def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
-    return await permissions.own_rules(datasette, actor, action)
+    return [
+        *await permissions.own_rules(datasette, actor, action),
+        *await tables.own_rules(datasette, actor, action),
+    ]
 
 
 @hookimpl

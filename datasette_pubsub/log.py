@@ -182,18 +182,18 @@ def _id_of_key(conn: sqlite3.Connection, item: Item) -> int:
     return int(row[0]) if row else 0
 
 
-def channel_names(conn: sqlite3.Connection) -> list[str]:
-    """All channels of the log by name, one index seek per channel; none where there is no log."""
+def channel_names(conn: sqlite3.Connection, limit: int = -1) -> list[str]:
+    """The channels of the log by name, all or the first ones, one index seek each; none where there is no log."""
     if not installed(conn):
         return []
-    rows = conn.execute(f"""
+    sql = f"""
         WITH RECURSIVE names(channel) AS (
             SELECT min(channel) FROM {LOG}
             UNION ALL
             SELECT (SELECT min(channel) FROM {LOG} WHERE channel > names.channel)
             FROM names WHERE names.channel IS NOT NULL
-        ) SELECT channel FROM names WHERE channel IS NOT NULL""")
-    return [row[0] for row in rows]
+        ) SELECT channel FROM names WHERE channel IS NOT NULL LIMIT ?"""
+    return [row[0] for row in conn.execute(sql, [limit])]
 
 
 @dataclass(frozen=True, slots=True)

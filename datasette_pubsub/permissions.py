@@ -7,6 +7,7 @@ Datasette's permission system is asked; no rule is kept beside it.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,8 +31,7 @@ from .broker import Broker
 from .brokers import brokers
 from .config import Settings
 from .errors import InvalidArgument, PermissionDenied
-from .schema import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
-from .schema import VIEW as VIEW_OF_LOG
+from .schema import LOG, SUBSCRIPTIONS
 from .selector import ALL, Selector, Verdicts
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 VIEW = "view-channel"
 PUBLISH = "publish-message"
 
-#: Channels of one database that Datasette's lists of resources show, in channels.
+#: Channels of one database that Datasette's lists of resources show, the first by name, in channels: each is a
+#: row of the SQL that decides, and there may be any number of them.
 MAX_LISTED = 1000
 
 Actor = dict[str, Any] | None
@@ -54,6 +55,8 @@ class ChannelResource(Resource):
 
     def __init__(self, database: str, channel: str | None = None) -> None:
         super().__init__(parent=database, child=channel)
+        # Whoever makes one is about to ask about it.
+        _candidate.set(channel)
 
     @classmethod
     async def resources_sql(cls, datasette: Datasette, actor: Actor = None) -> str:
@@ -61,13 +64,14 @@ class ChannelResource(Resource):
         for name in list(datasette.databases):
             broker = brokers(datasette).find(name)
             if broker is not None:
-                for channel in await broker.read(log.channel_names):
-                    rows.append(f"({_quote(name)}, {_quote(channel)})")
-                    if len(rows) >= MAX_LISTED:
-                        break
+                rows += [f"({_quote(name)}, {_quote(channel)})" for channel in await broker.read(_listed)]
         if not rows:
             return "SELECT NULL AS parent, NULL AS child WHERE 0"
         return f"SELECT column1 AS parent, column2 AS child FROM (VALUES {', '.join(rows)})"
+
+
+def _listed(conn: sqlite3.Connection) -> list[str]:
+    return log.channel_names(conn, MAX_LISTED)
 
 
 def _quote(text: str) -> str:
@@ -88,23 +92,24 @@ ACTIONS = [
 ]
 
 
-#: The plugin's own tables and view, whose rows are the messages and cursors of all.
-OURS = (LOG, VIEW_OF_LOG, SUBSCRIPTIONS, RELEASED, TRIMS)
-
-#: What nobody does to the log through Datasette. (Changing and deleting rows is refused by the log itself;
-#: Datasette asks for the right to them also where SQL only inserts.)
-NEVER = ("alter-table", "drop-table")
-
 #: The channel that is asked about now: rules by pattern hold for channels that do not exist yet, too.
 _candidate: ContextVar[str | None] = ContextVar("datasette_pubsub_candidate", default=None)
+
+#: Set where this module asks: then there is no other channel to be told about.
+_alone: ContextVar[bool] = ContextVar("datasette_pubsub_alone", default=False)
 
 #: Set while Datasette is asked about the log table as such, without the protection that follows from channels.
 _plainly: ContextVar[bool] = ContextVar("datasette_pubsub_plainly", default=False)
 
 
+def in_plain() -> bool:
+    """Whether this plugin adds nothing to Datasette's rules now."""
+    return _plainly.get()
+
+
 @contextmanager
-def _plain() -> Iterator[None]:
-    """Within it, the answers of Datasette leave out what this module adds; they are not kept for the request."""
+def plain() -> Iterator[None]:
+    """Within it, the answers of Datasette leave out what this plugin adds; they are not kept for the request."""
     tokens = _plainly.set(True), _permission_check_cache.set({})
     try:
         yield
@@ -114,22 +119,15 @@ def _plain() -> Iterator[None]:
 
 
 async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
-    """What this plugin adds to Datasette's rules for an action."""
-    if _plainly.get():
+    """What this module adds to Datasette's rules for an action."""
+    if in_plain():
         return []
     if action in (VIEW, PUBLISH):
         return [*await _by_pattern(datasette, actor, action), *await _by_default(datasette, actor, action)]
-    if action == "view-table":
-        return await _side_door(datasette, actor, VIEW, OURS)
-    if action == "insert-row":
-        return await _side_door(datasette, actor, PUBLISH, (LOG, VIEW_OF_LOG))
-    if action in NEVER:
-        names = [name for name in list(datasette.databases) if brokers(datasette).find(name) is not None]
-        return [_rows([(name, LOG) for name in names], 0, "the log is append-only")]
     return []
 
 
-def _rows(resources: list[tuple[str, str | None]], allow: int, reason: str) -> PermissionSQL:
+def rows_rule(resources: list[tuple[str, str | None]], allow: int, reason: str) -> PermissionSQL:
     """Rules for resources (parent, child), as the SQL that Datasette wants."""
     data = json.dumps(resources)
     key = f"pubsub_{sha256(f'{data}{allow}{reason}'.encode()).hexdigest()[:16]}"
@@ -144,13 +142,15 @@ async def _by_default(datasette: Datasette, actor: Actor, action: str) -> list[P
     """Whoever may see the log table may view its channels. Publishing has no default."""
     if action != VIEW:
         return []
-    with _plain():
+    # What a token of the actor's is restricted to, Datasette asks by itself, for this action.
+    whole = None if actor is None else {key: value for key, value in actor.items() if key != "_r"}
+    with plain():
         allowed: list[tuple[str, str | None]] = [
             (name, None)
             for name in list(datasette.databases)
-            if await datasette.allowed(action="view-table", resource=TableResource(name, LOG), actor=actor)
+            if await datasette.allowed(action="view-table", resource=TableResource(name, LOG), actor=whole)
         ]
-    return [_rows(allowed, 1, "may see the log table")]
+    return [rows_rule(allowed, 1, "may see the log table")]
 
 
 def _patterns(settings: Settings, actor: Actor, action: str) -> tuple[tuple[str, bool], ...]:
@@ -174,37 +174,21 @@ async def _by_pattern(datasette: Datasette, actor: Actor, action: str) -> list[P
         verdicts = Verdicts(patterns=patterns)
         matches = Selector(patterns=tuple(pattern for pattern, _ in patterns)).matches
         candidate = _candidate.get()
-        for channel in {*await broker.read(log.channel_names), *([candidate] if candidate else [])}:
+        listed = [] if _alone.get() else await broker.read(_listed)
+        for channel in {*listed, *([candidate] if candidate else [])}:
             if matches(channel):
                 allowed[verdicts.allows(channel)].append((name, channel))
-    return [_rows(found, int(ok), "channel_rules") for ok, found in allowed.items() if found]
-
-
-async def _side_door(datasette: Datasette, actor: Actor, action: str, tables: tuple[str, ...]) -> list[PermissionSQL]:
-    """Keep those away from our tables who do not have the right to every channel in them."""
-    denied: list[tuple[str, str | None]] = []
-    with _plain():
-        others = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
-    restricted = others is not SKIP_PERMISSION_CHECKS and any(rule.sql or rule.restriction_sql for rule in others)
-    for name in list(datasette.databases):
-        broker = brokers(datasette).find(name)
-        if broker is None or others is SKIP_PERMISSION_CHECKS:
-            continue
-        # Viewing follows from the table itself where no rule says anything about channels.
-        if action == VIEW and not restricted and not broker.settings.channel_rules:
-            continue
-        if not (await rights(datasette, actor, action, name)).everything:
-            denied += [(name, table) for table in tables]
-    return [_rows(denied, 0, f"needs {action} on every channel")] if denied else []
+    return [rows_rule(found, int(ok), "channel_rules") for ok, found in allowed.items() if found]
 
 
 async def _may(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> bool:
-    token = _candidate.set(channel)
+    tokens = _candidate.set(channel), _alone.set(True)
     try:
         resource = ChannelResource(database, channel)
         return bool(await datasette.allowed(action=action, resource=resource, actor=actor))
     finally:
-        _candidate.reset(token)
+        _candidate.reset(tokens[0])
+        _alone.reset(tokens[1])
 
 
 async def may_publish(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
@@ -224,23 +208,26 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
     only they are asked for one by one.
     """
     general = await _may(datasette, actor, action, database, None)
-    with _plain():
+    with plain():
         collected = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
     if collected is SKIP_PERMISSION_CHECKS:
         return ALL
     union, params = build_rules_union(actor, collected)
-    parts = [f"SELECT child FROM ({union}) WHERE child IS NOT NULL AND parent = :pubsub_database"]
-    parts += [
-        f"SELECT child FROM ({rule.restriction_sql}) WHERE child IS NOT NULL AND parent = :pubsub_database"
-        for rule in collected
-        if rule.restriction_sql
-    ]
+    params["pubsub_database"] = database
+    restrictions = [f"SELECT parent, child FROM ({rule.restriction_sql})" for rule in collected if rule.restriction_sql]
+    here = "(parent = :pubsub_database OR parent IS NULL)"
+    parts = [f"SELECT child FROM ({rows}) WHERE child IS NOT NULL AND {here}" for rows in (union, *restrictions)]
     internal = datasette.get_internal_database()
-    rows = await internal.execute(" UNION ".join(parts), {**params, "pubsub_database": database})
-    named = [(row[0], await _may(datasette, actor, action, database, row[0])) for row in rows.rows]
+    rows = await internal.execute(" UNION ".join(parts), params)
+    named = frozenset([(row[0], await _may(datasette, actor, action, database, row[0])) for row in rows.rows])
+    if restrictions:
+        # Rules by pattern count only where the actor's token is for the whole database.
+        whole = f"SELECT 1 FROM ({' INTERSECT '.join(restrictions)}) WHERE child IS NULL AND {here} LIMIT 1"
+        if not (await internal.execute(whole, params)).rows:
+            return Verdicts(False, named)
     broker = brokers(datasette).find(database)
     patterns = () if broker is None else _patterns(broker.settings, actor, action)
-    return Verdicts(general, frozenset(named), patterns)
+    return Verdicts(general, named, patterns)
 
 
 async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
@@ -349,26 +336,31 @@ async def still_visible(
     datasette: Datasette, request: Request, database: str, wanted: Selector, before: Selector
 ) -> bool:
     """Whether a request that is being answered still has its actor, and the actor still sees the same."""
-    if not await _same_actor(datasette, request):
+    found, actor = await _actor_now(datasette, request)
+    if not found:
         return False
     token = _permission_check_cache.set({})
     try:
-        return await visible(datasette, request.actor, database, wanted) == before
+        return await visible(datasette, actor, database, wanted) == before
     except PermissionDenied:
         return False
     finally:
         _permission_check_cache.reset(token)
 
 
-async def _same_actor(datasette: Datasette, request: Request) -> bool:
-    """Whether the request's cookie or token is still taken for the same actor: it may have expired."""
+async def _actor_now(datasette: Datasette, request: Request) -> tuple[bool, Actor]:
+    """Whether the request's cookie or token is still taken for the same actor, and what is known of it now.
+
+    It may have expired, and a plugin may give the actor other properties than before.
+    """
+    before = request.actor
     if not ("cookie" in request.headers or "authorization" in request.headers):
-        return True
-    found = None
+        return True, before
+    found: Actor = None
     for result in pm.hook.actor_from_request(datasette=datasette, request=request):
         try:
             found = found or await await_me_maybe(result)
         except TokenInvalid:
-            return False
-    before = request.actor
-    return owner_of(found) == owner_of(before) and (found or {}).get("_r") == (before or {}).get("_r")
+            return False, None
+    same = owner_of(found) == owner_of(before) and (found or {}).get("_r") == (before or {}).get("_r")
+    return same, found

@@ -8,6 +8,7 @@ touches an object of the same name that it did not make.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 
 import sqlite_utils
@@ -250,6 +251,33 @@ def _database(conn: sqlite3.Connection) -> sqlite_utils.Database:
 def installed(conn: sqlite3.Connection) -> bool:
     """Whether there is a log to read in this file. Cheap: no checks."""
     return conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [LOG]).fetchone() is not None
+
+
+def readers(conn: sqlite3.Connection) -> list[str]:
+    """The views and virtual tables that read ours, also through each other.
+
+    Told by their SQL, which must name what it reads; one that names it in a comment counts, too.
+    """
+    rows = conn.execute("SELECT name, coalesce(sql, ''), type FROM sqlite_master WHERE type IN ('table', 'view')")
+    others = {row[0]: (row[1], row[2]) for row in rows if row[0] not in EXPECTED}
+    found: list[str] = []
+    sources = list(EXPECTED)
+    while sources:
+        named = re.compile("|".join(rf"(?<!\w){re.escape(_in_quotes(name))}(?!\w)" for name in sources), re.IGNORECASE)
+        sources = [
+            name
+            for name, (sql, kind) in others.items()
+            if name not in found and (kind == "view" or _VIRTUAL.match(sql)) and named.search(sql)
+        ]
+        found += sources
+    return found
+
+
+_VIRTUAL = re.compile(r"\s*CREATE\s+VIRTUAL\s", re.IGNORECASE)
+
+
+def _in_quotes(name: str) -> str:
+    return name.replace('"', '""')
 
 
 def install(conn: sqlite3.Connection, settings: Settings) -> None:

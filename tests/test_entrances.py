@@ -38,6 +38,7 @@ CONFIG: dict[str, Any] = {
         "execute-write-sql": {"id": ["ada", "bob", "eve", "root"]},
         "execute-sql": {"id": ["ada", "root"]},
     },
+    "databases": {"data": {"tables": {"pubsub_subscriptions": {"allow": {"id": "ada"}}}}},
 }
 
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"holders"},
     {"broker"},
     {"brokers"},
-    {"permissions", "caller", "shutdown"},
+    {"permissions", "tables", "caller", "shutdown"},
     {"wire", "edge", "sending", "texts"},
     {"frame"},
     {"sse", "rpc", "api", "pages", "pages_publish", "pages_subscriptions"},

@@ -82,12 +82,25 @@ def test_without_scripts_own_subscriptions_are_listed_and_deleted(
 
 
 def test_who_may_delete_rows_of_the_table_sees_and_deletes_those_of_all(serve: Callable[..., Server]) -> None:
-    """ops may delete rows of the table; eve may, but must not see the channel `secret`, and so not the table."""
+    """ops may see the table and delete its rows; eve may, but must not see the channel `secret`, and so not the table.
+
+    sue may delete the rows of all tables, which is not enough: this table must be named.
+    """
     server = serve(
         config={
             "permissions": {"publish-message": True},
-            "databases": {"data": {"permissions": {"delete-row": {"id": ["ops", "eve"]}}}},
-            "plugins": {"datasette-pubsub": {"channel_rules": {"secret": {"view": {"id": ["ops", "ada", "root"]}}}}},
+            "databases": {
+                "data": {
+                    "permissions": {"delete-row": {"id": ["ops", "eve", "sue"]}},
+                    "tables": {
+                        "pubsub_subscriptions": {
+                            "allow": {"id": ["ops", "eve"]},
+                            "permissions": {"delete-row": {"id": ["ops", "eve"]}},
+                        }
+                    },
+                }
+            },
+            "plugins": {"datasette-pubsub": {"channel_rules": {"secret": {"view": {"id": ["ops", "ada", "sue"]}}}}},
         }
     )
     server.publish(channel="secret", payload="x")
@@ -99,13 +112,14 @@ def test_who_may_delete_rows_of_the_table_sees_and_deletes_those_of_all(serve: C
         ("ops", [], every),
         ("ada", [("ada", "s")], 403),
         ("eve", [], 403),
+        ("sue", [], 403),
         (None, [("", "s")], 403),
     ):
         assert names(server, actor) == own
         assert names(server, actor, "?owner=*") == everyones
         text = httpx.get(page, headers=cookie(actor)).text
         assert ("secret" in text) == (actor in ("ops", "ada"))
-        if actor in ("eve", None):
+        if actor in ("eve", "sue", None):
             refused = {"subscription": "s", "owner": "ada"}
             assert httpx.post(page, data=refused, headers=cookie(actor)).status_code == 403
             assert httpx.post(f"{page}/delete", json=refused, headers=cookie(actor)).status_code == 403
