@@ -204,6 +204,11 @@ class Broker:
         self.check_writable()
         self._holders.drop(await self._write(lambda conn: subscriptions.delete(conn, owner, name)))
 
+    async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a change of the file in a transaction of its own; errors come out as :class:`PubsubError`."""
+        self.check_writable()
+        return await self._write(fn)
+
     async def _transaction(self, fn: Callable[[sqlite3.Connection], Committed]) -> Committed:
         return await self._write(fn)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from . import demo, log, schema, subscriptions
+from . import cli_broadcast, demo, log, schema, subscriptions
 from .catchup import CatchUp
 from .cli_common import (
     LOCK_SECONDS,
@@ -301,6 +301,9 @@ def _vacuum(conn: sqlite3.Connection, path: Path) -> None:
         click.echo("Vacuumed; the file shrinks when those who are reading it now have finished")
     else:
         click.echo(f"Vacuumed: the file had {counted(before, 'byte')} and has {path.stat().st_size}")
+
+
+pubsub.add_command(cli_broadcast.command(_open))
 
 
 @pubsub.command(name="demo")

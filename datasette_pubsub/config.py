@@ -146,6 +146,9 @@ class Settings:
     max_subscribers_per_actor: int = _option(
         2_000, "streams", "streams open at once for one actor, or for one address of anonymous visitors", 1
     )
+    live_tables: bool = _option(
+        True, "true or false", "whether the rows of a broadcast table follow it on Datasette's own page"
+    )
     demo: str = _option(
         "", "file name", "demo database to make and serve, beside the configuration file (instance only)"
     )

@@ -17,8 +17,10 @@ from . import (
     api,
     caller,
     demo,
+    live_table,
     log,
     pages,
+    pages_broadcast,
     pages_publish,
     pages_subscriptions,
     permissions,
@@ -50,6 +52,7 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", api.snapshot),
     (r"^/(?P<database>[^/]+)/-/pubsub/?$", pages.viewer),
     (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", pages.viewer),
+    (r"^/(?P<database>[^/]+)/(?P<table>[^/]+)/-/broadcast$", pages_broadcast.page),
     (r"^/db\.v1\.DbService/(?P<method>.*)$", rpc.view),
 ]
 
@@ -203,6 +206,32 @@ def database_actions(datasette: Datasette, actor: dict[str, Any] | None, databas
         return [*live, *await pages_publish.database_link(datasette, actor, database)()]
 
     return links
+
+
+@hookimpl
+def table_actions(datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str) -> Any:
+    return pages_broadcast.table_link(datasette, actor, database, table)
+
+
+@hookimpl
+def filters_from_request(request: Request, database: str, table: str, datasette: Datasette) -> Any:
+    """Not to filter, but because it is called before Datasette reads the rows of a table's page."""
+    return live_table.look(request, datasette, database, table)
+
+
+@hookimpl
+async def top_table(datasette: Datasette, request: Request, database: str, table: str) -> str:
+    return await live_table.top(datasette, request, database, table)
+
+
+@hookimpl
+def extra_js_urls(request: Request | None) -> list[dict[str, Any]]:
+    return live_table.script(request)
+
+
+@hookimpl
+def extra_css_urls(request: Request | None) -> list[str]:
+    return live_table.style(request)
 
 
 @hookimpl

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 import sqlite3
@@ -25,12 +26,15 @@ from conftest import OPEN, Server, sqlite_shell
 
 from datasette_pubsub import (
     api,
+    broadcast,
+    broadcast_file,
     edge,
     errors,
     hooks,
     log,
     models,
     pages,
+    pages_broadcast,
     pages_publish,
     pages_subscriptions,
     permissions,
@@ -172,6 +176,31 @@ def test_every_parameter_and_field_of_requests() -> None:
     assert {row[0].strip("`") for part in posts for row in table(part, "field")} == body
 
 
+def test_every_field_of_the_form_that_broadcasts() -> None:
+    fields_of = section("http", "`GET /<database>/<table>/-/broadcast`")
+    rows = table(fields_of, "form field")
+    names = asked_for(pages_broadcast, "form") | {f"when_{operation}" for operation in broadcast.OPERATIONS}
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == names
+
+
+def test_every_field_of_a_broadcast() -> None:
+    """The messages in the docs are those that the triggers make."""
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    schema.install(conn, Settings(max_payload_bytes=2000))
+    conn.execute("CREATE TABLE totals (account TEXT PRIMARY KEY, amount INTEGER)")
+    broadcast_file.create(conn, "totals", broadcast.Broadcast("changes"))
+    conn.execute("INSERT INTO totals VALUES ('eve', 1)")
+    conn.execute("UPDATE totals SET amount = 2")
+    conn.execute("DELETE FROM totals")
+    conn.execute("INSERT INTO totals VALUES (?, 1)", ["x" * 1000])
+    made = [json.loads(row[0]) for row in conn.execute("SELECT payload FROM vpubsub")]
+    conn.close()
+    text = section("tables", "The messages")
+    (shown,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert [json.loads(line) for line in shown.splitlines()] == made[:3]
+    assert {row[0].strip("`") for row in table(text, "field")} == {name for message in made for name in message}
+
+
 def test_every_field_of_answers() -> None:
     messages = [models.Message(1, "a", payload, "") for payload in ("x", b"x")]
     names = {name for message in messages for name in wire.message_fields(message, 1)}
@@ -252,7 +281,7 @@ def test_every_table_column_trigger_and_function() -> None:
 
 def test_every_command_and_option() -> None:
     assert re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE) == [
-        "install", "publish", "tail", "channels", "subscriptions", "trim", "demo",
+        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "demo",
     ]  # fmt: skip
     assert sorted(pubsub.commands) == sorted(re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE))
     for name, command in pubsub.commands.items():
@@ -306,6 +335,7 @@ def test_no_name_that_does_not_exist() -> None:
         *(columns for _, columns in schema.EXPECTED.values())
     )
     # Connect's, and names of Datasette.
+    known |= {"too_large", "per_row", *(f"when_{operation}" for operation in broadcast.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "permission_resources_sql"}
     for page, text in DOCS.items():
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):

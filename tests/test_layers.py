@@ -11,7 +11,17 @@ PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
     {"errors", "config", "models"},
-    {"schema", "log", "subscriptions", "selector", "retention", "catchup"},
+    {
+        "schema",
+        "log",
+        "subscriptions",
+        "selector",
+        "retention",
+        "catchup",
+        "expressions",
+        "broadcast",
+        "broadcast_file",
+    },
     {"sql", "batcher"},
     {"hub", "watcher"},
     {"stream"},
@@ -21,8 +31,8 @@ LAYERS = [
     {"permissions", "tables", "caller", "shutdown"},
     {"wire", "edge", "sending", "texts"},
     {"frame"},
-    {"sse", "rpc", "api", "pages", "pages_publish", "pages_subscriptions"},
-    {"cli", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
+    {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table"},
+    {"cli", "cli_broadcast", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
     {"hooks"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

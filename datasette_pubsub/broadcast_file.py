@@ -1,0 +1,269 @@
+"""Broadcasts in a file: found, checked, created and removed. Plain functions of a connection.
+
+The law of this module: it begins and ends no transaction of the caller's; what
+it changes, it changes in the caller's. It touches no trigger that is not ours,
+and knows ours by their names and by the note inside them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from . import broadcast as text
+from .broadcast import Broadcast, Column, Shape, Trigger, identifier
+from .errors import FailedPrecondition, InvalidArgument, NotFound
+from .log import max_payload_bytes
+from .schema import EXPECTED, VIEW, installed
+
+#: SQLite's names for a table's rowid, unless a column has the name (https://sqlite.org/rowidtable.html).
+_ROWIDS = ("rowid", "_rowid_", "oid")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The broadcast of a table as it stands in the file.
+
+    ``broadcast`` is ``None`` where it cannot be read. ``problems`` say in which
+    way the triggers are not those that would be made for the table as it is now.
+    """
+
+    triggers: tuple[Trigger, ...]
+    broadcast: Broadcast | None
+    problems: tuple[str, ...]
+
+
+def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
+    """What a broadcast must know of a table. Raises :class:`NotFound`, or :class:`InvalidArgument` for a view etc."""
+    row = conn.execute(
+        "SELECT name, type, wr, strict FROM pragma_table_list "
+        "WHERE schema = 'main' AND name = ? COLLATE NOCASE AND name NOT LIKE 'sqlite^_%' ESCAPE '^'",
+        [table],
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"table not found: {table}")
+    name, kind, without_rowid, strict = row
+    if name in EXPECTED:
+        raise InvalidArgument(f"{name} belongs to the log itself and cannot be broadcast")
+    if kind != "table":
+        what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "part of a virtual table")
+        raise InvalidArgument(f"{name} is {what}: SQLite tells of no changes there, so it cannot be broadcast")
+    found = conn.execute(
+        "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden <> 1 ORDER BY cid", [name]
+    ).fetchall()
+    key = tuple(column[0] for column in sorted(found, key=lambda column: column[2]) if column[2])
+    alias = _rowid_column(conn, name, key, found, without_rowid)
+    columns = tuple(
+        Column(
+            column[0],
+            may_be_real=column[0] != alias and _may_be_real(column[1], strict),
+            may_be_blob=column[0] != alias and not (strict and column[1].upper() not in ("BLOB", "ANY")),
+            subtyped=column[3] in (2, 3),
+        )
+        for column in found
+    )
+    taken = {column.name.lower() for column in columns if column.name != alias}
+    rowid = None if without_rowid else next((each for each in _ROWIDS if each not in taken), None)
+    if rowid is None and not key:
+        raise InvalidArgument(f"{name} has no primary key, and its columns hide the rowid: its rows cannot be named")
+    return Shape(name, columns, key, rowid, _replaces_silently(conn, name))
+
+
+def _replaces_silently(conn: sqlite3.Connection, table: str) -> bool:
+    """Whether REPLACE can remove a row whose key is not that of the new one, to the letter."""
+    indexes = conn.execute('SELECT name, origin FROM pragma_index_list(?) WHERE "unique"', [table]).fetchall()
+    other = any(origin != "pk" for _, origin in indexes)
+    loose = "SELECT 1 FROM pragma_index_xinfo(?) WHERE key AND coll <> 'BINARY'"
+    return other or any(conn.execute(loose, [name]).fetchone() for name, _ in indexes)
+
+
+def _rowid_column(
+    conn: sqlite3.Connection, table: str, key: tuple[str, ...], columns: Sequence[sqlite3.Row], without_rowid: int
+) -> str | None:
+    """The column that is the rowid, and so always a whole number; ``None`` if there is none."""
+    if without_rowid or len(key) != 1:
+        return None
+    declared = next(column[1] for column in columns if column[0] == key[0])
+    indexed = conn.execute("SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", [table]).fetchone()
+    return key[0] if declared.upper() == "INTEGER" and indexed is None else None
+
+
+def _may_be_real(declared: str, strict: int) -> bool:
+    """Whether a column of this type may hold a REAL (https://sqlite.org/datatype3.html#determination_of_column_affinity)."""
+    kind = declared.upper()
+    if strict:
+        return kind in ("REAL", "ANY")
+    return "INT" in kind or not any(part in kind for part in ("CHAR", "CLOB", "TEXT"))
+
+
+def find(conn: sqlite3.Connection, table: str) -> Found | None:
+    """The broadcast of a table, ``None`` if it has none."""
+    rows = conn.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE ORDER BY name",
+        [table],
+    ).fetchall()
+    triggers: list[Trigger] = []
+    read: list[Broadcast] = []
+    problems: list[str] = []
+    for name, sql in rows:
+        operation = name.removeprefix(text.PREFIX).partition("_")[0]
+        if not name.startswith(text.PREFIX) or operation not in text.OPERATIONS:
+            continue
+        try:
+            broadcast = text.read_comment(sql)
+        except InvalidArgument as error:
+            problems.append(f"{name}: {error.message}")
+            triggers.append(Trigger(operation, name, sql))
+            continue
+        if broadcast is not None:
+            triggers.append(Trigger(operation, name, sql))
+            read.append(broadcast)
+    if not triggers:
+        return None
+    triggers.sort(key=lambda trigger: text.OPERATIONS.index(trigger.operation))
+    if read and any(broadcast != read[0] for broadcast in read):
+        problems.append("its triggers differ in what they broadcast")
+    if read and not problems:
+        problems += _differences(conn, table, read[0], triggers)
+    return Found(tuple(triggers), read[0] if read else None, tuple(problems))
+
+
+def _differences(conn: sqlite3.Connection, table: str, broadcast: Broadcast, there: list[Trigger]) -> list[str]:
+    """In which way triggers are not those that would be made of their note now."""
+    try:
+        shape = shape_of(conn, table)
+        gone = [name for name in broadcast.columns or () if not shape.has(name)]
+        if gone:
+            return [f"the table has no column {name!r} any more" for name in gone]
+        wanted = text.triggers(broadcast, shape, {trigger.operation: trigger.name for trigger in there})
+    except (InvalidArgument, NotFound) as error:
+        return [error.message]
+    missing = {trigger.operation for trigger in wanted} - {trigger.operation for trigger in there}
+    if missing:
+        return [f"the trigger for {operation} is missing" for operation in text.OPERATIONS if operation in missing]
+    limit = max_payload_bytes(conn)
+    if limit is not None and limit < broadcast.limit:
+        return [f"it was made for messages of {broadcast.limit} bytes, and this file takes {limit} (max_payload_bytes)"]
+    if wanted == there:
+        return []
+    changes = ", ".join(_changes(shape, there[0].sql)) or "its columns, their types, its name or its key"
+    return [f"the table was changed since ({changes}), or the triggers were"]
+
+
+def _changes(shape: Shape, sql: str) -> list[str]:
+    return [f"column {column.name!r} was added" for column in shape.columns if text.literal(column.name) not in sql]
+
+
+def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[Trigger]:
+    """Make the broadcast of a table, in place of the one it has.
+
+    Raises :class:`InvalidArgument`, naming the field, when it does not fit the
+    table or an expression in it does not work; then the caller's transaction
+    must be rolled back.
+    """
+    if not installed(conn):
+        raise FailedPrecondition("the log is not installed in this file")
+    shape = shape_of(conn, table)
+    limit = max_payload_bytes(conn)
+    broadcast = (broadcast if limit is None else replace(broadcast, limit=limit)).checked(shape)
+    _compile(conn, shape, "the table cannot be written as it is")
+    remove(conn, shape.table)
+    taken = {row[0].lower() for row in conn.execute("SELECT name FROM sqlite_master")}
+    names = {operation: _free(text.name_of(operation, shape.table), taken) for operation in broadcast.conditions}
+    made = text.triggers(broadcast, shape, names)
+    for trigger in made:
+        try:
+            conn.execute(trigger.sql)
+        except sqlite3.OperationalError as error:
+            raise InvalidArgument(f"{_field(broadcast, trigger.operation)}: {error}") from None
+    with _overheard(conn, made, shape.table) as heard:
+        for trigger in made:
+            _compile(conn, shape, _field(broadcast, trigger.operation), (trigger.operation,))
+    _check_heard(conn, broadcast, heard)
+    return made
+
+
+def preview(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[Trigger]:
+    """What :func:`create` would make, checked as it does; nothing is changed. Inside a transaction of the caller's."""
+    conn.execute("SAVEPOINT pubsub_preview")
+    try:
+        return create(conn, table, broadcast)
+    finally:
+        conn.execute("ROLLBACK TO pubsub_preview")
+        conn.execute("RELEASE pubsub_preview")
+
+
+def remove(conn: sqlite3.Connection, table: str) -> int:
+    """Take a table's broadcast away; how many triggers that were."""
+    found = find(conn, table)
+    for trigger in found.triggers if found else ():
+        conn.execute(f"DROP TRIGGER {identifier(trigger.name)}")
+    return len(found.triggers) if found else 0
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or with a number if another object has it: a table may have been renamed, with its triggers."""
+    found, number = name, 2
+    while found.lower() in taken:
+        found, number = f"{name}_{number}", number + 1
+    return found
+
+
+def _field(broadcast: Broadcast, operation: str) -> str:
+    """Where a fault must be that shows in the trigger for an operation."""
+    parts = ["the channel's expression"] if broadcast.per_row else []
+    parts += [f"the condition for {operation}"] if broadcast.conditions[operation] else []
+    return " or ".join(parts) or f"the trigger for {operation}"
+
+
+def _compile(conn: sqlite3.Connection, shape: Shape, what: str, operations: Sequence[str] = text.OPERATIONS) -> None:
+    """Have SQLite compile a write of each kind, with the triggers that it fires; nothing is written."""
+    table = identifier(shape.table)
+    column = identifier(next(column.name for column in shape.columns if not column.subtyped))
+    statements = {
+        "insert": f"INSERT INTO {table} DEFAULT VALUES",
+        "update": f"UPDATE {table} SET {column} = {column}",
+        "delete": f"DELETE FROM {table}",
+    }
+    for operation in operations:
+        try:
+            conn.execute(f"EXPLAIN QUERY PLAN {statements[operation]}").fetchall()
+        except sqlite3.Error as error:
+            raise InvalidArgument(f"{what}: {error}") from None
+
+
+@contextmanager
+def _overheard(conn: sqlite3.Connection, made: Sequence[Trigger], table: str) -> Iterator[dict[str, set[str]]]:
+    """What compiled triggers of ours read and call: functions, and tables that are not theirs."""
+    heard: dict[str, set[str]] = {"functions": set(), "tables": set()}
+    ours = {trigger.name for trigger in made}
+
+    def listen(action: int, first: str | None, second: str | None, _database: str | None, inside: str | None) -> int:
+        if inside in ours:
+            if action == sqlite3.SQLITE_FUNCTION and second:
+                heard["functions"].add(second.lower())
+            elif action == sqlite3.SQLITE_READ and first and first.lower() not in (table.lower(), VIEW):
+                heard["tables"].add(first)
+        return sqlite3.SQLITE_OK
+
+    conn.set_authorizer(listen)
+    try:
+        yield heard
+    finally:
+        conn.set_authorizer(None)
+
+
+def _check_heard(conn: sqlite3.Connection, broadcast: Broadcast, heard: dict[str, set[str]]) -> None:
+    """An expression reads its row only, and calls what every program's SQLite has."""
+    where = "the channel's expression and the conditions"
+    if heard["tables"]:
+        raise InvalidArgument(f"{where} must be about the row alone, not about {sorted(heard['tables'])[0]}")
+    known = {row[0].lower() for row in conn.execute("SELECT name FROM pragma_function_list WHERE builtin")}
+    foreign = sorted(heard["functions"] - known)
+    if foreign:
+        raise InvalidArgument(
+            f"{where} may call SQLite's own functions only: {foreign[0]}() would make the writes of programs fail "
+            "that do not have it"
+        )

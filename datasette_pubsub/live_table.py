@@ -1,0 +1,105 @@
+"""Live tables: what the page of a broadcast table is told, so that its rows follow the table.
+
+The law of this module: the position is read before the rows, so that no change
+falls between the page and the stream. Rows are Datasette's business: the script
+asks Datasette's own page for them, under its permissions.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasette.utils import tilde_encode
+from datasette.utils.asgi import Request
+
+from . import broadcast_file, log, permissions
+from .broadcast import Broadcast
+from .brokers import brokers
+from .errors import PubsubError
+from .selector import Selector
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+#: Where a request keeps what was found for its page, in its scope.
+_FOUND = "pubsub_live_table"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTable:
+    """A broadcast that the visitor may see, and the log's head before the page's rows were read."""
+
+    broadcast: Broadcast
+    head: int
+
+
+def look(request: Request, datasette: Datasette, database: str, table: str) -> Callable[[], Awaitable[None]]:
+    """Find the broadcast of a table, for its page; called before Datasette reads the rows."""
+
+    async def find() -> None:
+        broker = brokers(datasette).find(database)
+        if broker is None or not broker.settings.live_tables or not broker.stores:
+            return
+        if request.url_vars.get("format") not in (None, "html"):
+            return
+
+        def read(conn: sqlite3.Connection) -> LiveTable | None:
+            head = log.head(conn)
+            found = broadcast_file.find(conn, table)
+            return LiveTable(found.broadcast, head) if found and found.broadcast else None
+
+        try:
+            live = await broker.read(read)
+            if live is not None:
+                channels, patterns = live.broadcast.follows()
+                selector = Selector(frozenset(channels), tuple(patterns))
+                await permissions.visible(datasette, request.actor, database, selector)
+                request.scope[_FOUND] = live
+        except PubsubError:
+            # The page is Datasette's: it must not fail for what we cannot read, or the visitor may not.
+            return
+
+    return find
+
+
+def found(request: Request | None) -> LiveTable | None:
+    return request.scope.get(_FOUND) if request is not None else None
+
+
+def script(request: Request | None) -> list[dict[str, Any]]:
+    """The page's script, where it is of use."""
+    return [{"url": _static("pubsub_table.js"), "module": True}] if found(request) else []
+
+
+def style(request: Request | None) -> list[str]:
+    return [_static("pubsub_table.css")] if found(request) else []
+
+
+def _static(name: str) -> str:
+    return f"/-/static-plugins/datasette_pubsub/{name}"
+
+
+async def top(datasette: Datasette, request: Request, database: str, table: str) -> str:
+    """What stands above the rows: that the table is broadcast, and where; the script goes on from it."""
+    live = found(request)
+    if live is None:
+        return ""
+    channels, patterns = live.broadcast.follows()
+    base = datasette.urls.database(database) + "/-/pubsub"
+    html: str = await datasette.render_template(
+        "pubsub_table.html",
+        {
+            "base": base,
+            "name": table,
+            "follow": json.dumps({"channels": channels, "patterns": patterns}),
+            "last_id": live.head,
+            "channel": live.broadcast.channel,
+            "path": f"{base}/{tilde_encode(live.broadcast.channel)}" if channels else base,
+        },
+        request=request,
+    )
+    return html
