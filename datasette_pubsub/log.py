@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import nlargest
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from .config import PAGE_MESSAGES
@@ -337,9 +337,12 @@ class Reader:
             values = [value for channel in channels for value in (channel, after, top)]
             return conn.execute(sql, [*values, limit]), top
         end = min(top, after + WINDOW_IDS)
-        sql = f"""SELECT {_COLUMNS} FROM {LOG} WHERE id > ? AND id <= ?
-                  AND +channel IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?"""
-        return conn.execute(sql, [after, end, json.dumps(channels), limit]), end
+        # Names first: what is for others may be large. A list of many channels would cost more than it saves.
+        names = conn.execute(f"SELECT id, channel FROM {LOG} WHERE id > ? AND id <= ? ORDER BY id", [after, end])
+        matches = self.selector.matches
+        ids = list(islice((row[0] for row in names if matches(row[1])), limit))
+        sql = f"SELECT {_COLUMNS} FROM {LOG} WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        return conn.execute(sql, [json.dumps(ids)]), end
 
 
 def _expand(conn: sqlite3.Connection, selector: Selector) -> list[str]:
