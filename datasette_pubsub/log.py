@@ -38,8 +38,8 @@ _COLUMNS = "id, channel, payload, created_at"
 #: row, which matters while the event loop holds the interpreter lock.
 _APPEND_MANY = f"""
     INSERT INTO {LOG} (channel, payload, created_at)
-    SELECT substr(value, 4, substr(value, 1, 3)), substr(value, 4 + substr(value, 1, 3)), ?2
-    FROM json_each(?1)"""
+    SELECT substr(value, 4, substr(value, 1, 3)), substr(value, 4 + substr(value, 1, 3)), ?
+    FROM json_each(?)"""
 _APPEND_ONE = f"INSERT INTO {LOG} (channel, payload, created_at, key) VALUES (?, ?, ?, ?)"
 
 
@@ -111,7 +111,7 @@ def insert(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> 
     """Append messages whose ids nobody asks for; works inside another statement too."""
     for plain, run in _runs(items):
         if plain:
-            conn.execute(_APPEND_MANY, (_pack(run), created_at))
+            conn.execute(_APPEND_MANY, (created_at, _pack(run)))
         else:
             for item in run:
                 conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
@@ -137,7 +137,7 @@ def _append_plain(
     """Append by one statement; ``False``, and nothing done, when the ids would not be a plain range."""
     before = head(conn)
     conn.execute("SAVEPOINT pubsub_append")
-    conn.execute(_APPEND_MANY, (_pack(items), created_at))
+    conn.execute(_APPEND_MANY, (created_at, _pack(items)))
     if head(conn) - before != len(items):
         # A trigger of the user's on the log has published too.
         conn.execute("ROLLBACK TO pubsub_append")

@@ -173,7 +173,7 @@ def trim(conn: sqlite3.Connection, left: dict[str, int], limit: int = TRIM_MESSA
         if not ids:
             continue
         conn.execute(
-            f"INSERT INTO {RELEASED} (channel, id) VALUES (?1, ?2) "
+            f"INSERT INTO {RELEASED} (channel, id) VALUES (?, ?) "
             "ON CONFLICT (channel) DO UPDATE SET id = max(id, excluded.id)",
             [channel, ids[-1]],
         )
@@ -198,9 +198,9 @@ def _record(conn: sqlite3.Connection, channel: str, ids: list[int]) -> None:
     )
     if not grows:
         conn.execute(
-            f"DELETE FROM {TRIMS} WHERE channel = ?1 AND last_id <= "
-            f"(SELECT last_id FROM {TRIMS} WHERE channel = ?1 ORDER BY last_id DESC LIMIT 1 OFFSET ?2)",
-            [channel, MAX_RECORDS],
+            f"DELETE FROM {TRIMS} WHERE channel = ? AND last_id <= "
+            f"(SELECT last_id FROM {TRIMS} WHERE channel = ? ORDER BY last_id DESC LIMIT 1 OFFSET ?)",
+            [channel, channel, MAX_RECORDS],
         )
 
 
