@@ -12,6 +12,7 @@ from .hooks import (
     extra_css_urls,
     extra_js_urls,
     filters_from_request,
+    jump_items_sql,
     permission_resources_sql,
     prepare_connection,
     register_actions,
@@ -21,6 +22,7 @@ from .hooks import (
     startup,
     table_actions,
     top_table,
+    top_database,
     track_event,
     write_wrapper,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "extra_css_urls",
     "extra_js_urls",
     "filters_from_request",
+    "jump_items_sql",
     "permission_resources_sql",
     "prepare_connection",
     "register_actions",
@@ -42,6 +45,7 @@ __all__ = [
     "startup",
     "table_actions",
     "top_table",
+    "top_database",
     "track_event",
     "write_wrapper",
 ]

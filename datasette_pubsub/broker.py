@@ -27,7 +27,7 @@ from .config import MAX_SNAPSHOT_BYTES, Settings
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
 from .holders import Holders
 from .hub import Encoder, Hub
-from .models import ANYWHERE, AckMode, Bye, Item, Message, Page, Where, check_subscription_name, utc_text
+from .models import ANYWHERE, AckMode, Bye, Item, Page, Where, check_subscription_name, utc_text
 from .selector import ALL, Selector, Verdicts
 from .stream import Stream
 from .subscriptions import Subscription
@@ -256,10 +256,6 @@ class Broker:
     async def channels(self) -> list[log.Channel]:
         """All channels of the log, by name, with what they hold."""
         return await self.read(log.channels)
-
-    async def newest(self, selector: Selector, limit: int, before: int | None = None) -> list[Message]:
-        """The newest messages of these channels, oldest first."""
-        return await self.read(lambda conn: log.newest(conn, selector, limit, before))
 
     async def selector_of(self, owner: str, name: str) -> Selector:
         """What a subscription reads, as stored; nothing for one that does not exist."""

@@ -18,8 +18,8 @@ import click
 from . import log
 from .catchup import CatchUp
 from .cli_common import counted, visible
-from .models import Message
-from .wire import message_fields, text_of
+from .models import Message, text_of
+from .wire import message_fields
 
 #: How often ``tail --follow`` asks for new commits, in seconds. Asking takes
 #: microseconds, and 20 ms are not felt by a person who watches.

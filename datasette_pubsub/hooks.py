@@ -18,11 +18,14 @@ from . import (
     caller,
     demo,
     live_table,
+    jump,
     log,
+    messages,
     pages,
     pages_broadcast,
     pages_publish,
     pages_subscriptions,
+    panel,
     permissions,
     rpc,
     shutdown,
@@ -45,8 +48,11 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", api.publish),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", pages_publish.publish_form),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", api.ack),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.json$", messages.as_json),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.csv$", messages.as_csv),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", api.channels),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions$", pages_subscriptions.page),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/activity\.json$", panel.activity_json),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", api.subscriptions),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", api.delete_subscription),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", api.snapshot),
@@ -232,6 +238,16 @@ def extra_js_urls(request: Request | None) -> list[dict[str, Any]]:
 @hookimpl
 def extra_css_urls(request: Request | None) -> list[str]:
     return live_table.style(request)
+
+
+@hookimpl
+async def top_database(datasette: Datasette, request: Request, database: str) -> str | None:
+    return await panel.panel(datasette, request, database)
+
+
+@hookimpl
+async def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None, request: Request) -> Any:
+    return await jump.channels(datasette, actor, request.args.get("q") or "")
 
 
 @hookimpl

@@ -1,7 +1,7 @@
 """The log: append, read, head. Plain functions of a connection.
 
 The law of this module: SQL on ``pubsub_messages`` stands here. It knows no
-hub, no threads and no HTTP, and it never begins or ends a transaction.
+hub, no threads and no HTTP, and it never begins or ends a transaction that writes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import nlargest
@@ -48,6 +49,16 @@ def now() -> str:
     return utc_text(datetime.now(UTC))
 
 
+@contextmanager
+def moment(conn: sqlite3.Connection) -> Iterator[None]:
+    """What is read within it is of one moment of the log; for connections that only read."""
+    conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        conn.execute("ROLLBACK")
+
+
 def head(conn: sqlite3.Connection) -> int:
     """The newest id that the log has given out, 0 when there is none or no log."""
     try:
@@ -64,20 +75,21 @@ def earliest(conn: sqlite3.Connection, selector: Selector | None = None) -> int:
     """The oldest id still in the log, of the selector's channels if given; one past the head when there is none."""
     if selector is not None and not selector.everything:
         sql = f"SELECT min(id) FROM {LOG} WHERE channel = ?"
-        found = [conn.execute(sql, [channel]).fetchone()[0] for channel in _expand(conn, selector)]
+        found = [conn.execute(sql, [channel]).fetchone()[0] for channel in expand(conn, selector)]
         return min((int(number) for number in found if number is not None), default=head(conn) + 1)
     row = conn.execute(f"SELECT min(id) FROM {LOG}").fetchone()
     return int(row[0]) if row[0] is not None else head(conn) + 1
 
 
-def before_time(conn: sqlite3.Connection, since: str) -> int:
-    """The last id whose message was created before a time.
+def before_time(conn: sqlite3.Connection, since: str, low: int | None = None, high: int | None = None) -> int:
+    """The last id whose message was created before a time; between ``low`` and ``high``, where they are known.
 
     Found by halving: ``created_at`` grows with the id, since one writer at a
     time gives out both. Where a clock was set back, it is one of the places
     that fit.
     """
-    low, high = earliest(conn) - 1, head(conn)
+    low = earliest(conn) - 1 if low is None else low
+    high = head(conn) if high is None else high
     while low < high:
         middle = (low + high + 1) // 2
         row = conn.execute(
@@ -231,23 +243,7 @@ def count_after(conn: sqlite3.Connection, selector: Selector, after: int) -> int
     if selector.everything:
         return int(conn.execute(f"SELECT count(*) FROM {LOG} WHERE id > ?", [after]).fetchone()[0])
     one = f"SELECT count(*) FROM {LOG} WHERE channel = ? AND id > ?"
-    return sum(int(conn.execute(one, [channel, after]).fetchone()[0]) for channel in _expand(conn, selector))
-
-
-def newest(conn: sqlite3.Connection, selector: Selector, limit: int, before: int | None = None) -> list[Message]:
-    """The newest messages of the selector's channels, oldest of them first, below ``before`` if given."""
-    if not installed(conn):
-        return []
-    top = before if before is not None else head(conn) + 1
-    if selector.everything:
-        sql, values = f"SELECT {_COLUMNS} FROM {LOG} WHERE id < ? ORDER BY id DESC LIMIT ?", [top, limit]
-        return [_message(row) for row in conn.execute(sql, values)][::-1]
-    rows: list[Any] = []
-    for channel in _expand(conn, selector):
-        sql = f"SELECT {_COLUMNS} FROM {LOG} WHERE channel = ? AND id < ? ORDER BY id DESC LIMIT ?"
-        rows.extend(conn.execute(sql, [channel, top, limit]))
-    rows.sort(key=lambda row: row[0])
-    return [_message(row) for row in rows[-limit:]]
+    return sum(int(conn.execute(one, [channel, after]).fetchone()[0]) for channel in expand(conn, selector))
 
 
 def before_newest(conn: sqlite3.Connection, selector: Selector, count: int) -> int:
@@ -262,7 +258,7 @@ def before_newest(conn: sqlite3.Connection, selector: Selector, count: int) -> i
         row = conn.execute(sql, [count - 1]).fetchone()
         return int(row[0]) - 1 if row else 0
     ids: list[int] = []
-    for channel in _expand(conn, selector):
+    for channel in expand(conn, selector):
         sql = f"SELECT id FROM {LOG} WHERE channel = ? ORDER BY id DESC LIMIT ?"
         ids = nlargest(count, ids + [row[0] for row in conn.execute(sql, [channel, count])])
     return ids[-1] - 1 if len(ids) == count else 0
@@ -321,7 +317,7 @@ class Reader:
             new = [row[0] for row in conn.execute(sql, [self._known_to, top]) if self.selector.matches(row[0])]
             self._channels = sorted({*self._channels, *new}) if new else self._channels
         else:
-            self._channels = _expand(conn, self.selector)
+            self._channels = expand(conn, self.selector)
         self._known_to = top
 
     def _select(self, conn: sqlite3.Connection, after: int, top: int, limit: int) -> tuple[Iterable[Any], int]:
@@ -345,7 +341,7 @@ class Reader:
         return conn.execute(sql, [json.dumps(ids)]), end
 
 
-def _expand(conn: sqlite3.Connection, selector: Selector) -> list[str]:
+def expand(conn: sqlite3.Connection, selector: Selector) -> list[str]:
     """The selector's channels, its patterns resolved against the channels of the log."""
     channels = set(selector.channels)
     if selector.patterns:

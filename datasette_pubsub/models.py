@@ -12,6 +12,12 @@ from .errors import InvalidArgument, TooLarge
 #: What a payload may be: SQLite's own types, without NULL.
 Payload = str | bytes | int | float
 
+
+def text_of(payload: Payload) -> str:
+    """A text or number as text; a number as SQLite would print it."""
+    return payload if isinstance(payload, str) else repr(payload)
+
+
 Start = Literal["earliest", "latest"]
 AckMode = Literal["auto", "explicit"]
 

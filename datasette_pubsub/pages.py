@@ -6,25 +6,28 @@ table that works without scripts; the script goes on from the id stamped on it.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from datasette.resources import DatabaseResource, TableResource
+from datasette.resources import TableResource
 from datasette.utils import tilde_decode, tilde_encode
 from datasette.utils.asgi import Request, Response
 
-from . import permissions
-from .broker import Broker
+from . import activity, log, permissions, search
 from .brokers import brokers
 from .edge import broker_of
 from .frame import place, shown
-from .models import Message, check_channel, check_message_id
-from .schema import LOG
-from .selector import Selector
+from .links import links
+from .messages import Query, query_from
+from .models import Message, check_channel, text_of
+from .plot import drawn
+from .schema import LOG, installed
+from .search import Found
 from .texts import present, visible
-from .wire import text_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -35,7 +38,7 @@ ROWS = 100
 #: Messages that a live page holds at most, in rows: few enough to be laid out ten times a second.
 LIVE_ROWS = 200
 
-#: Channels that are listed, the most recent ones, in channels; as in pubsub_viewer.js.
+#: Channels that are listed, the most recent ones, in channels; as in pubsub_channels.js.
 LISTED_CHANNELS = 100
 
 
@@ -44,6 +47,7 @@ async def viewer(scope: Any, receive: Any, send: Any, request: Request, datasett
     """``GET /<db>/-/pubsub`` and ``GET /<db>/-/pubsub/<channel>``: the newest messages, then live.
 
     With ``before=<id>``: the messages before that one, which stay as they are.
+    With ``channel``, ``pattern`` and ``q``: only those.
     """
     return Response.html(await _page(request, datasette))
 
@@ -54,18 +58,13 @@ async def _page(request: Request, datasette: Datasette) -> str:
     channel = None
     if request.url_vars.get("channel"):
         channel = check_channel(tilde_decode(request.url_vars["channel"]))
-        await permissions.visible(datasette, request.actor, database, Selector(frozenset([channel])))
-    before = request.args.get("before")
-    top = check_message_id(before, "before") if before else None
-    seen = {row.name for row in await permissions.visible_channels(datasette, request.actor, broker)}
-    selector = await _selector(datasette, request, broker, channel)
-    # The head before the rows: what comes between the two is in the rows, and the script begins after both.
-    head = await broker.log_head()
-    messages = await broker.newest(selector, ROWS + 1, top) if selector else []
-    older, messages = len(messages) > ROWS, messages[-ROWS:]
+    query = await query_from(datasette, request, broker, channel)
+    live = query.before is None
+    seen = await broker.read(functools.partial(_read, query=query, channel=channel))
     base = datasette.urls.database(database) + "/-/pubsub"
-    live = top is None and bool(selector)
-    listed, unlisted = ([], 0) if channel is not None or top is not None else await _channels(broker, seen, base)
+    path = base if channel is None else f"{base}/{tilde_encode(channel)}"
+    # On a channel's page the channel stands in the path.
+    parameters = query.parameters if channel is None else [("q", query.text)] if query.text else []
     may_view_log = await datasette.allowed(
         action="view-table", resource=TableResource(database, LOG), actor=request.actor
     )
@@ -74,17 +73,23 @@ async def _page(request: Request, datasette: Datasette) -> str:
         {
             **await place(datasette, request, broker, channel),
             "channel": None if channel is None else visible(channel),
-            "channels": listed,
-            "unlisted": unlisted,
-            "rows": [_row(message, base) for message in reversed(messages)],
+            "query": query,
+            "filtered": bool(parameters),
+            "channels": [_listed(row, seen.counts[row.name], base) for row in seen.channels],
+            "unlisted": seen.unlisted,
+            "plot": drawn(seen.counts[channel]) if live and channel is not None else None,
+            "rows": [_row(message, base) for message in seen.found.messages],
             "live_rows": LIVE_ROWS,
-            "path": base if channel is None else f"{base}/{tilde_encode(channel)}",
-            "before": top,
-            "older": older,
-            "follow": _follow(selector) if live else None,
-            "last_id": max(head, messages[-1].id if messages else 0),
+            "path": path,
+            "older": None if seen.found.older is None else _address(path, parameters, before=seen.found.older),
+            "searched": query.text and seen.found.older is not None and len(seen.found.messages) < ROWS,
+            "searched_to": seen.found.older,
+            "newest": _address(path, parameters),
+            "follow": _follow(query) if live else None,
+            "last_id": seen.found.head,
+            "span": seen.span,
             "row_base": datasette.urls.table(database, LOG) if may_view_log else None,
-            "links": await _links(datasette, request, database, channel) if may_view_log and messages else None,
+            "links": await links(datasette, request, database, query, may_view_log),
         },
         request=request,
         view_name="pubsub",
@@ -92,55 +97,55 @@ async def _page(request: Request, datasette: Datasette) -> str:
     return html
 
 
-async def _selector(datasette: Datasette, request: Request, broker: Broker, channel: str | None) -> Selector:
-    """What the page follows: its channel, else all that the visitor may see, even if that is nothing yet."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a page shows, all of one moment: so the script can go on from the head, and count on from the counts."""
+
+    found: Found
+    span: int
+    channels: list[log.Channel]
+    unlisted: int
+    counts: dict[str, tuple[int, ...]]
+
+
+def _read(conn: Any, query: Query, channel: str | None) -> Seen:
+    span = activity.present_span()
+    with log.moment(conn):
+        found = search.newest(conn, query.selector, ROWS, before=query.before, text=query.text)
+        rows = []
+        if channel is None and query.before is None:
+            rows = [row for row in log.channels(conn) if query.selector.matches(row.name)]
+        recent = sorted(rows, key=lambda row: row.newest_id)[-LISTED_CHANNELS:]
+        listed = sorted(recent, key=lambda row: row.name)
+        plotted = [row.name for row in listed] if channel is None else [channel]
+        counts = activity.counts(conn, plotted, span) if query.before is None and installed(conn) else {}
     if channel is not None:
-        return Selector(frozenset([channel]))
-    return await permissions.visible(datasette, request.actor, broker.name, Selector(patterns=("*",)))
+        counts.setdefault(channel, (0,) * activity.SPANS)
+    return Seen(found, span, listed, len(rows) - len(listed), counts)
 
 
-def _follow(selector: Selector) -> str:
-    return json.dumps({"channels": sorted(selector.channels), "patterns": list(selector.patterns)})
+def _follow(query: Query) -> str:
+    """What the script follows: as asked for, since the server decides about it again."""
+    patterns = query.patterns if query.channels or query.patterns else ("*",)
+    return json.dumps({"channels": list(query.channels), "patterns": list(patterns)})
 
 
-async def _channels(broker: Broker, seen: set[str], base: str) -> tuple[list[dict[str, Any]], int]:
-    """The channels to list, and how many are left out.
-
-    Read after the rows: the script counts only what is newer than ``newest_id``,
-    so that no message is counted twice and none is left out.
-    """
-    rows = [row for row in await broker.channels() if row.name in seen]
-    recent = sorted(rows, key=lambda row: row.newest_id)[-LISTED_CHANNELS:]
-    listed = [
-        {
-            "name": visible(row.name),
-            "key": tilde_encode(row.name),
-            "path": f"{base}/{tilde_encode(row.name)}",
-            "count": row.count,
-            "newest_id": row.newest_id,
-            "newest_at": row.newest_at,
-        }
-        for row in sorted(recent, key=lambda row: row.name)
-    ]
-    return listed, len(rows) - len(listed)
-
-
-async def _links(datasette: Datasette, request: Request, database: str, channel: str | None) -> dict[str, str]:
-    """The same messages elsewhere in Datasette: as SQL, as a table, as JSON, as CSV."""
-    only = {} if channel is None else {"channel__exact": channel}
-    query = "?" + urlencode({"_sort_desc": "id", **only})
-    links = {
-        "table": datasette.urls.table(database, LOG) + query,
-        "json": datasette.urls.table(database, LOG, format="json") + query,
-        "csv": datasette.urls.table(database, LOG, format="csv") + query,
+def _listed(row: log.Channel, counts: tuple[int, ...], base: str) -> dict[str, Any]:
+    return {
+        "name": visible(row.name),
+        "key": tilde_encode(row.name),
+        "path": f"{base}/{tilde_encode(row.name)}",
+        "count": row.count,
+        "newest_id": row.newest_id,
+        "newest_at": row.newest_at,
+        "plot": drawn(counts),
     }
-    if await datasette.allowed(action="execute-sql", resource=DatabaseResource(database), actor=request.actor):
-        where = "" if channel is None else "\nwhere channel = :channel"
-        sql = f"select id, channel, payload, created_at\nfrom {LOG}{where}\norder by id desc limit {ROWS}"
-        links["sql"] = datasette.urls.database_query(database, sql)
-        if channel is not None:
-            links["sql"] += "&" + urlencode({"channel": channel})
-    return links
+
+
+def _address(path: str, parameters: list[tuple[str, str]], before: int | None = None) -> str:
+    """The page's address with a query, for links."""
+    pairs = parameters + ([] if before is None else [("before", str(before))])
+    return path + ("?" + urlencode(pairs) if pairs else "")
 
 
 def _row(message: Message, base: str) -> dict[str, Any]:

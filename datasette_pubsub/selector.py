@@ -103,7 +103,9 @@ class Verdicts:
     @property
     def nothing(self) -> bool:
         """Whether no channel can be allowed."""
-        return not self.general and not any(ok for _, ok in self.named) and not any(ok for _, ok in self.patterns)
+        if any(ok for _, ok in self.named) or any(ok for _, ok in self.patterns):
+            return False
+        return not self.general or any(pattern == "*" for pattern, _ in self.patterns)
 
 
 ALL = Verdicts()

@@ -26,11 +26,11 @@ from .models import (
     Heartbeat,
     Item,
     Message,
-    Payload,
     Ready,
     Revoked,
     Superseded,
     check_message_id,
+    text_of,
 )
 
 _ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
@@ -43,11 +43,6 @@ _quoted = json.encoder.encode_basestring
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def text_of(payload: Payload) -> str:
-    """A text or number as text; a number as SQLite would print it."""
-    return payload if isinstance(payload, str) else repr(payload)
 
 
 def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:

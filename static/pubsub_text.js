@@ -70,9 +70,14 @@ function cut(text, length) {
   return text.length <= length ? text : new TextDecoder().decode(new TextEncoder().encode(text.slice(0, length)));
 }
 
+/** Whether a payload is so long that a page shows the beginning only. */
+export function isLong(payload) {
+  return payload.length > SHOWN_CHARACTERS;
+}
+
 /** How a payload is shown: as it is (`full`), or folded behind a `summary`. */
 export function present(payload) {
-  if (payload.length > SHOWN_CHARACTERS) {
+  if (isLong(payload)) {
     return {
       summary: `${visible(cut(payload, SUMMARY_CHARACTERS))}…`,
       full: visible(cut(payload, SHOWN_CHARACTERS)),
@@ -90,4 +95,10 @@ export function present(payload) {
     summary: visible(cut(payload, SUMMARY_CHARACTERS)) + more,
     full: visible(full),
   };
+}
+
+/** The beginning of a payload in one line. */
+export function previewOf(payload) {
+  const text = cut(payload, SUMMARY_CHARACTERS).trim().split(/\s+/).join(" ");
+  return visible(text) + (payload.length > SUMMARY_CHARACTERS ? "…" : "");
 }

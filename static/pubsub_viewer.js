@@ -7,109 +7,186 @@
  *
  * Attributes: `base` (the address of the database's channels), `follow` (JSON:
  * channels and patterns; none: the rows stay as they are), `last-id` (after
- * which to begin), `rows` (most that are shown), `row-base` (the log table's
- * address, where the visitor may see it), `color` (the database's).
+ * which to begin), `span` (up to which rates are counted), `rows` (most that
+ * are shown while messages arrive), `row-base` (the log table's address, where
+ * the visitor may see it), `color` (the database's).
  */
 
 import { connect } from "./pubsub.js";
-import { element, localise, tildeEncode, timeElement } from "./pubsub_dom.js";
-import { present, visible } from "./pubsub_text.js";
+import { ChannelList } from "./pubsub_channels.js";
+import { element, localise } from "./pubsub_dom.js";
+import { Finder } from "./pubsub_find.js";
+import { Clock, Rate } from "./pubsub_plot.js";
+import { contains, entryOf, RowMaker } from "./pubsub_rows.js";
+import { visible } from "./pubsub_text.js";
 
 /** Shortest time between two changes of the page, in ms: it stays usable at hundreds of messages a second. */
 const TICK_MS = 100;
 
-/** Most rows that are marked when they arrive together, in rows: each marking is painted anew for every frame. */
+/** How often the page looks whether pictures must move on while nothing arrives, in ms. */
+const IDLE_MS = 1_000;
+
+/** Most rows that are marked, and read out, when they arrive together, in rows: each marking is painted anew. */
 const MARKED_ROWS = 10;
 
-/** Most channels that are listed. As in pages.py. */
-const LISTED_CHANNELS = 100;
+/** Rows that come within this time of others are not read out, in ms: a screen reader could never follow. */
+const CALM_MS = 1_000;
+
+/** How long a catch-up may take before the page says how many messages it is behind, and says so again, in ms. */
+const BEHIND_MS = 500;
+
+/**
+ * How long a tab that is not looked at keeps its connection, in ms. Browsers open six to a server over
+ * HTTP/1.1, for all tabs together. What comes meanwhile is fetched when it is looked at again.
+ */
+const HIDDEN_MS = 60_000;
 
 class PubsubViewer extends HTMLElement {
-  /** @type {AbortController | null} Ends all listeners and the connection; set while connected. */ #life = null;
+  /** @type {AbortController | null} Ends all listeners and the connection; set while in a page. */ #life = null;
+  /** @type {import("./pubsub.js").Connection | null} Set while messages are followed. */ #connection = null;
   #limit = 200;
   #body;
+  #log;
   #status;
   #pause;
   #fresh;
-  #filter;
+  /** @type {RowMaker} */ #rows;
+  /** @type {Finder} */ #finder;
+  /** @type {ChannelList | null} On the page of all channels. */ #channels = null;
+  /** @type {Rate | null} On the page of one channel. */ #rate = null;
+  #clock;
   #paused = false;
   #state = "connecting";
   #reason = "";
   #gap = "";
   /** What is to be shown: newest last, never more than `#limit`. Emptied by `#show`. */ #waiting = [];
   /** How many arrived since rows were last shown. Cleared by `#show`. */ #arrived = 0;
+  /** Messages up to here have been fetched as rows, if they are shown at all. */ #floor = 0n;
+  /** The newest id that is shown or was passed by when rows were last shown. */ #shownTo = 0n;
+  /** The newest id that has arrived. */ #last = 0n;
+  /** How many messages the stream has yet to bring; null: not known. */ #behind = null;
+  /** Whether the rows are those of another text than the one that is wanted now. */ #stale = false;
   #timer = 0;
+  #hiding = 0;
+  #counting = 0;
+  #idle = 0;
   /** When the page may next change. */ #due = 0;
-  /** By encoded name: a listed channel's row, count and newest id. */ #channels = new Map();
-  /** Listed channels that changed since the last tick. */ #moved = new Map();
+  /** When rows were last added. */ #added = -CALM_MS;
 
   connectedCallback() {
     this.#life = new AbortController();
     this.#limit = Number(this.getAttribute("rows")) || this.#limit;
-    this.#body = this.querySelector(".pubsub-messages tbody");
+    const table = this.querySelector(".pubsub-messages");
+    this.#body = table.tBodies[0];
+    this.#log = this.querySelector(".pubsub-log");
     this.#status = this.querySelector(".pubsub-status");
+    this.#rows = new RowMaker(table, this.getAttribute("base"), this.getAttribute("row-base"));
     for (const time of this.querySelectorAll("time")) localise(time);
     const header = this.querySelector(".page-header");
     if (header && this.hasAttribute("color")) header.style.borderColor = this.getAttribute("color");
-    this.#tools();
+    this.#finder = new Finder(this, this.#life.signal, {
+      before: () => (this.#paused ? this.#shownTo + 1n : null),
+      replace: (answer) => this.#replace(answer),
+      append: (messages) => this.#body.append(...messages.map((message) => this.#rows.row(entryOf(message)))),
+    });
     if (this.hasAttribute("follow")) this.#follow();
   }
 
   disconnectedCallback() {
     this.#life.abort();
-    clearTimeout(this.#timer);
+    for (const timer of [this.#timer, this.#hiding, this.#counting]) clearTimeout(timer);
+    clearInterval(this.#idle);
     this.#timer = 0;
+    this.#connection = null;
     this.querySelector(".pubsub-tools")?.remove();
   }
 
   #tools() {
     const { signal } = this.#life;
-    const live = this.hasAttribute("follow");
     this.#pause = element("button", { type: "button", className: "core pubsub-pause", textContent: "Pause" });
     this.#fresh = element("button", { type: "button", className: "core pubsub-new", hidden: true });
-    this.#filter = element("input", { type: "search", className: "core pubsub-filter", placeholder: "Filter rows" });
-    this.#filter.setAttribute("aria-label", "Show only rows that contain this text");
-    const tools = element("div", { className: "pubsub-tools" });
-    if (live) tools.append(this.#pause, this.#fresh);
-    tools.append(this.#filter);
+    const tools = element("div", { className: "pubsub-tools" }, this.#fresh, this.#pause);
     this.querySelector(".pubsub-bar").append(tools);
     this.#pause.addEventListener("click", () => this.#setPaused(!this.#paused), { signal });
     this.#fresh.addEventListener("click", () => this.#catchUp(), { signal });
-    this.#filter.addEventListener("input", () => this.#filterRows(this.#body.rows), { signal });
   }
 
   #follow() {
     const { signal } = this.#life;
-    for (const row of this.querySelectorAll(".pubsub-channels tbody tr")) {
-      const { channel, count, newestId } = row.dataset;
-      this.#channels.set(channel, { row, count: Number(count), newestId: BigInt(newestId) });
-    }
+    const span = Number(this.getAttribute("span"));
+    this.#clock = new Clock(span);
+    const list = this.querySelector(".pubsub-channel-list");
+    if (list) this.#channels = new ChannelList(list, this.getAttribute("base"), this.#clock, span);
+    const plot = this.querySelector(".pubsub-rate .pubsub-plot");
+    if (plot) this.#rate = new Rate(span, plot.dataset.counts);
+    this.#last = this.#shownTo = BigInt(this.getAttribute("last-id"));
+    this.#tools();
     addEventListener("scroll", () => this.#arrived && this.#schedule(), { signal, passive: true });
-    document.addEventListener("visibilitychange", () => this.#schedule(), { signal });
-    connect({
+    document.addEventListener("visibilitychange", () => this.#looked(), { signal });
+    this.#idle = setInterval(() => this.#schedule(), IDLE_MS);
+    this.#connect(this.getAttribute("last-id"));
+  }
+
+  #connect(after) {
+    this.#connection = connect({
       base: this.getAttribute("base"),
       ...JSON.parse(this.getAttribute("follow")),
-      after: this.getAttribute("last-id"),
+      after,
       share: true,
-      signal,
+      signal: this.#life.signal,
       onmessage: (message) => this.#take(message),
       ongap: (gap) => this.#missed(gap),
-      onstatus: (status, detail) => {
-        this.#state = status;
-        this.#reason = detail.reason ?? "";
-        this.#say();
-      },
+      onstatus: (status, detail) => this.#turned(status, detail.reason ?? ""),
     });
   }
 
+  /** The tab is looked at, or no longer. */
+  #looked() {
+    clearTimeout(this.#hiding);
+    if (document.hidden) {
+      this.#hiding = setTimeout(() => this.#connection?.close(), HIDDEN_MS);
+      return;
+    }
+    if (this.#connection?.status === "closed") this.#connect(this.#connection.lastId);
+    this.#schedule();
+  }
+
+  #turned(status, reason) {
+    this.#state = status;
+    this.#reason = reason;
+    this.#behind = null;
+    clearTimeout(this.#counting);
+    if (status === "catching up") this.#counting = setTimeout(() => this.#countBehind(), BEHIND_MS);
+    this.#say();
+  }
+
+  /** How far it is to the newest message, for as long as that lasts. */
+  async #countBehind() {
+    const asked = this.#last;
+    let taken = 0;
+    this.#behind = { count: null, take: () => (taken += 1) };
+    const behind = this.#behind;
+    const count = await this.#finder.behind(asked);
+    if (this.#behind !== behind || count === null) return;
+    behind.count = Math.max(0, count - taken);
+    behind.take = () => (behind.count = Math.max(0, behind.count - 1));
+    this.#sayBehind();
+  }
+
+  #sayBehind() {
+    this.#say();
+    this.#counting = setTimeout(() => this.#behind?.count !== null && this.#behind && this.#sayBehind(), BEHIND_MS);
+  }
+
   #say() {
+    const behind = this.#behind?.count ? ` (${this.#behind.count.toLocaleString("en")} behind)` : "";
     const states = {
       connecting: "Connecting",
-      "catching up": "Catching up",
+      "catching up": `Catching up${behind}`,
       live: "Live",
       reconnecting: `Reconnecting: ${visible(this.#reason)}`,
       superseded: "Superseded by a newer connection",
-      closed: "Closed",
+      closed: "Not connected while nobody looks",
     };
     const text = [states[this.#state], this.#paused ? "paused" : "", this.#gap].filter(Boolean).join(", ");
     if (this.#status.textContent !== text) this.#status.textContent = text;
@@ -120,6 +197,7 @@ class PubsubViewer extends HTMLElement {
     this.#paused = paused;
     this.#pause.textContent = paused ? "Resume" : "Pause";
     this.#say();
+    if (!paused && this.#stale) this.#finder.search();
     this.#tick();
   }
 
@@ -137,18 +215,29 @@ class PubsubViewer extends HTMLElement {
     return this.querySelector(".pubsub-messages").getBoundingClientRect().top < 0;
   }
 
-  #take({ messageId, channel, payload, blob, createdAt }) {
-    const id = BigInt(messageId);
-    this.#count(id, channel, createdAt);
-    // Cut down here, so that what waits is as bounded as what is shown.
-    const shown = payload === undefined ? { bytes: atob(blob).length } : present(payload);
-    this.#wait({ id, channel, createdAt, shown });
+  #take(message) {
+    const entry = entryOf(message);
+    this.#last = entry.id;
+    this.#behind?.take();
+    this.#channels?.count(entry.id, entry.channel, entry.createdAt);
+    this.#rate?.add(this.#clock.spanOf(entry.createdAt));
+    if (entry.id <= this.#floor || !this.#finder.matches(message)) {
+      this.#schedule();
+      return;
+    }
     this.#arrived += 1;
+    this.#wait(entry);
+  }
+
+  #wanted(entry) {
+    return entry.id > this.#floor && (entry.gap || contains(entry, this.#finder.wanted));
   }
 
   #missed({ missed, resumedAt }) {
     const count = missed === null ? "an unknown number of" : missed.toLocaleString("en");
     this.#gap = `gap of ${count} message${missed === 1 ? "" : "s"}`;
+    // Where the log was replaced, ids begin anew.
+    if (missed === null) this.#floor = this.#last = BigInt(resumedAt);
     this.#wait({ id: BigInt(resumedAt), gap: this.#gap });
     this.#say();
   }
@@ -160,7 +249,7 @@ class PubsubViewer extends HTMLElement {
   }
 
   #schedule() {
-    if (this.#timer) return;
+    if (this.#timer || document.hidden) return;
     const wait = Math.max(0, this.#due - performance.now());
     this.#timer = setTimeout(() => {
       this.#timer = 0;
@@ -171,7 +260,8 @@ class PubsubViewer extends HTMLElement {
   #tick() {
     if (document.hidden) return;
     const began = performance.now();
-    this.#moveChannels();
+    this.#channels?.draw();
+    this.#drawRate();
     if (!this.#paused && !this.#reading) this.#show();
     this.#fresh.hidden = this.#arrived === 0;
     if (this.#arrived) this.#fresh.textContent = `${this.#arrived.toLocaleString("en")} new`;
@@ -183,107 +273,43 @@ class PubsubViewer extends HTMLElement {
     }));
   }
 
+  #drawRate() {
+    if (!this.#rate) return;
+    this.#rate.advance(this.#clock.span);
+    if (!this.#rate.draw(this.querySelector(".pubsub-rate .pubsub-plot"))) return;
+    this.querySelector(".pubsub-peak").textContent = this.#rate.peak.toLocaleString("en");
+    this.querySelector(".pubsub-rate figcaption").textContent = this.#rate.words;
+  }
+
   #show() {
     this.#arrived = 0;
+    this.#shownTo = this.#last;
     if (!this.#waiting.length) return;
-    const rows = this.#waiting.reverse().map((entry) => this.#row(entry));
+    const rows = this.#waiting.reverse().map((entry) => this.#rows.row(entry));
     this.#waiting = [];
-    if (rows.length <= MARKED_ROWS) for (const row of rows) row.classList.add("pubsub-fresh");
-    this.#filterRows(rows);
+    const few = rows.length <= MARKED_ROWS;
+    if (few) for (const row of rows) row.classList.add("pubsub-fresh");
+    const now = performance.now();
+    this.#log.setAttribute("aria-live", few && now - this.#added > CALM_MS ? "polite" : "off");
+    this.#added = now;
     this.#body.prepend(...rows);
     while (this.#body.rows.length > this.#limit) this.#body.lastElementChild.remove();
-    this.querySelector(".zero-results")?.remove();
-    this.#moveOlder();
+    this.querySelector(".zero-results").hidden = true;
+    this.#finder.endsAt(this.#body.lastElementChild.dataset.id, this.#body.rows.length === this.#limit);
   }
 
-  /** The link to older messages begins where the rows end. */
-  #moveOlder() {
-    const link = this.querySelector(".pubsub-older");
-    const url = new URL(link.href);
-    const before = this.#body.lastElementChild.dataset.id;
-    if (url.searchParams.get("before") === before) return;
-    url.searchParams.set("before", before);
-    link.href = url.href;
-    link.hidden = false;
+  /** The rows of another search; what is newer than they are comes after them. */
+  #replace({ messages, head }) {
+    this.#log.setAttribute("aria-live", "off");
+    this.#body.replaceChildren(...messages.map((message) => this.#rows.row(entryOf(message))));
+    this.querySelector(".zero-results").hidden = messages.length > 0;
+    this.#stale = this.#paused;
+    if (!this.hasAttribute("follow")) return;
+    if (!this.#paused) this.#floor = BigInt(head);
+    this.#waiting = this.#waiting.filter((entry) => this.#wanted(entry));
+    this.#arrived = this.#paused ? this.#arrived : this.#waiting.length;
+    this.#schedule();
   }
-
-  #row({ id, channel, createdAt, shown, gap }) {
-    const wide = this.#body.parentElement.tHead.rows[0].cells.length;
-    if (gap) {
-      const cell = element("td", { colSpan: wide, textContent: `${gap}: trimmed before they could be shown` });
-      return element("tr", { className: "pubsub-gap", dataset: { id } }, cell);
-    }
-    const base = this.getAttribute("row-base");
-    const number = base ? element("a", { href: `${base}/${id}`, textContent: id }) : String(id);
-    const cells = [element("td", { className: "col-id type-pk" }, number)];
-    if (wide === 4) cells.push(element("td", { className: "col-channel" }, this.#link(channel)));
-    cells.push(element("td", { className: "col-payload" }, ...payloadNodes(shown)));
-    cells.push(element("td", { className: "col-created" }, timeElement(createdAt)));
-    return element("tr", { dataset: { id } }, ...cells);
-  }
-
-  #link(channel) {
-    return element("a", { href: `${this.getAttribute("base")}/${tildeEncode(channel)}`, textContent: visible(channel) });
-  }
-
-  #filterRows(rows) {
-    const wanted = this.#filter.value.toLowerCase();
-    for (const row of rows) row.hidden = wanted !== "" && !row.textContent.toLowerCase().includes(wanted);
-  }
-
-  /** One more message of a channel, unless the server has counted it before the page was made. */
-  #count(id, channel, createdAt) {
-    if (!this.querySelector(".pubsub-channels")) return;
-    const key = tildeEncode(channel);
-    const known = this.#channels.get(key) ?? this.#moved.get(key)?.entry;
-    if (known && id <= known.newestId) return;
-    const entry = known ?? { row: null, count: 0, newestId: 0n };
-    entry.count += 1;
-    entry.newestId = id;
-    this.#moved.set(key, { entry, channel, createdAt });
-    if (this.#moved.size > LISTED_CHANNELS) this.#moved.delete(this.#moved.keys().next().value);
-  }
-
-  #moveChannels() {
-    for (const [key, { entry, channel, createdAt }] of this.#moved) {
-      entry.row ??= this.#listChannel(key, channel, entry);
-      entry.row.cells[1].textContent = entry.count.toLocaleString("en");
-      entry.row.cells[2].replaceChildren(timeElement(createdAt));
-    }
-    this.#moved.clear();
-  }
-
-  /** A channel that is new, among the others by name; the one that was quiet longest goes when there are too many. */
-  #listChannel(key, channel, entry) {
-    const body = this.querySelector(".pubsub-channels tbody");
-    const row = element("tr", { dataset: { channel: key } });
-    row.append(element("td", {}, this.#link(channel)), element("td", { className: "type-int" }), element("td"));
-    const name = visible(channel);
-    const next = [...body.rows].find((other) => other.cells[0].textContent > name);
-    body.insertBefore(row, next ?? null);
-    this.#channels.set(key, entry);
-    if (this.#channels.size > LISTED_CHANNELS) {
-      let quietest = key;
-      for (const [other, { newestId }] of this.#channels) {
-        if (newestId < this.#channels.get(quietest).newestId) quietest = other;
-      }
-      this.#channels.get(quietest).row.remove();
-      this.#channels.delete(quietest);
-    }
-    this.querySelector(".pubsub-channel-list").hidden = false;
-    return row;
-  }
-}
-
-function payloadNodes({ bytes, summary, full, note }) {
-  if (bytes !== undefined) return [element("em", { textContent: `${bytes.toLocaleString("en")} bytes` })];
-  if (summary === undefined) return [element("bdi", { textContent: full })];
-  const nodes = [
-    element("summary", {}, element("bdi", { textContent: summary })),
-    element("pre", { textContent: full, dir: "auto" }),
-  ];
-  if (note) nodes.push(element("p", {}, element("em", { textContent: note })));
-  return [element("details", {}, ...nodes)];
 }
 
 customElements.define("pubsub-viewer", PubsubViewer);

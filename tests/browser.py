@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 from conftest import DEADLINE
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
@@ -65,3 +67,32 @@ class Watched:
         if status:
             expect(page.locator("pubsub-viewer")).to_have_attribute("data-status", status)
         return page
+
+
+def payloads(page: Page) -> list[str]:
+    """What the rows show as payload, from the top."""
+    return page.locator(".pubsub-messages tbody td.col-payload").all_inner_texts()
+
+
+def first(page: Page, text: str) -> None:
+    """Wait until this is the newest payload."""
+    expect(page.locator(".pubsub-messages tbody td.col-payload").first).to_have_text(text)
+
+
+def status(page: Page, text: str | re.Pattern[str]) -> None:
+    """Wait until the status line says this."""
+    expect(page.get_by_role("status")).to_have_text(text)
+
+
+#: Tests of pages are skipped where there is no browser.
+NEEDED = [
+    pytest.mark.browser,
+    pytest.mark.skipif(binary() is None, reason=f"none of {', '.join(NAMES)} is installed"),
+]
+
+
+def needed(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark one test as one that needs a browser; :data:`NEEDED` marks a module."""
+    for mark in NEEDED:
+        test = mark(test)
+    return test

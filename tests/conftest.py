@@ -249,3 +249,24 @@ class Sse:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium for the tests of one module."""
+    import browser as chromium
+
+    with chromium.running() as found:
+        yield found
+
+
+@pytest.fixture
+def watched(browser: Any) -> Iterator[Any]:
+    """A fresh profile; afterwards: no script has failed, no dialog was shown."""
+    from browser import Watched
+
+    context = browser.new_context()
+    found = Watched(context)
+    yield found
+    context.close()
+    assert (found.errors, found.dialogs) == ([], [])

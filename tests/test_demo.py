@@ -17,7 +17,7 @@ import pytest
 from conftest import DEADLINE, Server, Sse, free_port, sqlite_shell, wait_for
 from test_cli import PUBSUB, call, failure, run
 
-from datasette_pubsub import demo, log, schema
+from datasette_pubsub import demo, log, schema, search
 from datasette_pubsub.config import Settings
 from datasette_pubsub.errors import FailedPrecondition
 from datasette_pubsub.selector import Selector
@@ -65,7 +65,7 @@ def counts(conn: sqlite3.Connection) -> dict[str, int]:
 
 def test_the_triggers_publish_every_observation_and_the_alerts(conn: sqlite3.Connection) -> None:
     demo.prepare(conn)
-    first = log.newest(conn, Selector.of(["observations"]), 100)[0]
+    first = search.newest(conn, Selector.of(["observations"]), 100).messages[-1]
     assert json.loads(str(first.payload)) == {
         "date": "2012-01-01",
         "precipitation": 0.0,

@@ -32,11 +32,13 @@ from datasette_pubsub import (
     errors,
     hooks,
     log,
+    messages,
     models,
     pages,
     pages_broadcast,
     pages_publish,
     pages_subscriptions,
+    panel,
     permissions,
     schema,
     sql,
@@ -53,7 +55,7 @@ DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.m
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
 BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
 #: The modules that read requests.
-WEB = (api, edge, sse, pages, pages_publish, pages_subscriptions)
+WEB = (api, edge, messages, panel, sse, pages, pages_publish, pages_subscriptions)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
@@ -330,7 +332,7 @@ def test_no_name_that_does_not_exist() -> None:
     known = {option.name for option in fields(Settings)} | {error.code for error in error_classes()}
     known |= {field.name for message in db_pb2.DESCRIPTOR.message_types_by_name.values() for field in message.fields}
     known |= set().union(*(asked_for(module, holder) for module in WEB for holder in ("args", "data")))
-    known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch"}
+    known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds"}
     known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])).union(
         *(columns for _, columns in schema.EXPECTED.values())
     )

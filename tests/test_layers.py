@@ -11,17 +11,8 @@ PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
     {"errors", "config", "models"},
-    {
-        "schema",
-        "log",
-        "subscriptions",
-        "selector",
-        "retention",
-        "catchup",
-        "expressions",
-        "broadcast",
-        "broadcast_file",
-    },
+    {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search"},
+    {"expressions", "broadcast", "broadcast_file"},
     {"sql", "batcher"},
     {"hub", "watcher"},
     {"stream"},
@@ -29,10 +20,11 @@ LAYERS = [
     {"broker"},
     {"brokers"},
     {"permissions", "tables", "caller", "shutdown"},
-    {"wire", "edge", "sending", "texts"},
-    {"frame"},
+    {"wire", "edge", "sending", "texts", "plot"},
+    {"frame", "messages", "links"},
     {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table"},
-    {"cli", "cli_broadcast", "cli_common", "cli_publish", "cli_tail", "cli_trim", "demo"},
+    {"panel", "jump", "demo"},
+    {"cli", "cli_broadcast", "cli_common", "cli_publish", "cli_tail", "cli_trim"},
     {"hooks"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,145 @@
+"""How busy channels are: which were written to last, and how many messages each got in which span of time.
+
+The law of this module: seeks, not scans. What it reads grows with the channels
+asked for and the messages of the last minutes, never with the log, since it is
+asked for with every page of a database. Plain functions of a connection.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from . import log
+from .models import Message, utc_text
+from .schema import LOG, installed
+
+#: How far back, in spans, and how long a span is, in seconds: ten minutes, in bars that a small picture can hold.
+#: As in pubsub_plot.js.
+SPANS = 60
+SPAN_SECONDS = 10
+
+#: Channels that are looked at in the order of their names, in channels: a seek each, so a few milliseconds.
+WALKED_NAMES = 1_000
+
+#: Newest messages that are looked at for channels beyond those, in messages.
+WALKED_MESSAGES = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """A channel with its newest message, and its messages in each of the last ``SPANS`` spans, oldest first."""
+
+    newest: Message
+    counts: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The channel."""
+        return self.newest.channel
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """The channels that were written to last, newest first, as of one moment of the log.
+
+    ``span`` is the number of the last span: its end, in spans since 1970.
+    """
+
+    span: int
+    head: int = 0
+    installed: bool = False
+    channels: list[Active] = field(default_factory=list)
+    more: bool = False
+
+
+def present_span() -> int:
+    """The number of the span that is not over yet."""
+    return int(datetime.now(UTC).timestamp() // SPAN_SECONDS)
+
+
+def recent(conn: sqlite3.Connection, allows: Callable[[str], bool], limit: int) -> Activity:
+    """The ``limit`` channels that were written to last, of those that are allowed.
+
+    Exact up to ``WALKED_NAMES`` channels; beyond, channels count as recent that
+    have one of the newest ``WALKED_MESSAGES`` messages.
+    """
+    span = present_span()
+    if not installed(conn):
+        return Activity(span)
+    names = [name for name in walk(conn, WALKED_NAMES) if allows(name)]
+    newest = f"SELECT id, channel, payload, created_at FROM {LOG} WHERE channel = ? ORDER BY id DESC LIMIT 1"
+    last = {name: _last_id(conn, name) for name in names}
+    found = sorted(last, key=lambda name: last[name], reverse=True)
+    messages = [Message(*conn.execute(newest, [name]).fetchone()) for name in found[:limit]]
+    spans = counts(conn, [message.channel for message in messages], span)
+    return Activity(
+        span,
+        log.head(conn),
+        True,
+        [Active(message, spans[message.channel]) for message in messages],
+        len(found) > limit,
+    )
+
+
+def walk(conn: sqlite3.Connection, limit: int) -> Iterator[str]:
+    """Channels, each once: the first ``limit`` by name, and those of the newest messages when there are more."""
+    seen: set[str] = set()
+    after = ""
+    while len(seen) < limit:
+        row = conn.execute(f"SELECT min(channel) FROM {LOG} WHERE channel > ?", [after]).fetchone()
+        if row[0] is None:
+            return
+        after = row[0]
+        seen.add(after)
+        yield after
+    for (name,) in conn.execute(f"SELECT channel FROM {LOG} ORDER BY id DESC LIMIT ?", [WALKED_MESSAGES]):
+        if name not in seen:
+            seen.add(name)
+            yield name
+
+
+def _last_id(conn: sqlite3.Connection, channel: str) -> int:
+    return int(conn.execute(f"SELECT max(id) FROM {LOG} WHERE channel = ?", [channel]).fetchone()[0])
+
+
+def counts(conn: sqlite3.Connection, channels: list[str], span: int) -> dict[str, tuple[int, ...]]:
+    """How many messages each channel got in each of the ``SPANS`` spans up to this one.
+
+    Found by the times at which the ids of the log passed from one span to the
+    next, so that a channel's messages are counted in its index, unread.
+    """
+    edges = _edges(conn, span)
+    ranges = json.dumps([[i, low, high] for i, (low, high) in enumerate(edges) if high > low])
+    sql = f"""
+        SELECT json_extract(value, '$[0]'),
+               (SELECT count(*) FROM {LOG}
+                WHERE channel = ? AND id > json_extract(value, '$[1]') AND id <= json_extract(value, '$[2]'))
+        FROM json_each(?)"""
+    found = {}
+    for channel in channels:
+        row = [0] * SPANS
+        for i, count in conn.execute(sql, [channel, ranges]):
+            row[i] = count
+        found[channel] = tuple(row)
+    return found
+
+
+def _edges(conn: sqlite3.Connection, span: int) -> list[tuple[int, int]]:
+    """For each span: the last id before it, and the last id in it. What has a later time counts for the last span."""
+    head = log.head(conn)
+    low = log.before_time(conn, _begin(span - SPANS + 1))
+    edges = []
+    for number in range(span - SPANS + 2, span + 1):
+        high = log.before_time(conn, _begin(number), low, head) if low < head else head
+        edges.append((low, high))
+        low = max(low, high)
+    edges.append((low, head))
+    return edges
+
+
+def _begin(span: int) -> str:
+    return utc_text(datetime.fromtimestamp(span * SPAN_SECONDS, UTC))

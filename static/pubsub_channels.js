@@ -1,0 +1,104 @@
+/**
+ * The list of channels on the live page: counts, rates and newest times, moving as messages arrive.
+ *
+ * The law of this module: a message is counted once, whether the server has
+ * counted it for the page or it has arrived since; the list is bounded.
+ *
+ * @module pubsub_channels
+ */
+
+import { element, tildeEncode, timeElement } from "./pubsub_dom.js";
+import { plotElement, Rate } from "./pubsub_plot.js";
+import { visible } from "./pubsub_text.js";
+
+/** Most channels that are listed. As in pages.py. */
+const LISTED_CHANNELS = 100;
+
+export class ChannelList {
+  #root;
+  #body;
+  #base;
+  #clock;
+  /** By encoded name: a listed channel's row, count, newest id and rate. */ #channels = new Map();
+  /** Channels that changed since the list was last drawn. */ #moved = new Map();
+  /** The span up to which the rates are drawn. */ #drawn = 0;
+
+  /**
+   * @param {Element} root around the table that the server rendered
+   * @param {string} base the address of the database's channels
+   * @param {import("./pubsub_plot.js").Clock} clock
+   * @param {number} span the one up to which the server has counted
+   */
+  constructor(root, base, clock, span) {
+    this.#root = root;
+    this.#body = root.querySelector("tbody");
+    this.#base = base;
+    this.#clock = clock;
+    this.#drawn = span;
+    for (const row of this.#body.rows) {
+      const { channel, count, newestId } = row.dataset;
+      const rate = new Rate(span, row.querySelector(".pubsub-plot").dataset.counts);
+      this.#channels.set(channel, { row, count: Number(count), newestId: BigInt(newestId), rate });
+    }
+  }
+
+  /** One more message of a channel, unless the server has counted it before the page was made. */
+  count(id, channel, createdAt) {
+    const key = tildeEncode(channel);
+    const known = this.#channels.get(key) ?? this.#moved.get(key)?.entry;
+    if (known && id <= known.newestId) return;
+    const entry = known ?? { row: null, count: 0, newestId: 0n, rate: new Rate(this.#clock.span) };
+    entry.count += 1;
+    entry.newestId = id;
+    entry.rate.add(this.#clock.spanOf(createdAt));
+    this.#moved.set(key, { entry, channel, createdAt });
+    if (this.#moved.size > LISTED_CHANNELS) this.#moved.delete(this.#moved.keys().next().value);
+  }
+
+  /** Show what has changed. */
+  draw() {
+    for (const [key, { entry, channel, createdAt }] of this.#moved) {
+      entry.row ??= this.#add(key, channel, entry);
+      entry.row.querySelector(".col-count").textContent = entry.count.toLocaleString("en");
+      entry.row.querySelector(".col-created").replaceChildren(timeElement(createdAt));
+    }
+    const span = this.#clock.span;
+    // When the time has passed into the next span, every picture moves.
+    const entries = span === this.#drawn ? [...this.#moved.values()].map(({ entry }) => entry) : this.#channels.values();
+    for (const { row, rate } of entries) {
+      rate.advance(span);
+      if (rate.draw(row.querySelector(".pubsub-plot"))) {
+        row.querySelector(".col-rate").textContent = rate.perMinute.toLocaleString("en");
+      }
+    }
+    this.#drawn = span;
+    this.#moved.clear();
+  }
+
+  /** A channel that is new, among the others by name; the one that was quiet longest goes when there are too many. */
+  #add(key, channel, entry) {
+    const row = element("tr", { dataset: { channel: key } });
+    const name = visible(channel);
+    const link = element("a", { href: `${this.#base}/${key}`, textContent: name });
+    row.append(
+      element("td", { className: "col-channel" }, link),
+      element("td", { className: "col-count type-int" }),
+      element("td", { className: "col-rate type-int" }),
+      element("td", { className: "col-plot" }, plotElement()),
+      element("td", { className: "col-created" }),
+    );
+    const next = [...this.#body.rows].find((other) => other.cells[0].textContent > name);
+    this.#body.insertBefore(row, next ?? null);
+    this.#channels.set(key, entry);
+    if (this.#channels.size > LISTED_CHANNELS) {
+      let quietest = key;
+      for (const [other, { newestId }] of this.#channels) {
+        if (newestId < this.#channels.get(quietest).newestId) quietest = other;
+      }
+      this.#channels.get(quietest).row.remove();
+      this.#channels.delete(quietest);
+    }
+    this.#root.hidden = false;
+    return row;
+  }
+}

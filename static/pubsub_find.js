@@ -1,0 +1,176 @@
+/**
+ * Finding messages on the live page: the text that rows must contain, and older messages in their place.
+ *
+ * The law of this module: the server searches (`messages.json`), since the page
+ * holds only the newest rows; what is asked for stands in the page's address,
+ * so that it can be kept and shared. It knows no connection.
+ *
+ * @module pubsub_find
+ */
+
+/** Shortest time between the last key and the search, in ms. */
+const TYPING_MS = 200;
+
+/** Most rows that older messages are added to, in rows: then they are a page of their own. */
+const MAX_ROWS = 2_000;
+
+/** Messages of one answer, in rows. As in messages.py. */
+const PAGE_ROWS = 100;
+
+export class Finder {
+  /** What payloads must contain, in lower case; empty for anything. */ wanted = "";
+  #root;
+  #signal;
+  #page;
+  #input;
+  #older;
+  #timer = 0;
+  /** @type {AbortController | null} Ends the search that is under way. */ #search = null;
+
+  /**
+   * @param {Element} root around the page that the server rendered
+   * @param {AbortSignal} signal ends it
+   * @param {{before: () => bigint | null, replace: (answer: object) => void, append: (messages: object[]) => void}}
+   *   page before which id to search, and what to do with what is found
+   */
+  constructor(root, signal, page) {
+    this.#root = root;
+    this.#signal = signal;
+    this.#page = page;
+    const form = root.querySelector(".pubsub-filters");
+    this.#input = form.elements.q;
+    this.#older = root.querySelector(".pubsub-older");
+    this.wanted = this.#input.value.toLowerCase();
+    const { pattern } = form.elements;
+    this.#input.addEventListener("input", () => this.#typed(), { signal });
+    pattern?.addEventListener("change", () => form.requestSubmit(), { signal });
+    form.addEventListener("submit", (event) => {
+      if (pattern && pattern.value !== pattern.defaultValue) return;
+      event.preventDefault();
+      this.search();
+    }, { signal });
+    form.addEventListener("formdata", ({ formData }) => {
+      for (const name of ["pattern", "q"]) if (!formData.get(name)) formData.delete(name);
+    }, { signal });
+    this.#older.addEventListener("click", (event) => this.#more(event), { signal });
+  }
+
+  /** Whether a message that arrives belongs to what is searched for. */
+  matches({ payload }) {
+    return this.wanted === "" || (payload !== undefined && payload.toLowerCase().includes(this.wanted));
+  }
+
+  #typed() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.search(), TYPING_MS);
+  }
+
+  /** Search for the text in the form, and let the page's address and its links say so. */
+  async search() {
+    clearTimeout(this.#timer);
+    const text = this.#input.value;
+    this.wanted = text.toLowerCase();
+    const here = new URL(location.href);
+    setOrDelete(here, "q", text);
+    history.replaceState(history.state, "", here);
+    this.#link(text);
+    this.#search?.abort();
+    this.#search = new AbortController();
+    try {
+      const answer = await this.#ask({ before: this.#page.before() }, this.#search.signal);
+      this.#page.replace(answer);
+      this.#goOn(answer);
+      const zero = this.#root.querySelector(".zero-results");
+      zero.textContent = text ? "No messages that contain this text" : "No messages";
+    } catch (error) {
+      // Another search has taken its place.
+      if (error.name === "AbortError") return;
+      this.#say(`Not searched: ${error.message}`);
+    }
+  }
+
+  /** How many messages come after an id, of those that the page follows; null when nobody answers. */
+  async behind(after) {
+    try {
+      return (await this.#ask({ after, limit: 1 }, this.#signal)).behind;
+    } catch {
+      return null;
+    }
+  }
+
+  /** The rows now end with this message; when they are full there is more before it. */
+  endsAt(id, full) {
+    if (this.#older.hidden && !full) return;
+    this.#before(id);
+  }
+
+  /** Older messages are added to the rows, until there are too many of them. */
+  async #more(event) {
+    const plain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
+    const rows = this.#root.querySelectorAll(".pubsub-messages tbody tr").length;
+    if (!plain || rows >= MAX_ROWS) return;
+    event.preventDefault();
+    if (this.#older.ariaBusy === "true") return;
+    this.#older.ariaBusy = "true";
+    const { href } = this.#older;
+    try {
+      const answer = await this.#ask({ before: new URL(href).searchParams.get("before") }, this.#signal);
+      this.#page.append(answer.messages);
+      this.#goOn(answer);
+    } catch (error) {
+      if (error.name !== "AbortError") location.assign(href);
+    } finally {
+      this.#older.ariaBusy = "false";
+    }
+  }
+
+  async #ask(parameters, signal) {
+    const url = new URL(this.#root.querySelector('[data-link="json"]').href);
+    for (const [name, value] of Object.entries(parameters)) if (value !== null) url.searchParams.set(name, value);
+    const response = await fetch(url, { signal: AbortSignal.any([signal, this.#signal]) });
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error);
+    return answer;
+  }
+
+  /** Where the next older messages begin, if there are any. */
+  #goOn({ older, messages }) {
+    const short = older !== null && this.wanted !== "" && messages.length < PAGE_ROWS;
+    this.#say(short ? `Searched back to message ${older}` : "");
+    this.#older.hidden = older === null;
+    if (older !== null) this.#before(older);
+  }
+
+  #say(text) {
+    const searched = this.#root.querySelector(".pubsub-searched");
+    searched.hidden = text === "";
+    searched.textContent = text;
+  }
+
+  #before(id) {
+    const url = new URL(this.#older.href);
+    if (url.searchParams.get("before") === String(id)) return;
+    url.searchParams.set("before", id);
+    setOrDelete(url, "q", this.#input.value);
+    this.#older.href = url.href;
+    this.#older.hidden = false;
+  }
+
+  /** The links to the same messages elsewhere. */
+  #link(text) {
+    const names = { json: "q", csv: "q", table: "payload__contains", sql: "text" };
+    for (const link of this.#root.querySelectorAll("[data-link]")) {
+      const kind = link.dataset.link;
+      if (kind === "sql" && text && !new URL(link.href).searchParams.has("text")) link.href = link.dataset.withText;
+      const url = new URL(link.href);
+      if (kind === "sql" && !text && url.searchParams.has("text")) url.searchParams.set("text", "");
+      else setOrDelete(url, names[kind], text);
+      link.href = url.href;
+    }
+  }
+}
+
+function setOrDelete(url, name, value) {
+  if (value) url.searchParams.set(name, value);
+  else url.searchParams.delete(name);
+}
