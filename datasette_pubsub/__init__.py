@@ -21,8 +21,8 @@ from .hooks import (
     register_routes,
     startup,
     table_actions,
-    top_table,
     top_database,
+    top_table,
     track_event,
     write_wrapper,
 )
@@ -44,8 +44,8 @@ __all__ = [
     "register_routes",
     "startup",
     "table_actions",
-    "top_table",
     "top_database",
+    "top_table",
     "track_event",
     "write_wrapper",
 ]
