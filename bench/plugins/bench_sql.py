@@ -1,0 +1,110 @@
+"""A plugin for measurements only: runs SQL on Datasette's own write connection, and takes the time there."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any
+
+from datasette import hookimpl
+from datasette.utils.asgi import Request, Response
+
+#: The log table without what the plugin adds: no triggers, no default, no AUTOINCREMENT, no keys.
+BARE = """
+CREATE TABLE IF NOT EXISTS bench_bare (
+    id INTEGER PRIMARY KEY, channel TEXT NOT NULL, payload NOT NULL, created_at TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS bench_bare_channel ON bench_bare (channel, id);
+"""
+NOW = "2030-01-01T00:00:00.000Z"
+
+
+def _source(conn: sqlite3.Connection, rows: int, payload: str) -> None:
+    """The rows to publish, and a business table of a fifth as many."""
+    conn.executescript(
+        "CREATE TABLE IF NOT EXISTS bench_source (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);"
+        "CREATE TABLE IF NOT EXISTS bench_orders (id INTEGER PRIMARY KEY, status TEXT, n INTEGER);" + BARE
+    )
+    if conn.execute("SELECT count(*) FROM bench_source").fetchone()[0] == rows:
+        return
+    numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+    conn.execute("DELETE FROM bench_source")
+    conn.execute(f"{numbers} INSERT INTO bench_source SELECT i, 'chan-' || (i % 10), ? FROM n", [rows, payload])
+    conn.execute("DELETE FROM bench_orders")
+    conn.execute(f"{numbers} INSERT INTO bench_orders SELECT i, 'new', 0 FROM n", [max(1, rows // 5)])
+    conn.commit()
+
+
+def _empty(conn: sqlite3.Connection) -> None:
+    """The tables as they were before: SQLite empties a table without triggers at once."""
+    guard = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'pubsub_messages_delete'").fetchone()[0]
+    conn.execute("BEGIN")
+    conn.execute("DROP TRIGGER pubsub_messages_delete")
+    conn.execute("DELETE FROM pubsub_messages")
+    conn.execute(guard)
+    conn.execute("DELETE FROM bench_bare")
+    conn.execute("DROP TRIGGER IF EXISTS bench_orders_publish")
+    conn.commit()
+    conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
+def _timed(conn: sqlite3.Connection, run: Callable[[], Any]) -> float:
+    """Seconds for one transaction, with its commit."""
+    start = time.perf_counter()
+    conn.execute("BEGIN IMMEDIATE")
+    run()
+    conn.commit()
+    return time.perf_counter() - start
+
+
+def _statement(sql: str) -> Callable[[sqlite3.Connection], float]:
+    return lambda conn: _timed(conn, lambda: conn.execute(sql).fetchall())
+
+
+def _executemany(sql: str) -> Callable[[sqlite3.Connection], float]:
+    def measure(conn: sqlite3.Connection) -> float:
+        rows = conn.execute("SELECT channel, payload FROM bench_source ORDER BY id").fetchall()
+        return _timed(conn, lambda: conn.executemany(sql, rows))
+
+    return measure
+
+
+def _trigger(conn: sqlite3.Connection) -> float:
+    conn.execute(
+        "CREATE TRIGGER bench_orders_publish AFTER UPDATE ON bench_orders BEGIN "
+        "INSERT INTO vpubsub (channel, payload) VALUES ('orders', json_object('id', NEW.id, 'status', NEW.status)); END"
+    )
+    return _timed(conn, lambda: conn.execute("UPDATE bench_orders SET status = 'paid', n = n + 1"))
+
+
+MEASURES: dict[str, Callable[[sqlite3.Connection], float]] = {
+    "view": _statement("INSERT INTO vpubsub (channel, payload) SELECT channel, payload FROM bench_source"),
+    "log": _statement("INSERT INTO pubsub_messages (channel, payload) SELECT channel, payload FROM bench_source"),
+    "bare": _statement(
+        f"INSERT INTO bench_bare (channel, payload, created_at) SELECT channel, payload, '{NOW}' FROM bench_source"
+    ),
+    "publish_batch": _statement("SELECT publish_batch(channel, payload) FROM bench_source"),
+    "executemany": _executemany("INSERT INTO pubsub_messages (channel, payload) VALUES (?, ?)"),
+    "executemany_bare": _executemany(f"INSERT INTO bench_bare (channel, payload, created_at) VALUES (?, ?, '{NOW}')"),
+    "update": lambda conn: _timed(conn, lambda: conn.execute("UPDATE bench_orders SET status = 'new', n = n + 1")),
+    "update_trigger": _trigger,
+}
+
+
+async def measure(request: Request, datasette: Any) -> Response:
+    """``POST``: one measure by name; its seconds."""
+    asked = json.loads(await request.post_body())
+
+    def run(conn: sqlite3.Connection) -> float:
+        _source(conn, asked["rows"], asked["payload"])
+        _empty(conn)
+        return MEASURES[asked["measure"]](conn)
+
+    database = datasette.get_database(asked["database"])
+    return Response.json({"seconds": await database.execute_write_fn(run, transaction=False)})
+
+
+@hookimpl
+def register_routes() -> list[tuple[str, Any]]:
+    return [(r"^/-/bench-sql$", measure)]

@@ -1,0 +1,304 @@
+"""docs/performance.md out of the results: each target with what was measured beside it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from measures import median_ratio
+
+HERE = Path(__file__).resolve().parent
+
+#: Written by hand: why a target is missed, and other findings; below the table.
+FINDINGS = HERE / "findings.md"
+
+#: How the project's stream formats are called in the comparison with the peers.
+FORMATS = {"project": "SSE", "project:connect": "Connect JSON", "project:connect-proto": "Connect binary"}
+
+
+class Row(NamedTuple):
+    """One line of the page: what it is about, the target, what was measured, and whether that is enough."""
+
+    what: str
+    target: str
+    measured: str
+    met: bool | None
+
+
+class Results:
+    """The numbers of a run by part; parts that were not measured have none."""
+
+    def __init__(self, parts: dict[str, Any]) -> None:
+        self.parts = parts
+
+    def values(self, part: str, name: str) -> list[float] | None:
+        """One of the project's own measures: its value for each repeat."""
+        found = self.parts.get(part)
+        return found["measured"].get(name) if found else None
+
+    def ratio(self, part: str, name: str, other: str) -> float | None:
+        """The median over the repeats of one measure divided by another."""
+        values, others = self.values(part, name), self.values(part, other)
+        return median_ratio(values, others) if values and others else None
+
+    def peers(self, part: str, table: str, name: str, other: str) -> float | None:
+        """The same for two rows of a table of the comparison with the peers."""
+        row, of = self.peer_row(part, table, name), self.peer_row(part, table, other)
+        if row is None or of is None:
+            return None
+        common = [repeat for repeat in row["values"] if of["values"].get(repeat)]
+        return statistics.median(row["values"][r] / of["values"][r] for r in common) if common else None
+
+    def peer_row(self, part: str, table: str, name: str) -> dict[str, Any] | None:
+        """A row of such a table."""
+        for found in self.parts.get(part, {"measured": {"tables": []}})["measured"]["tables"]:
+            if found["scenario"] == table:
+                row: dict[str, Any] | None = found["rows"].get(name)
+                return row
+        return None
+
+
+def at_least(what: str, target: float, measured: float | None, of: str) -> Row:
+    """A ratio that must not be smaller."""
+    shown = "not measured" if measured is None else f"{measured:.2f}"
+    return Row(what, f"≥ {target:g} × {of}", shown, None if measured is None else measured >= target)
+
+
+def at_most(what: str, target: float, measured: float | None, of: str) -> Row:
+    """A ratio that must not be larger."""
+    shown = "not measured" if measured is None else f"{measured:.2f}"
+    return Row(what, f"≤ {target:g} × {of}", shown, None if measured is None else measured <= target)
+
+
+def limit(what: str, target: str, value: float | None, met: Callable[[float], bool], show: str) -> Row:
+    """An absolute number."""
+    return Row(
+        what, target, "not measured" if value is None else show.format(value), None if value is None else met(value)
+    )
+
+
+def percentile(values: list[float] | None, fraction: float) -> float | None:
+    """The value below which that fraction of them lies."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * fraction))] if values else None
+
+
+def median(values: list[float] | None) -> float | None:
+    """The median, ``None`` for no values."""
+    return statistics.median(values) if values else None
+
+
+def sql_rows(r: Results) -> list[Row]:
+    """Publishing with SQL."""
+    return [
+        at_least(
+            "`INSERT INTO vpubsub SELECT`, 1M rows",
+            0.75,
+            r.ratio("sql", "log", "view"),
+            "the same into the log table",
+        ),
+        at_most(
+            "`UPDATE` of a business table whose trigger publishes each row",
+            2.2,
+            r.ratio("sql", "update_trigger", "update"),
+            "the time without the trigger",
+        ),
+        at_least(
+            "`publish_batch` of 1M rows on a write connection",
+            0.6,
+            r.ratio("sql", "executemany", "publish_batch"),
+            "`executemany` into the log table",
+        ),
+    ]
+
+
+def publish_rows(r: Results) -> list[Row]:
+    """Publishing over the network."""
+    single = "publish 32 conn x 1"
+    rows = [
+        at_least(
+            "publish, 1 message per request, 32 connections",
+            0.8,
+            r.peers("peers_publish", single, "project", "empty route"),
+            "requests to an empty route",
+        )
+    ]
+    for batch, target in ((100, 0.8), (1000, 1.0)):
+        for name, form in FORMATS.items():
+            rows.append(
+                at_least(
+                    f"publish, {batch:,} messages per request, 4 connections, {form.replace('SSE', 'HTTP')}",
+                    target,
+                    r.peers("peers_publish", f"publish 4 conn x {batch}", name, "redis"),
+                    "Redis `always`",
+                )
+            )
+    for depth in (16, 64, 256):
+        table = f"publish 1 conn x 1, {depth} in flight"
+        rows.append(
+            at_least(
+                f"publish stream, one connection, {depth} in flight",
+                1.0,
+                r.peers("peers_pipeline", table, "project:stream", "redis"),
+                "Redis `always`",
+            )
+        )
+    return rows
+
+
+def fanout_rows(r: Results) -> list[Row]:
+    """Delivery to many."""
+    rows = []
+    targets = {
+        ("redis-pubsub", "Redis pub/sub (no disk)"): {100: 1.0, 1000: 2.0},
+        ("nats-core", "NATS core (no disk)"): {100: 2.0, 1000: 4.0},
+        ("nats", "JetStream"): {100: 8.0, 1000: 20.0},
+        ("nchan", "nchan (no disk)"): {100: 25.0, 1000: 25.0},
+    }
+    for subscribers in (100, 1000):
+        for name, form in FORMATS.items():
+            for (peer, shown), least in targets.items():
+                table = f"fan-out to {subscribers}, 4 conn x 100"
+                rows.append(
+                    at_least(
+                        f"fan-out to {subscribers:,}, publishes of 100, {form}",
+                        least[subscribers],
+                        r.peers("peers_fanout", table, name, peer),
+                        shown,
+                    )
+                )
+    for name, form in FORMATS.items():
+        table = "fan-out to 1000, 32 conn x 1"
+        for peer, shown, target in (("nchan", "nchan", 5.0), ("nats-core", "NATS core", 2.0)):
+            found = r.peers("peers_fanout", table, name, peer)
+            rows.append(at_least(f"fan-out to 1,000, single publishes, {form}", target, found, shown))
+    for name, form in FORMATS.items():
+        found = r.peers("peers_fanout", "fan-out to 1, 2 conn x 1000", name, "nats")
+        rows.append(at_least(f"fan-out to 1, publishes of 1,000, {form}", 1.5, found, "JetStream"))
+    return rows
+
+
+def latency_rows(r: Results) -> list[Row]:
+    """From publish to receive."""
+    own, peer = (
+        r.peer_row("peers_latency", "latency at 200/s, publish to receive", name)
+        for name in ("project:stream", "redis")
+    )
+    rows = []
+    for name, target in (("p50", 1.5), ("p99", 2.0)):
+        found = pooled(own, name) / pooled(peer, name) if own and peer and own["notes"] and peer["notes"] else None
+        rows.append(at_most(f"publish to receive, 200/s, publish stream, {name}", target, found, "Redis `always`"))
+    latency = r.values("other_process", "latency_ms")
+    nobody, somebody = (median(r.values("other_process", f"cpu_{who}")) for who in ("nobody", "somebody"))
+    rows += [
+        limit(
+            "commit by another process to receive, p50",
+            "≤ 3 ms",
+            percentile(latency, 0.5),
+            lambda v: v <= 3,
+            "{:.2f} ms",
+        ),
+        limit(
+            "commit by another process to receive, p99",
+            "≤ 8 ms",
+            percentile(latency, 0.99),
+            lambda v: v <= 8,
+            "{:.2f} ms",
+        ),
+        limit("share of a core while nobody is subscribed", "< 0.5 %", nobody, lambda v: v < 0.005, "{:.2%}"),
+        limit("share of a core while somebody is subscribed", "< 3 %", somebody, lambda v: v < 0.03, "{:.2%}"),
+    ]
+    return rows
+
+
+def pooled(row: dict[str, Any], name: str) -> float:
+    """A percentile out of the note of a latency row, in milliseconds."""
+    words = next(iter(row["notes"].values())).split()
+    return float(words[words.index(name) + 1])
+
+
+def size_rows(r: Results) -> list[Row]:
+    """Catch-up, many subscribers, many channels, large logs."""
+    rows = []
+    for name, form in (("sse", "SSE"), ("connect-json", "Connect JSON"), ("connect-proto", "Connect binary")):
+        value = median(r.values("catch_up", name))
+        rows.append(
+            limit(
+                f"catch-up of one subscriber over 1M messages, {form}",
+                "≥ 300,000/s",
+                value,
+                lambda v: v >= 3e5,
+                "{:,.0f}/s",
+            )
+        )
+    kib = median(r.values("idle", "kib"))
+    rows.append(limit("10,000 idle SSE subscribers, memory of each", "≤ 25 KiB", kib, lambda v: v <= 25, "{:.1f} KiB"))
+    rows.append(
+        at_most(
+            "a message to one of 10,000 idle subscribers",
+            1.1,
+            r.ratio("idle", "many_ms", "ten_ms"),
+            "the time to one of 10",
+        )
+    )
+    rows.append(
+        at_least(
+            "publishing with 100,000 channels and 10,000 connected subscriptions",
+            0.9,
+            r.ratio("channels", "thousands", "tens"),
+            "the rate with 10 and 10",
+        )
+    )
+    for name, what in (("publish", "publishing"), ("read", "catch-up")):
+        found = r.ratio("large_log", f"{name}_large", f"{name}_small")
+        rows.append(at_least(f"{what} with a log of 10 million messages", 0.9, found, "the rate with 10,000"))
+    return rows
+
+
+SECTIONS: list[tuple[str, Callable[[Results], list[Row]]]] = [
+    ("Publishing with SQL", sql_rows),
+    ("Publishing over the network", publish_rows),
+    ("Fan-out", fanout_rows),
+    ("Latency", latency_rows),
+    ("Catch-up, and large numbers", size_rows),
+]
+
+HEAD = """# Performance
+
+This page is written by `python bench/run.py`, which measures all of it; see
+[bench/README.md](../bench/README.md). Every measure goes through a real `datasette serve` with the default
+configuration: a message is on disk (`synchronous=FULL`) before it is acknowledged or delivered.
+
+Only ratios within one run count. Absolute numbers move with the disk, the cores and what else the machine
+does. Each ratio is the median over the repeats of what was measured in turns in the same repeat. Where a
+peer stores nothing, or does not wait for the disk, it is said so: it does less.
+
+"""
+
+
+def page(parts: dict[str, Any]) -> str:
+    """The page as Markdown."""
+    results = Results(parts)
+    lines = [HEAD + environment_text(parts)]
+    for title, rows in SECTIONS:
+        lines += [f"\n## {title}\n", "| what | target | measured | |", "|---|---|---|---|"]
+        for row in rows(results):
+            mark = {True: "met", False: "**missed**", None: ""}[row.met]
+            lines.append(f"| {row.what} | {row.target} | {row.measured} | {mark} |")
+    text = "\n".join(lines) + "\n"
+    return text + ("\n" + FINDINGS.read_text() if FINDINGS.exists() else "")
+
+
+def environment_text(parts: dict[str, Any]) -> str:
+    """On what it was measured."""
+    found = [part["environment"] for part in parts.values()]
+    if not found:
+        return "Nothing has been measured yet.\n"
+    first = found[-1]
+    days = sorted({one["date"] for one in found})
+    return (
+        f"Measured on {first['machine']}; Python {first['python']}, SQLite {first['sqlite']}, "
+        f"Datasette {first['datasette']}, uvicorn {first['uvicorn']}; {first['durability']}; "
+        f"{' and '.join(days)}.\n"
+    )
