@@ -129,6 +129,12 @@ def insert(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> 
                 conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
 
 
+def insert_from(conn: sqlite3.Connection, table: str, batch: int, created_at: str) -> None:
+    """Append a batch of rows out of a table with ``id``, ``batch``, ``channel``, ``payload`` and ``key``."""
+    sql = f"INSERT INTO {LOG} (channel, payload, created_at, key) SELECT channel, payload, ?, key FROM {table}"
+    conn.execute(f"{sql} WHERE batch = ? ORDER BY id", [created_at, batch])
+
+
 def _runs(items: Sequence[Item]) -> Iterator[tuple[bool, list[Item]]]:
     """Neighbours that one statement can carry together (``True``), and the others."""
     for plain, run in groupby(items, _is_plain):

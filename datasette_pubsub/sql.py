@@ -8,9 +8,8 @@ most 1,000 messages to a function that blocks until they are durable.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -104,14 +103,15 @@ class _Aggregate:
     def step(self, channel: Any, payload: Any, key: Any = None) -> None:
         if self._failed is not None:
             return
-        item = Item(channel, payload, key)
-        try:
-            self._bytes += check_item(item, self._settings)
-            self._chunk.append(item)
-            if len(self._chunk) >= CHUNK_MESSAGES or self._bytes >= CHUNK_BYTES:
+        # Called for every row: what can wait for the chunk is done for it as a whole.
+        self._chunk.append(Item(channel, payload, key))
+        if type(payload) is str or type(payload) is bytes:
+            self._bytes += len(payload)
+        if len(self._chunk) >= CHUNK_MESSAGES or self._bytes >= CHUNK_BYTES:
+            try:
                 self._hand_over()
-        except (PubsubError, sqlite3.Error) as error:
-            self._fail(error)
+            except (PubsubError, sqlite3.Error) as error:
+                self._fail(error)
 
     def finalize(self) -> int | None:
         try:
@@ -132,6 +132,8 @@ class _Aggregate:
 
     def _hand_over(self) -> None:
         chunk, self._chunk, self._bytes = self._chunk, [], 0
+        for item in chunk:
+            check_item(item, self._settings)
         self.take(chunk)
         self._count += len(chunk)
 
@@ -221,30 +223,27 @@ class _InTransaction(_Aggregate):
             return
         conn = self._conn
         if self._spool is None:
-            conn.execute(f"CREATE TABLE IF NOT EXISTS {_SPOOL} (id INTEGER PRIMARY KEY, batch INTEGER, chunk TEXT)")
+            conn.execute(f"CREATE TABLE IF NOT EXISTS {_SPOOL} (id INTEGER PRIMARY KEY, batch, channel, payload, key)")
             self._spool = int(conn.execute(f"SELECT coalesce(max(batch), 0) + 1 FROM {_SPOOL}").fetchone()[0])
-        conn.execute(f"INSERT INTO {_SPOOL} (batch, chunk) VALUES (?, ?)", [self._spool, _pack(chunk)])
+        conn.executemany(
+            f"INSERT INTO {_SPOOL} (batch, channel, payload, key) VALUES (?, ?, ?, ?)",
+            [(self._spool, item.channel, item.payload, item.key) for item in chunk],
+        )
 
     def finish(self) -> None:
         if self._first is None:
             return
         created_at = log.now()
         log.insert(self._conn, self._first, created_at)
-        for (chunk_id,) in self._spooled():
-            packed = self._conn.execute(f"SELECT chunk FROM {_SPOOL} WHERE id = ?", [chunk_id]).fetchone()[0]
-            log.insert(self._conn, _unpack(packed), created_at)
-        self._empty_spool()
+        if self._spool is not None:
+            log.insert_from(self._conn, _SPOOL, self._spool, created_at)
+            self._empty_spool()
         if self._began:
             self._conn.execute("COMMIT")
 
     def _empty_spool(self) -> None:
         if self._spool is not None:
             self._conn.execute(f"DELETE FROM {_SPOOL} WHERE batch = ?", [self._spool])
-
-    def _spooled(self) -> Iterable[Any]:
-        if self._spool is None:
-            return []
-        return self._conn.execute(f"SELECT id FROM {_SPOOL} WHERE batch = ? ORDER BY id", [self._spool]).fetchall()
 
     def failed(self) -> int | None:
         if self._began:
@@ -253,17 +252,3 @@ class _InTransaction(_Aggregate):
             self._empty_spool()
         # An error here makes SQLite undo what the statement has done.
         raise PublishFailed(str(self._failed))
-
-
-def _pack(chunk: list[Item]) -> str:
-    """A chunk as text for the spool; bytes become hexadecimal digits in a list of their own."""
-    return json.dumps(
-        [[i.channel, [i.payload.hex()] if isinstance(i.payload, bytes) else i.payload, i.key] for i in chunk]
-    )
-
-
-def _unpack(text: str) -> list[Item]:
-    return [
-        Item(channel, bytes.fromhex(payload[0]) if isinstance(payload, list) else payload, key)
-        for channel, payload, key in json.loads(text)
-    ]
