@@ -98,8 +98,8 @@ def _may_be_real(declared: str, strict: int) -> bool:
     return "INT" in kind or not any(part in kind for part in ("CHAR", "CLOB", "TEXT"))
 
 
-def find(conn: sqlite3.Connection, table: str) -> Found | None:
-    """The broadcast of a table, ``None`` if it has none."""
+def find(conn: sqlite3.Connection, table: str, compare: bool = True) -> Found | None:
+    """The broadcast of a table, ``None`` if it has none; ``compare`` it with what would be made now."""
     rows = conn.execute(
         "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE ORDER BY name",
         [table],
@@ -125,7 +125,7 @@ def find(conn: sqlite3.Connection, table: str) -> Found | None:
     triggers.sort(key=lambda trigger: text.OPERATIONS.index(trigger.operation))
     if read and any(broadcast != read[0] for broadcast in read):
         problems.append("its triggers differ in what they broadcast")
-    if read and not problems:
+    if compare and read and not problems:
         problems += _differences(conn, table, read[0], triggers)
     return Found(tuple(triggers), read[0] if read else None, tuple(problems))
 
@@ -197,7 +197,7 @@ def preview(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[
 
 def remove(conn: sqlite3.Connection, table: str) -> int:
     """Take a table's broadcast away; how many triggers that were."""
-    found = find(conn, table)
+    found = find(conn, table, compare=False)
     for trigger in found.triggers if found else ():
         conn.execute(f"DROP TRIGGER {identifier(trigger.name)}")
     return len(found.triggers) if found else 0

@@ -49,7 +49,7 @@ def look(request: Request, datasette: Datasette, database: str, table: str) -> C
 
         def read(conn: sqlite3.Connection) -> LiveTable | None:
             head = log.head(conn)
-            found = broadcast_file.find(conn, table)
+            found = broadcast_file.find(conn, table, compare=False)
             return LiveTable(found.broadcast, head) if found and found.broadcast else None
 
         try:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 #: Largest form, in bytes: three conditions and an expression of the longest kind, and the names of many columns.
 MAX_FORM_BYTES = 256 * 1024
 
-#: What may be done about a table's triggers needs the right to change its schema.
-ALTER = "alter-table"
+#: What a table's triggers need: the right to change its schema, and to see what they would tell.
+RIGHTS = ("view-table", "alter-table")
 
 
 @shown
@@ -42,9 +42,9 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
     """``GET`` and ``POST /<db>/<table>/-/broadcast``."""
     broker = broker_of(datasette, request)
     table = tilde_decode(request.url_vars["table"])
-    resource = TableResource(broker.name, table)
-    if not await datasette.allowed(action=ALTER, resource=resource, actor=request.actor):
-        raise PermissionDenied(f"permission denied: {ALTER} on table {table} of database {broker.name}")
+    refused = await _refused(datasette, request.actor, broker.name, table)
+    if refused:
+        raise PermissionDenied(f"permission denied: {refused} on table {table} of database {broker.name}")
     broker.check_writable()
     if request.method in ("GET", "HEAD"):
         return await _show(request, datasette, broker, table)
@@ -69,6 +69,14 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
         return await _show(request, datasette, broker, table, wanted, error)
     datasette.add_message(request, f"{shape.table} is broadcast now")
     return Response.redirect(broadcast_path(datasette, broker.name, shape.table))
+
+
+async def _refused(datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str) -> str | None:
+    """The first right that the actor lacks."""
+    for action in RIGHTS:
+        if not await datasette.allowed(action=action, resource=TableResource(database, table), actor=actor):
+            return action
+    return None
 
 
 async def _read(request: Request, receive: Any) -> MultiParams:
@@ -217,7 +225,7 @@ def table_link(
         broker = brokers(datasette).find(database)
         if broker is None or not broker.stores:
             return []
-        if not await datasette.allowed(action=ALTER, resource=TableResource(database, table), actor=actor):
+        if await _refused(datasette, actor, database, table):
             return []
         try:
             _, found = await broker.read(lambda conn: _look(conn, table))

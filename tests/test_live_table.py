@@ -321,7 +321,7 @@ def test_broadcast_is_made_changed_and_removed_on_its_page(
 def test_who_may_broadcast(serve: Callable[..., Server]) -> None:
     """The right to change the table, and to publish to the channel; for forms of this site only."""
     permissions = {
-        "alter-table": {"id": ["ada", "bob"]},
+        "alter-table": {"id": ["ada", "bob", "eve"]},
         "publish-message": {"id": "carl"},
         "view-table": {"id": ["ada", "bob"]},
     }
@@ -347,6 +347,8 @@ def test_who_may_broadcast(serve: Callable[..., Server]) -> None:
     assert preview.status_code == 200
     assert "Everybody may view this channel, but not this table" in preview.text
     assert post(None, action="preview").status_code == 403
+    # Who may not see the table may not have it told.
+    assert "view-table" in post("eve", action="preview").text
     refused = post("bob", action="preview")
     assert (refused.status_code, "publish-message" in refused.text) == (403, True)
     assert post("bob", action="create", shown=shown(preview)).status_code == 403
