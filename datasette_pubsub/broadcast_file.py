@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from . import broadcast as text
 from .broadcast import Broadcast, Column, Shape, Trigger, identifier
-from .errors import FailedPrecondition, InvalidArgument, NotFound
+from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError
 from .log import max_payload_bytes
 from .schema import EXPECTED, VIEW, installed
 
@@ -201,6 +201,45 @@ def remove(conn: sqlite3.Connection, table: str) -> int:
     for trigger in found.triggers if found else ():
         conn.execute(f"DROP TRIGGER {identifier(trigger.name)}")
     return len(found.triggers) if found else 0
+
+
+def standing(conn: sqlite3.Connection) -> dict[str, tuple[int, Broadcast]]:
+    """What every table broadcasts that does, with the page at which the table begins in the file."""
+    rows = conn.execute(
+        "SELECT t.tbl_name, m.rootpage, t.sql FROM sqlite_master t JOIN sqlite_master m "
+        f"ON m.type = 'table' AND m.name = t.tbl_name WHERE t.type = 'trigger' AND t.name GLOB '{text.PREFIX}*'"
+    ).fetchall()
+    found = {}
+    for table, begins, sql in rows:
+        try:
+            broadcast = text.read_comment(sql)
+        except InvalidArgument:
+            continue
+        if broadcast is not None:
+            found[table] = (begins, broadcast)
+    return found
+
+
+def restore(conn: sqlite3.Connection, before: dict[str, tuple[int, Broadcast]]) -> dict[str, str]:
+    """Make the broadcasts again of tables that were built anew since, and so have lost their triggers.
+
+    A table that only lost its triggers is left as it is: somebody has removed
+    them. Returns the tables where it does not work, and why.
+    """
+    failed = {}
+    now = standing(conn)
+    for table, (began, broadcast) in before.items():
+        row = conn.execute("SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = ?", [table]).fetchone()
+        if table in now or row is None or row[0] == began:
+            continue
+        conn.execute("SAVEPOINT pubsub_restore")
+        try:
+            create(conn, table, broadcast)
+        except (PubsubError, sqlite3.Error) as error:
+            conn.execute("ROLLBACK TO pubsub_restore")
+            failed[table] = str(error)
+        conn.execute("RELEASE pubsub_restore")
+    return failed
 
 
 def _free(name: str, taken: set[str]) -> str:

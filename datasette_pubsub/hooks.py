@@ -15,6 +15,7 @@ from datasette.utils.asgi import Request
 
 from . import (
     api,
+    broadcast_file,
     caller,
     demo,
     jump,
@@ -134,7 +135,11 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
 
 @hookimpl
 def write_wrapper(datasette: Datasette, database: str, request: Request | None) -> Any:
-    """Tell publish_batch whose request it runs for, and the hub what was committed."""
+    """Tell publish_batch whose request it runs for, and the hub what was committed.
+
+    Datasette's "Alter table" builds a table anew, which loses its triggers: a
+    broadcast is made again, in the same transaction.
+    """
     if database == INTERNAL or in_batcher.get():
         return None
     broker = brokers(datasette).find(database)
@@ -145,6 +150,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
         token = caller.current.set(caller.Caller(request) if request is not None else None)
         sql.failure.set(None)
         before = log.head(conn)
+        broadcasts = broadcast_file.standing(conn)
         try:
             yield
         except sqlite3.Error:
@@ -152,6 +158,11 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
             raise
         finally:
             caller.current.reset(token)
+        if broadcasts:
+            for table, reason in broadcast_file.restore(conn, broadcasts).items():
+                logger.warning(
+                    "database %s: %r was built anew and is not broadcast any more: %s", database, table, reason
+                )
         head = log.head(conn)
         if head != before:
             actor = request.actor if request is not None else None

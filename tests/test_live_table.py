@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -316,6 +317,33 @@ def test_broadcast_is_made_changed_and_removed_on_its_page(
     expect(page.locator(".message-info")).to_have_text("items is not broadcast any more")
     assert server.rows("SELECT count(*) FROM sqlite_master WHERE name GLOB 'pubsub_broadcast_*'") == [(0,)]
     context.close()
+
+
+def test_altering_the_table_in_datasette_keeps_its_broadcast(serve: Callable[..., Server]) -> None:
+    """Datasette builds the table anew, which would lose the triggers; removing them on purpose stays possible."""
+    server = with_items(serve, config={}, options=["--root"])
+    cookies = server.root_cookie()
+
+    def alter(operation: str, **arguments: str) -> None:
+        body = {"operations": [{"op": operation, "args": arguments}]}
+        response = httpx.post(f"{server.url}/data/items/-/alter", json=body, cookies=cookies)
+        assert response.status_code == 200, response.text
+
+    def newest() -> Any:
+        sqlite_shell(server.path, "INSERT INTO items DEFAULT VALUES")
+        return json.loads(server.rows("SELECT payload FROM vpubsub ORDER BY id DESC")[0][0])["new"]
+
+    alter("rename_column", name="price", to="cost")
+    assert set(newest()) == {"id", "name", "cost"}
+    alter("drop_column", name="name")
+    assert set(newest()) == {"id", "cost"}
+    broadcast(server, "items", "--column", "cost", "--channel", "costs")
+    alter("rename_column", name="cost", to="price")
+    assert server.rows("SELECT name FROM sqlite_master WHERE name GLOB 'pubsub_broadcast_*'") == []
+    assert "'items' was built anew and is not broadcast any more: table items has no column 'cost'" in server.log
+    broadcast(server, "items")
+    httpx.post(f"{server.url}/data/items/-/broadcast", data={"action": "remove"}, cookies=cookies)
+    assert server.rows("SELECT name FROM sqlite_master WHERE name GLOB 'pubsub_broadcast_*'") == []
 
 
 def test_who_may_broadcast(serve: Callable[..., Server]) -> None:
