@@ -21,6 +21,12 @@ from .selector import Selector
 MAX_SPANS = 64
 
 
+#: Up to so many subscribers are served before the publishers of what they get
+#: are answered. Where there are more, sending takes longer than a publisher needs
+#: for its next publish: answered first, many publish in time for the next send.
+WAKE_AT_ONCE = 16
+
+
 class Encoder(Protocol):
     """A wire format: turns messages and events into bytes. Stateless, shared by many streams."""
 
@@ -62,9 +68,17 @@ class Waiter:
 
     def wake(self, resume: int | None = None) -> None:
         """End the present or the next wait."""
+        self.mark(resume)
+        self.release()
+
+    def mark(self, resume: int | None = None) -> None:
+        """Something has happened; :meth:`release` then ends the wait."""
         if not self.woken:
             self.woken = True
             self.resume = resume
+
+    def release(self) -> None:
+        """End the present wait, if there is one."""
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
@@ -102,6 +116,11 @@ class Waiter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _release(waiters: list[Waiter]) -> None:
+    for waiter in waiters:
+        waiter.release()
 
 
 class Tail:
@@ -264,12 +283,16 @@ class Hub:
         if not messages:
             return
         self.tail.extend(messages)
+        woken: list[Waiter] = []
         for channel in {message.channel for message in messages}:
-            for waiter in self._by_channel.get(channel, ()):
-                waiter.wake(previous)
-            for waiter in self._by_pattern:
-                if waiter.selector.matches(channel):
-                    waiter.wake(previous)
+            woken.extend(self._by_channel.get(channel, ()))
+            woken.extend(waiter for waiter in self._by_pattern if waiter.selector.matches(channel))
+        for waiter in woken:
+            waiter.mark(previous)
+        if len(woken) <= WAKE_AT_ONCE:
+            _release(woken)
+        else:
+            asyncio.get_running_loop().call_soon(_release, woken)
 
     def skip_to(self, head: int) -> None:
         """Move to a head without knowing what lies before it; subscribers read it from the log."""

@@ -40,6 +40,11 @@ _LINES = re.compile(r"\r\n|\r|\n")
 #: A text as JSON, in quotes; made in C, and not only for ASCII.
 _quoted = json.encoder.encode_basestring
 
+_NUMBERS = SubscribeResponse.DESCRIPTOR.fields_by_name
+#: What stands before a message id and before a payload in Protobuf: the field's number and how it is written.
+_ID_TAG = bytes([_NUMBERS["message_id"].number << 3 | 0])
+_PAYLOAD_TAG = bytes([_NUMBERS["payload"].number << 3 | 2])
+
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -70,6 +75,30 @@ def _message_json(message: Message, missed: int) -> str:
         f'{{"messageId":"{message.id}","channel":{_quoted(message.channel)},'
         f'"payload":{_quoted(message.payload)},"createdAt":{_quoted(message.created_at)}}}'
     )
+
+
+def _own_fields(message: Message, missed: int) -> bytes:
+    """Of a message in Protobuf, what is its own; written here for an ordinary one, in a third of the time."""
+    payload = message.payload
+    if isinstance(payload, str) and payload and not missed:
+        text = payload.encode()
+        return b"%b%b%b%b%b" % (_ID_TAG, _varint(message.id), _PAYLOAD_TAG, _varint(len(text)), text)
+    own = SubscribeResponse(message_id=message.id, missed=missed)
+    if isinstance(payload, bytes):
+        own.blob = payload
+    else:
+        own.payload = text_of(payload)
+    return own.SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    """A number as Protobuf writes it (https://protobuf.dev/programming-guides/encoding/#varints)."""
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
 
 
 @lru_cache(maxsize=1024)
@@ -139,14 +168,9 @@ class ConnectEncoder:
     def message(self, message: Message, missed: int = 0) -> bytes:
         if self._as_json:
             return _envelope(_message_json(message, missed).encode())
-        own = SubscribeResponse(message_id=message.id, missed=missed)
-        if isinstance(message.payload, bytes):
-            own.blob = message.payload
-        else:
-            own.payload = text_of(message.payload)
         # What stands one after the other is one message to a reader of Protobuf
         # (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
-        return _envelope(own.SerializeToString() + _shared_fields(message.channel, message.created_at))
+        return _envelope(_own_fields(message, missed) + _shared_fields(message.channel, message.created_at))
 
     def event(self, event: Event) -> bytes:
         match event:
