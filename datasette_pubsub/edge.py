@@ -95,6 +95,25 @@ def cors_headers(datasette: Datasette) -> dict[str, str]:
     }
 
 
+def with_cors(datasette: Datasette, scope: Any, send: Any) -> Any:
+    """An ASGI ``send`` that lets pages of other origins import our scripts, where they may read the rest.
+
+    Datasette serves the static files of plugins without CORS headers, and a
+    module is imported under CORS.
+    """
+    ours = datasette.urls.static_plugins("datasette_pubsub", "")
+    if not datasette.cors or not scope["path"].startswith(ours):
+        return send
+
+    async def wrapped(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            origin = (b"access-control-allow-origin", b"*")
+            message = {**message, "headers": [*message.get("headers", []), origin]}
+        await send(message)
+
+    return wrapped
+
+
 def preflight(datasette: Datasette) -> Response:
     """The answer to OPTIONS."""
     headers = {"Allow": "GET, POST, HEAD, OPTIONS", **cors_headers(datasette)}

@@ -18,6 +18,7 @@ from . import (
     broadcast_file,
     caller,
     demo,
+    edge,
     jump,
     live_table,
     log,
@@ -189,7 +190,7 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
             shutdown.listen(datasette)
             token = caller.current.set(caller.Caller())
             try:
-                await app(scope, receive, send)
+                await app(scope, receive, edge.with_cors(datasette, scope, send))
             finally:
                 caller.current.reset(token)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import DEADLINE
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, expect, sync_playwright
 
 #: The names under which distributions install it.
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -46,15 +46,28 @@ class Watched:
         self.dialogs: list[str] = []
         #: The addresses of the streams that pages asked for, oldest first.
         self.streams: list[str] = []
+        self._open: list[Request] = []
         context.set_default_timeout(DEADLINE_MS)
         context.on("weberror", lambda error: self.errors.append(str(error.error)))
         context.on("request", self._request)
+        context.on("requestfailed", self._ended)
+        context.on("requestfinished", self._ended)
         context.on("dialog", self._dialog)
 
-    def _request(self, request: object) -> None:
-        url = request.url  # type: ignore[attr-defined]
+    def _request(self, request: Request) -> None:
+        url = request.url
         if "/-/stream" in url:
             self.streams.append(url)
+            self._open.append(request)
+
+    def _ended(self, request: Request) -> None:
+        if request in self._open:
+            self._open.remove(request)
+
+    @property
+    def open_streams(self) -> list[Request]:
+        """The streams that have not ended, oldest first."""
+        return [request for request in self._open if not request.frame.page.is_closed()]
 
     def _dialog(self, dialog: object) -> None:
         self.dialogs.append(dialog.message)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ import browser as chromium
 import httpx
 import pytest
 from conftest import DEADLINE, OPEN, Server, wait_for
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Error, Page
 
 pytestmark = [
     pytest.mark.browser,
@@ -310,14 +310,7 @@ def test_with_cors_another_origin_reads_what_is_public_or_has_a_token(
     public = f"{server.url}/open/-/pubsub/-"
     item = {"channel": "a", "payload": "for all"}
     assert httpx.post(f"{public}/publish", json=item, cookies=cookies).status_code == 200
-    made = subprocess.run(
-        [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    token = f"Bearer {made.stdout.strip()}"
+    token = f"Bearer {root_token()}"
     page = opened(context, elsewhere)
     query = "stream?channel=a&start=earliest"
 
@@ -340,3 +333,46 @@ def test_with_cors_another_origin_reads_what_is_public_or_has_a_token(
     batch["items"][0]["payload"] = "with a token"
     assert page.evaluate(RPC, [f"{rpc}/PublishBatch", batch, False, token, "omit"]).startswith("200")
     assert published(server) == [SECRET, "with a token"]
+
+
+def root_token() -> str:
+    command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+#: The module, imported from the server by a page of another origin; what two readers of it were told.
+FOLLOW = """async ([url, token]) => {
+    const { connect } = await import(`${url}/-/static-plugins/datasette_pubsub/pubsub.js`);
+    const told = (name, options) => new Promise((resolve) => connect({
+        base: `${url}/${name}/-/pubsub`,
+        channels: ["a"],
+        start: "earliest",
+        share: true,
+        ...options,
+        onmessage: ({ payload }) => resolve(payload),
+        onstatus: (status, { reason }) => status === "reconnecting" && resolve(reason),
+    }));
+    return { public: await told("open"), private: await told("data"), token: await told("data", { token }) };
+}"""
+
+
+def test_with_cors_another_origin_imports_the_module(
+    serve: Callable[..., Server], context: BrowserContext, elsewhere: str
+) -> None:
+    config = {"databases": {"data": {"allow": {"id": "root"}}}, "settings": {"base_url": "/prefix/"}}
+    options = ["--cors", "--root"]
+    server = serve(databases=["data", "open"], config=config, options=options)
+    token = root_token()
+    for name, payload in (("data", SECRET), ("open", "for all")):
+        url = f"{server.url}/prefix/{name}/-/pubsub/-/publish"
+        answer = httpx.post(
+            url, json={"channel": "a", "payload": payload}, headers={"Authorization": f"Bearer {token}"}
+        )
+        assert answer.status_code == 200, answer.text
+    page = opened(context, elsewhere)
+    told = page.evaluate(FOLLOW, [f"{server.url}/prefix", token])
+    denied = "permission denied: view-channel on channel 'a' of database data"
+    assert told == {"public": "for all", "private": denied, "token": SECRET}
+    without = serve(databases=["open"])
+    with pytest.raises(Error, match="Failed to fetch dynamically imported module"):
+        page.evaluate(FOLLOW, [without.url, token])

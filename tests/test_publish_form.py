@@ -19,21 +19,12 @@ from playwright.sync_api import Browser, Page, expect
 from test_node_clients import prepared
 from test_permissions import cookie
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(chromium.binary() is None, reason=f"none of {', '.join(chromium.NAMES)} is installed"),
-]
+pytestmark = chromium.NEEDED
 
 #: bob publishes under open/ and nowhere else.
 SOME: dict[str, Any] = {
     "plugins": {"datasette-pubsub": {"channel_rules": {"open/*": {"publish": {"id": "bob"}}, "*": {"view": True}}}}
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium.running() as found:
-        yield found
 
 
 @pytest.fixture

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import browser as chromium
 import httpx
-import pytest
 from browser import Watched
 from conftest import OPEN, Server, Sse
 from playwright.sync_api import Browser, Page, expect
 from test_permissions import cookie
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(chromium.binary() is None, reason=f"none of {', '.join(chromium.NAMES)} is installed"),
-]
+pytestmark = chromium.NEEDED
 
 HOSTILE = '"><img src=x onerror=alert(1)>\u202e'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium.running() as found:
-        yield found
 
 
 def names(server: Server, actor: str | None, query: str = "") -> Any:
