@@ -13,11 +13,11 @@ from datasette.resources import DatabaseResource, TableResource
 from datasette.utils import CustomJSONEncoder, InvalidSql, validate_sql_select
 from datasette.utils.asgi import Request, Response
 
-from . import permissions
-from .edge import broker_of, mapped, read_json
+from . import ndjson, permissions
+from .edge import broker_of, content_type, mapped, read_json, read_json_body
 from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied
 from .models import check_message_id, check_subscription_name
-from .wire import item_of_fields
+from .wire import items_of_json
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -29,17 +29,17 @@ def _require(request: Request, method: str) -> None:
 
 
 @mapped
-async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``POST …/publish``: one message or many, all or none; answers once they are on disk."""
-    _require(request, "POST")
+async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
+    """``POST …/publish``: one message or many, all or none; answers once they are on disk. Or a stream of them."""
+    streams = content_type(request) == ndjson.CONTENT_TYPE
+    # curl -T sends PUT.
+    _require(request, "PUT" if streams and request.method == "PUT" else "POST")
     broker = broker_of(datasette, request)
-    data = await read_json(request, receive, broker.settings.max_body_bytes)
-    if "items" in data:
-        if set(data) != {"items"} or not isinstance(data["items"], list):
-            raise InvalidArgument("items must be a list of messages, with no other field beside it")
-        items = [item_of_fields(entry, f"items[{n}].") for n, entry in enumerate(data["items"])]
-    else:
-        items = [item_of_fields(data, "")]
+    if streams:
+        await ndjson.publish(scope, receive, send, request, datasette, broker)
+        return None
+    body = await read_json_body(request, receive, broker.settings.max_body_bytes)
+    items = items_of_json(body, "the body")
     await permissions.require_publish(datasette, request.actor, broker.name, {item.channel for item in items})
     ids = await broker.publish(items)
     return Response.json({"ok": True, "message_ids": ids})

@@ -4,21 +4,34 @@ The law of this module: while one transaction is being written, further
 publishes gather; the next transaction takes all of them. No timer. A publish
 is acknowledged after COMMIT and never before. The queue is bounded in messages
 and bytes and pushes back with a clear error when it is full.
+
+Handing a write to Datasette's write thread costs as much as a small commit. So
+that thread, once it has been called, goes on from one transaction to the next
+while there is something to write, and for a moment longer (a session). Publishes
+are put into the queue by the event loop alone, and taken out of it by the write
+thread alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
+import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from . import log, subscriptions
 from .config import Settings
 from .errors import InvalidArgument, PubsubError, TooMany, Unavailable
-from .models import Item, Message, check_item
+from .models import Item, Message, check_items
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -29,27 +42,50 @@ COMMIT_MESSAGES = 10_000
 #: Most payload bytes in one transaction, unless a single publish has more.
 COMMIT_BYTES = 16 * 1024 * 1024
 
-#: Runs a function in a transaction on the database's write connection.
-Write = Callable[[Callable[[sqlite3.Connection], "Committed"]], Awaitable["Committed"]]
+#: How long a session may keep Datasette's write thread from others who wait for
+#: it, in seconds: many transactions, and less than a visitor notices.
+SESSION_SECONDS = 0.02
 
+#: How long a session waits for more before it ends, in seconds. Publishers that
+#: wait for their answers send the next publish within this time; others who want
+#: to write are kept waiting no longer than by one more commit.
+LINGER_SECONDS = 0.002
 
-Outcome = list[int] | PubsubError
+#: Runs a function in a transaction on the write connection; errors are handed back.
+Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"]], "Committed | PubsubError"]
+
+#: Runs a session on the write thread. Raises :class:`PubsubError`.
+Write = Callable[[Callable[[Transaction], None]], Awaitable[None]]
+
+T = TypeVar("T")
+
+#: What became of one publish: the ids of its messages, or why none of them is stored.
+Outcome = Sequence[int] | PubsubError
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What one transaction wrote: the head before it, its new messages, and for each publish its ids or error."""
+    """What one transaction wrote.
+
+    The head before it, the newest of its ids (0 when it added no message), a
+    function that makes its new messages, for when somebody wants them, and what
+    became of each publish.
+    """
 
     before: int
-    messages: list[Message]
+    last: int
+    messages: Callable[[], list[Message]]
     outcomes: list[Outcome]
 
 
 @dataclass(slots=True)
-class _Publish:
-    items: Sequence[Item]
+class _Submission:
+    """Publishes that were handed over together: each all or none by itself."""
+
+    publishes: Sequence[Sequence[Item]]
+    messages: int
     size: int
-    done: asyncio.Future[list[int]] = field(repr=False)
+    done: asyncio.Future[list[Outcome]] = field(repr=False)
 
 
 class Batcher:
@@ -59,7 +95,7 @@ class Batcher:
         self._settings = settings
         self._write = write
         self._committed = committed
-        self._waiting: deque[_Publish] = deque()
+        self._waiting: deque[_Submission] = deque()
         self._cursors: dict[int, int] = {}
         #: By subscription, the newest cursor ever handed over: at most one entry per row of theirs.
         self._newest: dict[int, int] = {}
@@ -68,9 +104,20 @@ class Batcher:
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        #: Set after every transaction: there may be room again.
+        self._written = asyncio.Event()
         self._closed = False
+        #: Whether the newest transaction has failed.
+        self._failed = False
+        #: Whether the session waits for more, and what ends its wait.
+        self._lingers = False
+        self._wake_session: SimpleQueue[None] = SimpleQueue()
+        #: What the write thread is writing.
+        self._writing: list[_Submission] = []
+        self._loop: asyncio.AbstractEventLoop
+        self._loop_thread = 0
 
-    async def publish(self, items: Sequence[Item]) -> list[int]:
+    async def publish(self, items: Sequence[Item]) -> Sequence[int]:
         """Append the items, all or none; returns their ids once they are durable.
 
         Raises :class:`~.errors.InvalidArgument` or :class:`~.errors.TooLarge`
@@ -80,24 +127,46 @@ class Batcher:
         if not items:
             return []
         settings = self._settings
-        size = sum(check_item(item, settings) for item in items)
-        if self._closed:
-            raise Unavailable("the server is going away; nothing was published")
-        if self._waiting and (
-            self._messages + len(items) > settings.max_pending_messages
-            or self._bytes + size > settings.max_pending_bytes
-        ):
+        size = check_items(items, settings)
+        if not self._closed and not self._fits(len(items), size):
             raise TooMany(
                 f"the database is behind: {self._messages} messages ({self._bytes} bytes) are waiting to be "
                 f"written; the limits are {settings.max_pending_messages} messages (max_pending_messages) and "
                 f"{settings.max_pending_bytes} bytes (max_pending_bytes); nothing was published"
             )
-        publish = _Publish(items, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(publish)
-        self._messages += len(items)
+        (outcome,) = await self.submit([items], len(items), size)
+        if isinstance(outcome, PubsubError):
+            raise outcome
+        return outcome
+
+    def submit(self, publishes: Sequence[Sequence[Item]], messages: int, size: int) -> asyncio.Future[list[Outcome]]:
+        """Take publishes, whose items have been checked; what became of each, once that is durable.
+
+        ``messages`` and ``size`` (bytes of payload) are those of all of them.
+        The future may also raise :class:`~.errors.PubsubError`, for them all.
+        Raises :class:`~.errors.Unavailable` while shutting down.
+        """
+        if self._closed:
+            raise Unavailable("the server is going away; nothing was published")
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Submission(publishes, messages, size, done))
+        self._messages += messages
         self._bytes += size
         self._wake()
-        return await publish.done
+        return done
+
+    async def room(self, messages: int, size: int) -> None:
+        """Wait until so many messages, of so many bytes, fit into the queue."""
+        while not self._closed and not self._fits(messages, size):
+            self._written.clear()
+            await self._written.wait()
+
+    def _fits(self, messages: int, size: int) -> bool:
+        # An empty queue takes anything: what is allowed at all must fit once.
+        return not self._waiting or (
+            self._messages + messages <= self._settings.max_pending_messages
+            and self._bytes + size <= self._settings.max_pending_bytes
+        )
 
     def move_cursor(self, subscription_id: int, cursor: int) -> None:
         """Save a subscription's cursor with the next transaction. Does not wait, raises nothing."""
@@ -122,21 +191,45 @@ class Batcher:
     def _wake(self) -> None:
         self._idle.clear()
         self._work.set()
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Let a session that waits for more look again: it ends if there is nothing. For others who want to write."""
+        if self._lingers:
+            self._lingers = False
+            self._wake_session.put(None)
 
     async def run(self) -> None:
         """Write what is waiting, for ever. Cancelled at shutdown, after :meth:`drain`."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._waiting or self._cursors:
-                # After a failure, cursors that were kept wait for the next wake-up.
-                if not await self._flush() and not self._waiting:
-                    break
+            self._failed = False
+            # After a failure, cursors that were kept wait for the next wake-up.
+            while self._waiting or (self._cursors and not self._failed):
+                await self._write_all()
             self._idle.set()
+
+    async def _write_all(self) -> None:
+        try:
+            await self._write(self._session)
+        except asyncio.CancelledError:
+            unknown = Unavailable("the server is going away; whether this was published is not known")
+            for submission in self._writing:
+                _refuse(submission, unknown)
+            self._fail(unknown)
+            raise
+        except Exception as error:
+            # No session has begun.
+            self._failed = True
+            self._fail(_known(error))
 
     async def drain(self, timeout: float) -> bool:
         """Take no more publishes and wait until all that were taken are written; whether they were."""
         self._closed = True
+        self._written.set()
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
@@ -144,61 +237,88 @@ class Batcher:
             return False
         return True
 
-    def _take(self) -> list[_Publish]:
-        taken: list[_Publish] = []
+    def _session(self, transaction: Transaction) -> None:
+        """On the write thread: one transaction after the other, while there is something to write."""
+        end = time.monotonic() + SESSION_SECONDS
+        while time.monotonic() < end:
+            taken, cursors = self._take(), self._take_cursors()
+            if not taken and not cursors:
+                # Without SQL threads (num_sql_threads) this is the event loop, which must not wait.
+                if self._closed or threading.get_ident() == self._loop_thread or not self._linger():
+                    return
+                continue
+            self._writing = taken
+            try:
+                result = transaction(partial(_write_one, taken, cursors))
+            except Exception as error:
+                result = _known(error)
+            try:
+                self._loop.call_soon_threadsafe(self._finish, taken, cursors, result)
+            except RuntimeError:
+                # The loop has ended, and with it whoever waited.
+                return
+            if isinstance(result, PubsubError):
+                return
+
+    def _linger(self) -> bool:
+        """Wait a moment for something to write; whether there is something."""
+        self._lingers = True
+        # Looked at after that is set: what came before it woke nobody.
+        if not self._waiting and not self._cursors:
+            with contextlib.suppress(Empty):
+                self._wake_session.get(timeout=LINGER_SECONDS)
+        self._lingers = False
+        return bool(self._waiting or self._cursors)
+
+    def _take(self) -> list[_Submission]:
+        taken: list[_Submission] = []
         messages = size = 0
-        while self._waiting:
-            publish = self._waiting[0]
-            if taken and (messages + len(publish.items) > COMMIT_MESSAGES or size + publish.size > COMMIT_BYTES):
-                break
-            self._waiting.popleft()
-            messages += len(publish.items)
-            size += publish.size
-            taken.append(publish)
+        # Cut short at shutdown, where the event loop empties the queue.
+        with contextlib.suppress(IndexError):
+            while first := self._waiting[0]:
+                if taken and (messages + first.messages > COMMIT_MESSAGES or size + first.size > COMMIT_BYTES):
+                    break
+                taken.append(self._waiting.popleft())
+                messages += first.messages
+                size += first.size
         return taken
 
-    async def _flush(self) -> bool:
-        taken = self._take()
-        cursors, self._cursors = self._cursors, {}
+    def _take_cursors(self) -> dict[int, int]:
+        taken: dict[int, int] = {}
+        # One by one: the event loop may be adding more.
+        with contextlib.suppress(KeyError):
+            while True:
+                subscription_id, cursor = self._cursors.popitem()
+                taken[subscription_id] = cursor
+        return taken
 
-        def transaction(conn: sqlite3.Connection) -> Committed:
-            before = log.head(conn) if taken else 0
-            outcomes, messages = _append(conn, [publish.items for publish in taken])
-            if cursors:
-                subscriptions.move(conn, cursors)
-            return Committed(before, messages, outcomes)
-
-        try:
-            result = await self._write(transaction)
-        except asyncio.CancelledError:
-            self._fail(taken, Unavailable("the server is going away; whether this was published is not known"))
-            raise
-        except Exception as error:
-            if not isinstance(error, PubsubError):
-                logger.exception("could not write %d publishes", len(taken))
-                error = Unavailable("the messages could not be written; nothing was published")
-            self._fail(taken, error)
-            self._keep(cursors, error)
-            return False
-        finally:
-            self._messages -= sum(len(publish.items) for publish in taken)
-            self._bytes -= sum(publish.size for publish in taken)
-        if result.messages:
+    def _finish(self, taken: list[_Submission], cursors: dict[int, int], result: Committed | PubsubError) -> None:
+        """On the event loop: tell everybody what became of one transaction."""
+        self._messages -= sum(submission.messages for submission in taken)
+        self._bytes -= sum(submission.size for submission in taken)
+        self._written.set()
+        if isinstance(result, PubsubError):
+            self._failed = True
+            self._keep(cursors, result)
+            for submission in taken:
+                _refuse(submission, result)
+            return
+        self._failed = False
+        if result.last:
             self._committed(result)
-        for publish, outcome in zip(taken, result.outcomes, strict=True):
-            if publish.done.done():
-                continue
-            if isinstance(outcome, PubsubError):
-                publish.done.set_exception(outcome)
-            else:
-                publish.done.set_result(outcome)
-        return True
+        outcomes = iter(result.outcomes)
+        for submission in taken:
+            found = list(islice(outcomes, len(submission.publishes)))
+            if not submission.done.done():
+                submission.done.set_result(found)
 
-    @staticmethod
-    def _fail(taken: list[_Publish], error: PubsubError) -> None:
-        for publish in taken:
-            if not publish.done.done():
-                publish.done.set_exception(error)
+    def _fail(self, error: PubsubError) -> None:
+        """Nothing of what waits will be written."""
+        for submission in self._take():
+            self._messages -= submission.messages
+            self._bytes -= submission.size
+            _refuse(submission, error)
+        self._written.set()
 
     def _keep(self, cursors: dict[int, int], error: PubsubError) -> None:
         """Keep cursors that could not be written now; the next transaction takes them along."""
@@ -208,36 +328,76 @@ class Batcher:
                     self._cursors[subscription_id] = cursor
 
 
-def _append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> tuple[list[Outcome], list[Message]]:
+def _known(error: Exception) -> PubsubError:
+    if isinstance(error, PubsubError):
+        return error
+    logger.error("could not write", exc_info=error)
+    return Unavailable("the messages could not be written; nothing was published")
+
+
+def _refuse(submission: _Submission, error: PubsubError) -> None:
+    if not submission.done.done():
+        submission.done.set_exception(error)
+
+
+def _write_one(taken: list[_Submission], cursors: dict[int, int], conn: sqlite3.Connection) -> Committed:
+    """What is written in one transaction."""
+    result = _append(conn, [publish for submission in taken for publish in submission.publishes])
+    if cursors:
+        subscriptions.move(conn, cursors)
+    return result
+
+
+def _append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Committed:
     """Append the items of several publishes, together if nothing is refused, else each by itself."""
-    if not publishes:
-        return [], []
-    conditional = any(item.expected_last_id is not None for items in publishes for item in items)
-    if len(publishes) == 1 and not conditional:
-        ids, messages = log.append(conn, publishes[0], log.now())
-        return [ids], messages
-    if not conditional:
-        conn.execute("SAVEPOINT pubsub_together")
-        try:
-            ids, messages = log.append(conn, [item for items in publishes for item in items], log.now())
-        except sqlite3.IntegrityError:
-            conn.execute("ROLLBACK TO pubsub_together")
-            conn.execute("RELEASE pubsub_together")
-        else:
-            conn.execute("RELEASE pubsub_together")
-            split = iter(ids)
-            return [[next(split) for _ in items] for items in publishes], messages
-    outcomes: list[Outcome] = []
+    items = [item for publish in publishes for item in publish]
+    now = log.now()
     new: list[Message] = []
-    for items in publishes:
+    if items and all(item.key is None and item.expected_last_id is None for item in items):
+        ids = _attempt(conn, lambda: log.append_plain(conn, items, now))
+        if ids is not None:
+            messages = partial(log.messages, ids, items, now)
+            return Committed(ids.start - 1, ids[-1], messages, _split(ids, publishes))
+    before = log.head(conn) if items else 0
+    if items and all(item.expected_last_id is None for item in items):
+        found = _attempt(conn, lambda: log.append(conn, items, now))
+        if found is not None:
+            outcomes = _split(found[0], publishes)
+            new = found[1]
+            return Committed(before, new[-1].id if new else 0, lambda: new, outcomes)
+    outcomes = []
+    for publish in publishes:
         conn.execute("SAVEPOINT pubsub_alone")
         try:
-            ids, messages = log.append(conn, items, log.now())
+            found = log.append(conn, publish, log.now())
         except (PubsubError, sqlite3.IntegrityError) as error:
             conn.execute("ROLLBACK TO pubsub_alone")
             outcomes.append(error if isinstance(error, PubsubError) else InvalidArgument(str(error)))
         else:
-            outcomes.append(ids)
-            new.extend(messages)
+            outcomes.append(found[0])
+            new.extend(found[1])
         conn.execute("RELEASE pubsub_alone")
-    return outcomes, new
+    return Committed(before, new[-1].id if new else 0, lambda: new, outcomes)
+
+
+def _attempt(conn: sqlite3.Connection, append: Callable[[], T | None]) -> T | None:
+    """What ``append`` returns; ``None``, and nothing appended, when that is ``None`` or a message is refused."""
+    conn.execute("SAVEPOINT pubsub_together")
+    try:
+        result = append()
+    except sqlite3.IntegrityError:
+        result = None
+    if result is None:
+        conn.execute("ROLLBACK TO pubsub_together")
+    conn.execute("RELEASE pubsub_together")
+    return result
+
+
+def _split(ids: Sequence[int], publishes: list[Sequence[Item]]) -> list[Outcome]:
+    """The ids of each publish, of the ids of all their items in order."""
+    outcomes: list[Outcome] = []
+    start = 0
+    for publish in publishes:
+        outcomes.append(ids[start : start + len(publish)])
+        start += len(publish)
+    return outcomes

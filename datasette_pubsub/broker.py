@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from datasette.utils import sqlite_timelimit
 
 from . import log, retention, schema, subscriptions
-from .batcher import Batcher, Committed
+from .batcher import Batcher, Committed, Transaction
 from .catchup import CatchUp
 from .config import MAX_SNAPSHOT_BYTES, Settings
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
 from .holders import Holders
 from .hub import Encoder, Hub
+from .inflow import Inflow
 from .models import ANYWHERE, AckMode, Bye, Item, Page, Where, check_subscription_name, utc_text
 from .selector import ALL, Selector, Verdicts
 from .stream import Stream
@@ -92,9 +93,10 @@ class Broker:
         self._db = db
         self._datasette = datasette
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
-        self._batcher = Batcher(settings, self._transaction, self._committed)
+        self._batcher = Batcher(settings, self._session, self._committed)
         self._watcher = Watcher(db.connect, self.refresh, settings.poll_seconds)
-        self._streams: set[Stream] = set()
+        #: Of subscribers and of publishers.
+        self._streams: set[Stream | Inflow] = set()
         #: How many streams are open for each actor or address.
         self._parties: Counter[str] = Counter()
         self._holders = Holders(self._batcher)
@@ -189,7 +191,26 @@ class Broker:
                 f"{len(items)} messages in one request; the limit is "
                 f"{self.settings.max_batch_messages} (max_batch_messages)"
             )
-        return await self._batcher.publish(items)
+        return list(await self._batcher.publish(items))
+
+    @asynccontextmanager
+    async def publishing(self, party: str, rights: Callable[[], Awaitable[Verdicts | None]]) -> AsyncIterator[Inflow]:
+        """One publish stream, entered here and removed when the block ends.
+
+        ``party`` is whom it counts for, like a subscriber's stream; ``rights``
+        says what it may publish. Raises :class:`~.errors.PubsubError`.
+        """
+        self.check_writable()
+        self._admit(party)
+        inflow = Inflow(self._batcher, self.settings, self.name, rights)
+        self._parties[party] += 1
+        self._streams.add(inflow)
+        try:
+            await inflow.open()
+            yield inflow
+        finally:
+            self._streams.discard(inflow)
+            self._leave(party)
 
     async def acknowledge(self, owner: str, name: str, message_id: int) -> int:
         """Move a subscription's cursor forward to an id; returns where it stands, once that is on disk."""
@@ -209,13 +230,15 @@ class Broker:
         self.check_writable()
         return await self._write(fn)
 
-    async def _transaction(self, fn: Callable[[sqlite3.Connection], Committed]) -> Committed:
-        return await self._write(fn)
-
-    async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+    async def _prepared(self) -> None:
         if self.conflict is not None:
             # Opening the write connection could not install the log; what stood in the way may be gone.
             await self._db.execute_write_fn(self.prepare_write, transaction=False)
+
+    async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function in a transaction on the write connection. Raises :class:`PubsubError`."""
+        self._batcher.interrupt()
+        await self._prepared()
 
         def checked(conn: sqlite3.Connection) -> T | PubsubError:
             # What is refused is handed back, not raised: Datasette's write thread prints what is raised.
@@ -235,8 +258,40 @@ class Broker:
             raise result
         return cast(T, result)
 
+    async def _session(self, session: Callable[[Transaction], None]) -> None:
+        """Run the batcher's session on the write thread, with what it needs to run transactions."""
+        await self._prepared()
+
+        def run(conn: sqlite3.Connection) -> None:
+            session(lambda fn: self._transaction(conn, fn))
+
+        await self._db.execute_write_fn(run, transaction=False)
+
+    def _transaction(
+        self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], Committed]
+    ) -> Committed | PubsubError:
+        """One transaction of a session, on the write thread."""
+        if self.conflict is not None:
+            return self.conflict
+        try:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                result = fn(conn)
+                conn.commit()
+            except BaseException:
+                conn.rollback()
+                raise
+        except PubsubError as error:
+            return error
+        except sqlite3.Error as error:
+            return explain(error, self.name)
+        return result
+
     def _committed(self, result: Committed) -> None:
-        if not self.hub.committed(result.before, result.messages):
+        if not len(self.hub):
+            # Nobody listens: nothing is done for each message.
+            self.hub.skip_to(result.last)
+        elif not self.hub.committed(result.before, result.messages()):
             # Others have committed in between: the log has it all, in order.
             self._watcher.look()
 
@@ -423,18 +478,7 @@ class Broker:
         asked now and then whether it still is. ``party`` is whom the stream
         counts for. Raises :class:`~.errors.PubsubError` before anything is sent.
         """
-        if self._closing:
-            raise Unavailable("the server is going away; try again")
-        if len(self._streams) >= self.settings.max_subscribers:
-            raise TooMany(
-                f"{len(self._streams)} streams are open on database {self.name}; "
-                f"the limit is {self.settings.max_subscribers} (max_subscribers)"
-            )
-        if self._parties[party] >= self.settings.max_subscribers_per_actor:
-            raise TooMany(
-                f"{self._parties[party]} streams are open for this actor on database {self.name}; "
-                f"the limit is {self.settings.max_subscribers_per_actor} (max_subscribers_per_actor)"
-            )
+        self._admit(party)
         subscription = None
         if name is not None:
             check_subscription_name(name)
@@ -500,9 +544,27 @@ class Broker:
                     self._holders.leave(subscription.id, stream)
         finally:
             self.hub.unregister(waiter)
-            self._parties[party] -= 1
-            if not self._parties[party]:
-                del self._parties[party]
+            self._leave(party)
+
+    def _admit(self, party: str) -> None:
+        """Raise, before a stream is opened, when there can be no more of them."""
+        if self._closing:
+            raise Unavailable("the server is going away; try again")
+        if len(self._streams) >= self.settings.max_subscribers:
+            raise TooMany(
+                f"{len(self._streams)} streams are open on database {self.name}; "
+                f"the limit is {self.settings.max_subscribers} (max_subscribers)"
+            )
+        if self._parties[party] >= self.settings.max_subscribers_per_actor:
+            raise TooMany(
+                f"{self._parties[party]} streams are open for this actor on database {self.name}; "
+                f"the limit is {self.settings.max_subscribers_per_actor} (max_subscribers_per_actor)"
+            )
+
+    def _leave(self, party: str) -> None:
+        self._parties[party] -= 1
+        if not self._parties[party]:
+            del self._parties[party]
 
     async def _run_cursors(self, _datasette: Datasette) -> None:
         """Save the cursors of live automatic subscriptions now and then, and look after the rows of all.

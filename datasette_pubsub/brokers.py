@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .broker import Broker
 from .config import PLUGIN, Settings, read_settings
 from .errors import InvalidArgument, NotFound
+from .rounds import Rounds
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -26,6 +27,8 @@ class Brokers:
         self._brokers: dict[str, Broker] = {}
         self._lock = threading.Lock()
         self._closing = False
+        #: Questions about permissions that many requests ask at once.
+        self.rounds: Rounds[Any] = Rounds()
         #: The event loop that serves, once there is one; SQL threads hand their work to it.
         self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether the signals that end the server are heard.

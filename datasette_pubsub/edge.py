@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
+import inspect
 import logging
 import secrets
 import sqlite3
@@ -25,6 +25,8 @@ from .config import BODY_SECONDS
 from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooSlow, Unavailable, UnsupportedMediaType
 from .models import ANYWHERE, Start, Where, check_message_id, check_since
 from .selector import Selector
+from .sending import within
+from .wire import object_of_json
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -50,11 +52,15 @@ def internal(error: Exception) -> PubsubError:
     return PubsubError(f"internal error; the server's log has it under {reference}")
 
 
+def error_fields(error: PubsubError) -> dict[str, Any]:
+    """An error in Datasette's own JSON shape."""
+    return {"ok": False, "error": error.message, "errors": [error.message], "status": error.status}
+
+
 def error_response(error: PubsubError) -> Response:
-    """An error in Datasette's own JSON shape, with its status."""
+    """An error as a response, with its status."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    body = {"ok": False, "error": error.message, "errors": [error.message], "status": error.status}
-    return Response.json(body, status=error.status, headers=headers)
+    return Response.json(error_fields(error), status=error.status, headers=headers)
 
 
 def mapped(view: View) -> View:
@@ -74,7 +80,13 @@ def mapped(view: View) -> View:
             response.headers.update(cors_headers(datasette))
         return response
 
-    return wrapper
+    return with_signature(wrapper)
+
+
+def with_signature(view: View) -> View:
+    """A view that knows its own signature, which Datasette asks for at every request."""
+    view.__signature__ = inspect.signature(view)  # type: ignore[attr-defined]
+    return view
 
 
 def cors_headers(datasette: Datasette) -> dict[str, str]:
@@ -122,7 +134,10 @@ def preflight(datasette: Datasette) -> Response:
 
 def broker_of(datasette: Datasette, request: Request) -> Broker:
     """The broker of the database in the URL, by its route. Raises :class:`~.errors.NotFound`."""
-    route = tilde_decode(request.url_vars["database"])
+    route = request.url_vars["database"]
+    if not route.isidentifier():
+        # A plain name stands for itself, and decoding it would ask for random bytes.
+        route = tilde_decode(route)
     try:
         name = datasette.get_database(route=route).name
     except KeyError:
@@ -136,7 +151,8 @@ TOO_SLOW = "pubsub.too_slow"
 
 def in_time(receive: Any) -> Any:
     """An ASGI ``receive`` whose body must be complete within ``BODY_SECONDS``."""
-    end = asyncio.get_running_loop().time() + BODY_SECONDS
+    loop = asyncio.get_running_loop()
+    end = loop.time() + BODY_SECONDS
     complete = False
 
     async def bounded() -> Any:
@@ -144,8 +160,7 @@ def in_time(receive: Any) -> Any:
         if complete:
             return await receive()
         try:
-            async with asyncio.timeout_at(end):
-                message = await receive()
+            message = await within(receive(), max(0.0, end - loop.time()))
         except TimeoutError:
             return {"type": TOO_SLOW}
         complete = message["type"] != "http.request" or not message.get("more_body", False)
@@ -154,10 +169,31 @@ def in_time(receive: Any) -> Any:
     return bounded
 
 
+def header(request: Request, name: bytes) -> str:
+    """The value of one header, by its name in lower case; empty where there is none.
+
+    Datasette's ``request.headers`` makes a dictionary of all of them whenever it is asked.
+    """
+    for key, value in request.scope["headers"]:
+        if key == name:
+            return bytes(value).decode("latin-1")
+    return ""
+
+
+def content_type(request: Request) -> str:
+    """The content type of the body, without parameters, in lower case."""
+    return header(request, b"content-type").partition(";")[0].strip().lower()
+
+
+def check_uncompressed(request: Request) -> None:
+    """Raise :class:`UnsupportedMediaType` for a compressed body."""
+    if header(request, b"content-encoding") not in ("", "identity"):
+        raise UnsupportedMediaType("content-encoding: only identity, an uncompressed body, is read here")
+
+
 async def read_body(request: Request, receive: Any, limit: int) -> bytes:
     """The body, of at most ``limit`` bytes, counted while reading. Raises :class:`TooLarge`."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedMediaType("content-encoding: only identity, an uncompressed body, is read here")
+    check_uncompressed(request)
     parts: list[bytes] = []
     size = 0
     receive = in_time(receive)
@@ -178,18 +214,14 @@ async def read_body(request: Request, receive: Any, limit: int) -> bytes:
 
 async def read_json(request: Request, receive: Any, limit: int) -> dict[str, Any]:
     """The JSON object in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
+    return object_of_json(await read_json_body(request, receive, limit), "the body")
+
+
+async def read_json_body(request: Request, receive: Any, limit: int) -> bytes:
+    """The body, as JSON text that has not been read yet. Raises as :func:`read_body`, and for another content type."""
+    if content_type(request) != "application/json":
         raise UnsupportedMediaType("content-type must be application/json")
-    body = await read_body(request, receive, limit)
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InvalidArgument(f"the body is not valid JSON{where}") from None
-    if not isinstance(data, dict):
-        raise InvalidArgument("the body must be a JSON object")
-    return data
+    return await read_body(request, receive, limit)
 
 
 async def read_form(request: Request, receive: Any, limit: int) -> dict[str, str]:

@@ -7,6 +7,8 @@ or SQL that the caller did not send.
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class PubsubError(Exception):
     """Base of all errors that are meant to be shown to the caller.
@@ -23,6 +25,10 @@ class PubsubError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    def bare(self) -> Self:
+        """The same error without where it was raised, which would keep all that was in use there in memory."""
+        return type(self)(self.message)
 
 
 class InvalidArgument(PubsubError):

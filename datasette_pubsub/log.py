@@ -6,6 +6,7 @@ hub, no threads and no HTTP, and it never begins or ends a transaction that writ
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sqlite3
@@ -33,14 +34,11 @@ WINDOW_IDS = 20_000
 
 _COLUMNS = "id, channel, payload, created_at"
 
-#: One bound text carries all messages: each element is the length of the
-#: channel in three digits, the channel and the payload. json_each hands text
-#: elements through unchanged, and a commit makes one call instead of one per
-#: row, which matters while the event loop holds the interpreter lock.
-_APPEND_MANY = f"""
-    INSERT INTO {LOG} (channel, payload, created_at)
-    SELECT substr(value, 4, substr(value, 1, 3)), substr(value, 4 + substr(value, 1, 3)), ?
-    FROM json_each(?)"""
+#: How many rows one statement appends at most, in rows. All of them are bound
+#: to it, so that a commit makes few calls: each call needs the interpreter
+#: lock, which the event loop holds while it is busy. There is a statement for
+#: each of these sizes; what is left over is NULL.
+_ROWS = (1, 4, 16, 64, 256, 1024)
 _APPEND_ONE = f"INSERT INTO {LOG} (channel, payload, created_at, key) VALUES (?, ?, ?, ?)"
 
 
@@ -102,6 +100,45 @@ def before_time(conn: sqlite3.Connection, since: str, low: int | None = None, hi
     return low
 
 
+@functools.cache
+def _append_rows(rows: int) -> str:
+    values = ", ".join(["(?, ?)"] * rows)
+    return f"""
+        INSERT INTO {LOG} (channel, payload, created_at)
+        SELECT column1, column2, ? FROM (VALUES {values}) WHERE column1 IS NOT NULL"""
+
+
+def _insert_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> int:
+    """Append plain messages; the id of the last of them."""
+    most = _ROWS[-1]
+    last = 0
+    for start in range(0, len(items), most):
+        chunk = items[start : start + most]
+        rows = next(rows for rows in _ROWS if rows >= len(chunk))
+        values: list[Any] = [created_at]
+        for item in chunk:
+            values += (item.channel, item.payload)
+        values += [None] * (2 * (rows - len(chunk)))
+        last = int(conn.execute(_append_rows(rows), values).lastrowid or 0)
+    return last
+
+
+def append_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> range | None:
+    """Append plain messages, in order, inside the caller's transaction; their ids.
+
+    ``None`` when it is not known which id is whose: a trigger of the user's on
+    the log has published too. The caller then goes back to a savepoint and
+    calls :func:`append`. Raises ``sqlite3.Error`` as SQLite does, also for what
+    the guard refuses.
+    """
+    before = head(conn)
+    changes = conn.total_changes
+    last = _insert_plain(conn, items, created_at)
+    if last - before != len(items) or (conn.total_changes - changes != len(items) and head(conn) != last):
+        return None
+    return range(before + 1, last + 1)
+
+
 def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> tuple[list[int], list[Message]]:
     """Append messages, in order, inside the caller's transaction.
 
@@ -112,18 +149,19 @@ def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> 
     """
     ids: list[int] = []
     new: list[Message] = []
-    for plain, run in _runs(items):
-        if not plain or len(run) == 1 or not _append_plain(conn, run, created_at, ids, new):
-            for item in run:
+    for plain, run in groupby(items, _is_plain):
+        neighbours = list(run)
+        if not plain or len(neighbours) == 1 or not _append_run(conn, neighbours, created_at, ids, new):
+            for item in neighbours:
                 _append_one(conn, item, created_at, ids, new)
     return ids, new
 
 
 def insert(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> None:
     """Append messages whose ids nobody asks for; works inside another statement too."""
-    for plain, run in _runs(items):
+    for plain, run in groupby(items, _is_plain):
         if plain:
-            conn.execute(_APPEND_MANY, (created_at, _pack(run)))
+            _insert_plain(conn, list(run), created_at)
         else:
             for item in run:
                 conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
@@ -135,37 +173,29 @@ def insert_from(conn: sqlite3.Connection, table: str, batch: int, created_at: st
     conn.execute(f"{sql} WHERE batch = ? ORDER BY id", [created_at, batch])
 
 
-def _runs(items: Sequence[Item]) -> Iterator[tuple[bool, list[Item]]]:
-    """Neighbours that one statement can carry together (``True``), and the others."""
-    for plain, run in groupby(items, _is_plain):
-        yield plain, list(run)
-
-
 def _is_plain(item: Item) -> bool:
-    return item.key is None and item.expected_last_id is None and type(item.payload) is str and "\0" not in item.payload
+    return item.plain
 
 
-def _pack(items: list[Item]) -> str:
-    return json.dumps([f"{len(item.channel):03d}{item.channel}{item.payload!s}" for item in items], ensure_ascii=False)
-
-
-def _append_plain(
+def _append_run(
     conn: sqlite3.Connection, items: list[Item], created_at: str, ids: list[int], new: list[Message]
 ) -> bool:
-    """Append by one statement; ``False``, and nothing done, when the ids would not be a plain range."""
-    before = head(conn)
+    """Append plain neighbours together; ``False``, and nothing done, when their ids would not be known."""
     conn.execute("SAVEPOINT pubsub_append")
-    conn.execute(_APPEND_MANY, (created_at, _pack(items)))
-    if head(conn) - before != len(items):
-        # A trigger of the user's on the log has published too.
+    found = append_plain(conn, items, created_at)
+    if found is None:
         conn.execute("ROLLBACK TO pubsub_append")
         conn.execute("RELEASE pubsub_append")
         return False
     conn.execute("RELEASE pubsub_append")
-    for message_id, item in enumerate(items, before + 1):
-        ids.append(message_id)
-        new.append(Message(message_id, item.channel, item.payload, created_at))
+    ids.extend(found)
+    new.extend(messages(found, items, created_at))
     return True
+
+
+def messages(ids: Iterable[int], items: Iterable[Item], created_at: str) -> list[Message]:
+    """Messages as the log holds them, of what was appended."""
+    return [Message(number, item.channel, item.payload, created_at) for number, item in zip(ids, items, strict=True)]
 
 
 def last_id(conn: sqlite3.Connection, channel: str) -> int:

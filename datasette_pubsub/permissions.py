@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from datasette.permissions import Action, PermissionSQL, Resource, _permission_check_cache
+from datasette.permissions import Action, PermissionSQL, Resource, _permission_check_cache, _skip_permission_checks
 from datasette.plugins import pm
 from datasette.resources import DatabaseResource, TableResource
 from datasette.tokens import TokenInvalid
@@ -231,16 +231,31 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
 
 
 async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
-    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may publish to all of them."""
+    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may publish to all of them.
+
+    One question to Datasette costs more than all the rest of a small publish.
+    So those who ask the same while one is being answered get one answer, which
+    is not older than any of them (:mod:`.rounds`); none is kept.
+    """
     wanted = set(channels)
+    if _skip_permission_checks.get():
+        return
+    ask = brokers(datasette).rounds.ask
     if len(wanted) == 1:
         (channel,) = wanted
-        refused = [] if await may_publish(datasette, actor, database, channel) else [channel]
+        key = (PUBLISH, _known(actor), database, channel)
+        refused = [] if await ask(key, lambda: may_publish(datasette, actor, database, channel)) else [channel]
     else:
-        found = await rights(datasette, actor, PUBLISH, database)
-        refused = sorted(channel for channel in wanted if not found.allows(channel))
+        everywhere = (PUBLISH, _known(actor), database, None)
+        verdicts = await ask(everywhere, lambda: rights(datasette, actor, PUBLISH, database))
+        refused = sorted(channel for channel in wanted if not verdicts.allows(channel))
     if refused:
         raise PermissionDenied(f"permission denied: {PUBLISH} on channel {refused[0]!r} of database {database}")
+
+
+def _known(actor: Actor) -> str | None:
+    """What makes two actors the same: all that they are."""
+    return None if actor is None else json.dumps(actor, sort_keys=True, default=repr)
 
 
 async def visible(datasette: Datasette, actor: Actor, database: str, selector: Selector) -> Selector:
@@ -344,6 +359,18 @@ async def still_visible(
         return await visible(datasette, actor, database, wanted) == before
     except PermissionDenied:
         return False
+    finally:
+        _permission_check_cache.reset(token)
+
+
+async def publish_rights(datasette: Datasette, request: Request, database: str) -> Verdicts | None:
+    """What a request that is being answered may publish now; ``None`` if it has not its actor any more."""
+    found, actor = await _actor_now(datasette, request)
+    if not found:
+        return None
+    token = _permission_check_cache.set({})
+    try:
+        return await rights(datasette, actor, PUBLISH, database)
     finally:
         _permission_check_cache.reset(token)
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,18 +19,17 @@ from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from datasette.utils.asgi import Request, Response
 
-from . import permissions, shutdown
+from . import permissions, rpc_publish, shutdown
 from .brokers import Brokers, brokers
-from .edge import TOO_SLOW, cors_headers, in_time, internal, preflight
-from .errors import InvalidArgument, PubsubError
+from .codecs import CODECS, Published, PublishRequest, StreamRequest
+from .edge import TOO_SLOW, cors_headers, in_time, preflight, with_signature
+from .errors import InvalidArgument
 from .gen.db_connect import DbServiceASGIApplication
 from .gen.db_pb2 import (
     AckMode,
     AckRequest,
     AckResponse,
-    PublishBatchRequest,
-    PublishBatchResponse,
-    PublishItem,
+    PublishStreamResponse,
     Start,
     SubscribeRequest,
     SubscribeResponse,
@@ -40,7 +37,6 @@ from .gen.db_pb2 import (
 from .models import AckMode as AckModeName
 from .models import (
     Changed,
-    Item,
     Revoked,
     Superseded,
     Where,
@@ -49,8 +45,9 @@ from .models import (
     utc_text,
 )
 from .models import Start as StartName
+from .rpc_call import Call, Sender, as_connect_error, current
 from .selector import Selector
-from .sending import ReaderStuck, send_frames
+from .sending import ReaderStuck
 from .wire import ConnectEncoder
 
 if TYPE_CHECKING:
@@ -77,49 +74,8 @@ _ACK_MODES: dict[int, AckModeName] = {
 }
 
 
-class _Sender:
-    """The ASGI ``send`` of one call. Drops the library's first body when a stream takes over from it."""
-
-    def __init__(self, send: Any, headers: dict[str, str]) -> None:
-        self._send = send
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        self.taking_over = False
-        #: The reader has taken nothing for too long: what is sent now would wait for ever.
-        self.stuck = False
-
-    async def __call__(self, message: dict[str, Any]) -> None:
-        if self.stuck:
-            raise OSError("the reader takes nothing")
-        if message["type"] == "http.response.start" and self._headers:
-            message = {**message, "headers": [*message["headers"], *self._headers]}
-        if self.taking_over and message["type"] == "http.response.body":
-            self.taking_over = False
-            message = {**message, "body": b""}
-        await self._send(message)
-
-    async def raw(self, data: bytes, seconds: float) -> None:
-        """Send frames as they are. Raises :class:`ReaderStuck` when that takes longer than ``seconds``."""
-        await send_frames(self._send, data, seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    request: Request
-    sender: _Sender
-
-
-_call: ContextVar[_Call] = ContextVar("datasette_pubsub_call")
-
-
-def _connect_error(error: Exception) -> ConnectError:
-    if isinstance(error, ConnectError):
-        return error
-    known = error if isinstance(error, PubsubError) else internal(error)
-    return ConnectError(Code[known.code.upper()], known.message)
-
-
 class Service:
-    """The three methods, as connectrpc calls them."""
+    """The methods, as connectrpc calls them."""
 
     def __init__(self, datasette: Datasette) -> None:
         self._datasette = datasette
@@ -128,16 +84,15 @@ class Service:
     def _brokers(self) -> Brokers:
         return brokers(self._datasette)
 
-    async def publish_batch(self, request: PublishBatchRequest, ctx: RequestContext[Any, Any]) -> PublishBatchResponse:
+    async def publish_batch(self, request: PublishRequest, ctx: RequestContext[Any, Any]) -> Published:
         """Append messages, all or none."""
-        try:
-            broker = self._brokers.of(request.db_name)
-            items = [_item(item, n) for n, item in enumerate(request.items)]
-            actor = _call.get().request.actor
-            await permissions.require_publish(self._datasette, actor, broker.name, {item.channel for item in items})
-            return PublishBatchResponse(message_ids=await broker.publish(items))
-        except Exception as error:
-            raise _connect_error(error) from error
+        return await rpc_publish.batch(self._datasette, request)
+
+    def publish_stream(
+        self, requests: AsyncIterator[StreamRequest], ctx: RequestContext[Any, Any]
+    ) -> AsyncIterator[PublishStreamResponse]:
+        """Append messages as they come, and answer each request."""
+        return rpc_publish.stream(self._datasette, requests)
 
     async def ack(self, request: AckRequest, ctx: RequestContext[Any, Any]) -> AckResponse:
         """Move a cursor forward."""
@@ -145,19 +100,19 @@ class Service:
             broker = self._brokers.of(request.db_name)
             name = check_subscription_name(request.subscription_name, "subscription_name")
             message_id = check_message_id(request.message_id, "message_id")
-            actor = _call.get().request.actor
+            actor = current.get().request.actor
             owner = permissions.owner_of(actor)
             selector = await broker.selector_of(owner, name)
             await permissions.visible(self._datasette, actor, broker.name, selector)
             return AckResponse(cursor=await broker.acknowledge(owner, name, message_id))
         except Exception as error:
-            raise _connect_error(error) from error
+            raise as_connect_error(error) from error
 
     async def subscribe(
         self, request: SubscribeRequest, ctx: RequestContext[Any, Any]
     ) -> AsyncIterator[SubscribeResponse]:
         """Stream messages. Yields one placeholder, which makes the library send its headers."""
-        call = _call.get()
+        call = current.get()
         try:
             broker = self._brokers.of(request.db_name)
             limit = broker.settings.max_channels_per_stream
@@ -208,7 +163,7 @@ class Service:
                 Code.DEADLINE_EXCEEDED, "the reader took nothing for too long (send_timeout_seconds)"
             ) from None
         except Exception as error:
-            raise _connect_error(error) from error
+            raise as_connect_error(error) from error
         if isinstance(end, Superseded):
             raise ConnectError(Code.ABORTED, "superseded: a newer connection has taken over this subscription")
         if isinstance(end, Revoked):
@@ -216,17 +171,6 @@ class Service:
         if isinstance(end, Changed):
             raise ConnectError(Code.UNAVAILABLE, "what the subscription reads was changed; connect again")
         raise ConnectError(Code.UNAVAILABLE, "the server is going away; connect again")
-
-
-def _item(item: PublishItem, n: int) -> Item:
-    if not item.channel:
-        raise InvalidArgument(f"items[{n}].channel is empty")
-    if item.blob and item.payload:
-        raise InvalidArgument(f"items[{n}].payload and items[{n}].blob exclude each other")
-    expected = None
-    if item.HasField("expected_last_id"):
-        expected = check_message_id(item.expected_last_id, f"items[{n}].expected_last_id")
-    return Item(item.channel, item.blob or item.payload, item.key or None, expected)
 
 
 def _where(request: SubscribeRequest) -> Where:
@@ -253,7 +197,8 @@ def application(datasette: Datasette) -> DbServiceASGIApplication:
     found = getattr(datasette, "_pubsub_service", None)
     if found is None:
         found = DbServiceASGIApplication(
-            Service(datasette),
+            cast(Any, Service(datasette)),
+            codecs=CODECS,
             read_max_bytes=brokers(datasette).instance_settings.max_body_bytes,
             # Requests may be compressed, as the Python client's are; what goes past the library never is.
             compressions=[GzipCompression()],
@@ -273,6 +218,7 @@ def _receiver(receive: Any) -> Any:
     return received
 
 
+@with_signature
 async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """Routed by Datasette, so after its actor and cross-site checks."""
     if request.method == "OPTIONS":
@@ -288,14 +234,16 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
         told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
         return Response("", status=200, headers=told, content_type="application/grpc")
-    sender = _Sender(send, cors_headers(datasette))
-    token = _call.set(_Call(request, sender))
+    sender = Sender(send, cors_headers(datasette))
+    token = current.set(Call(request, sender))
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
-        await application(datasette)(inner, _receiver(receive), cast(Any, sender))
+        streams = request.url_vars["method"] == rpc_publish.STREAM
+        receiver = rpc_publish.receiver(receive) if streams else _receiver(receive)
+        await application(datasette)(inner, receiver, cast(Any, sender))
     except OSError:
         if not sender.stuck:
             raise
     finally:
-        _call.reset(token)
+        current.reset(token)
     return None

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from types import coroutine
-from typing import Any
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -24,20 +26,25 @@ async def send_frames(send: Send, data: bytes, seconds: float) -> None:
     Most sends do not wait: the server hands the bytes to the socket. Only one
     that waits is given a timer, which costs as much as the send.
     """
-    steps = send({"type": "http.response.body", "body": data, "more_body": True}).__await__()
     try:
-        waits_for = next(steps)
-    except StopIteration:
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await _go_on(steps, waits_for)
+        await within(send({"type": "http.response.body", "body": data, "more_body": True}), seconds)
     except TimeoutError:
         raise ReaderStuck from None
 
 
+async def within(work: Awaitable[T], seconds: float) -> T:
+    """What a coroutine returns; a timer is made only for one that waits. Raises ``TimeoutError``."""
+    steps = work.__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration as done:
+        return cast(T, done.value)
+    async with asyncio.timeout(seconds):
+        return await _go_on(steps, waits_for)
+
+
 @coroutine
-def _go_on(steps: Generator[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+def _go_on(steps: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     """The rest of a coroutine that has been begun and now waits."""
     while True:
         try:
@@ -47,5 +54,5 @@ def _go_on(steps: Generator[Any, Any, None], waits_for: Any) -> Generator[Any, A
                 waits_for = steps.throw(error)
             else:
                 waits_for = steps.send(value)
-        except StopIteration:
-            return
+        except StopIteration as done:
+            return cast(T, done.value)

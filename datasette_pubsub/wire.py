@@ -15,6 +15,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from .errors import InvalidArgument
 from .gen.db_pb2 import Kind, SubscribeResponse
 from .models import (
@@ -46,8 +48,7 @@ _ID_TAG = bytes([_NUMBERS["message_id"].number << 3 | 0])
 _PAYLOAD_TAG = bytes([_NUMBERS["payload"].number << 3 | 2])
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
@@ -167,10 +168,10 @@ class ConnectEncoder:
 
     def message(self, message: Message, missed: int = 0) -> bytes:
         if self._as_json:
-            return _envelope(_message_json(message, missed).encode())
+            return envelope(_message_json(message, missed).encode())
         # What stands one after the other is one message to a reader of Protobuf
         # (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
-        return _envelope(_own_fields(message, missed) + _shared_fields(message.channel, message.created_at))
+        return envelope(_own_fields(message, missed) + _shared_fields(message.channel, message.created_at))
 
     def event(self, event: Event) -> bytes:
         match event:
@@ -183,12 +184,13 @@ class ConnectEncoder:
             case _:
                 return b""
         if self._as_json:
-            return _envelope(_json({k: v if k == "kind" else str(v) for k, v in fields.items()}).encode())
+            return envelope(_json({k: v if k == "kind" else str(v) for k, v in fields.items()}).encode())
         fields["kind"] = Kind.Value(fields["kind"])
-        return _envelope(SubscribeResponse(**fields).SerializeToString())
+        return envelope(SubscribeResponse(**fields).SerializeToString())
 
 
-def _envelope(data: bytes) -> bytes:
+def envelope(data: bytes) -> bytes:
+    """One message of a Connect stream: a flag byte, the length in four bytes, and itself."""
     return struct.pack(">BI", 0, len(data)) + data
 
 
@@ -199,6 +201,65 @@ def _timestamp(created_at: str) -> tuple[int, int]:
     except ValueError:
         return 0, 0
     return int(moment.timestamp() // 1), moment.microsecond * 1000
+
+
+class _Items(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    items: list[Item]
+
+
+_ITEM = msgspec.json.Decoder(Item)
+_ITEMS = msgspec.json.Decoder(_Items)
+
+
+def items_of_json(body: bytes, what: str) -> list[Item]:
+    """The messages of one JSON object: one message, or a list of them under ``items``.
+
+    Ordinary messages are decoded without Python. Anything else is read a second
+    time, field by field, so that an error names the field; ``what`` is what the
+    text is called in one. Raises :class:`InvalidArgument`.
+    """
+    try:
+        items = [_ITEM.decode(body)]
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        try:
+            items = _ITEMS.decode(body).items
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return _items_by_field(body, what)
+    if all(type(item.payload) is str for item in items):
+        return items
+    if any(item.payload is None for item in items):
+        return _items_by_field(body, what)
+    return [Item(item.channel, _stored(item.payload), item.key, item.expected_last_id) for item in items]
+
+
+def _items_by_field(body: bytes, what: str) -> list[Item]:
+    data = object_of_json(body, what)
+    if "items" not in data:
+        return [item_of_fields(data, "")]
+    if set(data) != {"items"} or not isinstance(data["items"], list):
+        raise InvalidArgument("items must be a list of messages, with no other field beside it")
+    return [item_of_fields(entry, f"items[{n}].") for n, entry in enumerate(data["items"])]
+
+
+def object_of_json(body: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in a text that is called ``what`` in errors. Raises :class:`InvalidArgument`."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InvalidArgument(f"{what} is not valid JSON{where}") from None
+    if not isinstance(data, dict):
+        raise InvalidArgument(f"{what} must be a JSON object")
+    return data
+
+
+def _stored(payload: Any) -> Any:
+    """A JSON value as the log stores it: objects and lists as JSON text, true and false as text."""
+    if isinstance(payload, bool):
+        return "true" if payload else "false"
+    if isinstance(payload, (dict, list)):
+        return _json(payload)
+    return payload
 
 
 def item_of_fields(entry: Any, field: str) -> Item:
@@ -231,8 +292,4 @@ def item_of_fields(entry: Any, field: str) -> Item:
     payload = entry.get("payload")
     if payload is None:
         raise InvalidArgument(f"{field}payload is required and must not be null")
-    if isinstance(payload, (dict, list)):
-        payload = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
-    elif isinstance(payload, bool):
-        payload = "true" if payload else "false"
-    return Item(entry["channel"], payload, key, expected)
+    return Item(entry["channel"], _stored(payload), key, expected)

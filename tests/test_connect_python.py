@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -11,6 +12,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,6 +31,7 @@ from datasette_pubsub.gen.db_pb2 import (
     Kind,
     PublishBatchRequest,
     PublishItem,
+    PublishStreamRequest,
     Start,
     SubscribeRequest,
     SubscribeResponse,
@@ -126,6 +129,92 @@ async def test_the_async_client(serve: Callable[..., Server], kind: str) -> None
     server = serve(databases=["data", "closed"], config={**OPEN, "databases": CLOSED})
     async with DbServiceClient(server.url, send_compression=None, **CLIENTS[kind]) as client:
         await _everything(client, server)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ["connect", "json", "grpc"])
+async def test_a_publish_stream_that_outlives_the_server(serve: Callable[..., Server], kind: str) -> None:
+    """What was sent before the server ends is answered, and the rest told, by every protocol."""
+    server = serve(http2=True)
+    http = Client(HTTPTransport(http_version=HTTPVersion.HTTP2))
+    how = CLIENTS.get(kind) or {"protocol": ProtocolType.GRPC}
+    answered = asyncio.Event()
+
+    async def requests() -> AsyncIterator[PublishStreamRequest]:
+        items = [PublishItem(channel="a", payload="x")]
+        yield PublishStreamRequest(db_name=server.database, items=items)
+        yield PublishStreamRequest(items=[PublishItem(channel="")])
+        yield PublishStreamRequest(items=items)
+        await answered.wait()
+        await asyncio.to_thread(server.stop)
+
+    async with DbServiceClient(server.url, send_compression=None, http_client=http, **how) as client:
+        found = []
+
+        async def read() -> None:
+            async for answer in client.publish_stream(requests()):
+                found.append((answer.request, list(answer.message_ids), answer.error.code))
+                if len(found) == 3:
+                    answered.set()
+
+        with pytest.raises(ConnectError) as error:
+            await read()
+        # Its own request is still open when the connection goes down, and may hide the reason.
+        assert error.value.code in (Code.UNAVAILABLE, Code.UNKNOWN, Code.INTERNAL, Code.CANCELED)
+        assert found == [(1, [1], ""), (2, [], "invalid_argument"), (3, [2], "")]
+    assert "Traceback" not in server.log
+
+
+STREAM_HEAD = (
+    b"POST /db.v1.DbService/PublishStream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+    b"Content-Type: application/connect+json\r\n\r\n"
+)
+
+
+def _stream_chunk(repeat: int = 1, more: int = 0) -> bytes:
+    """So many requests of a publish stream, and the first bytes of another one."""
+    message = json.dumps({"dbName": "data", "items": [{"channel": "a", "payload": "x"}]}).encode()
+    frame = struct.pack(">BI", 0, len(message)) + message
+    data = frame * repeat + frame[:more]
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def _receive(sock: socket.socket, text: bytes) -> bytes:
+    data = b""
+    while text not in data:
+        part = sock.recv(65536)
+        assert part, data
+        data += part
+    return data
+
+
+def test_a_stream_request_that_never_ends(serve: Callable[..., Server], tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "impatient.py").write_text("from datasette_pubsub import rpc_publish\nrpc_publish.BODY_SECONDS = 0.5\n")
+    server = serve(options=["--plugins-dir", str(plugins)])
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as sock:
+        sock.sendall(STREAM_HEAD + _stream_chunk())
+        _receive(sock, b"messageIds")
+        # Silence between requests may last longer than a request.
+        time.sleep(1)
+        sock.sendall(_stream_chunk(2, more=3))
+        end = _receive(sock, b"0.5 seconds")
+    assert end.count(b"messageIds") == 2
+    assert b"deadline_exceeded" in end
+
+
+def test_a_publish_stream_is_told_that_the_server_ends(serve: Callable[..., Server]) -> None:
+    server = serve()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as sock:
+        sock.sendall(STREAM_HEAD + _stream_chunk(3))
+        _receive(sock, b'"request": "3"')
+        with ThreadPoolExecutor() as threads:
+            ended = threads.submit(server.stop)
+            end = _receive(sock, b"from request 4 on nothing was published")
+            ended.result(DEADLINE)
+    assert b"unavailable" in end
+    assert "Traceback" not in server.log
 
 
 @pytest.mark.asyncio

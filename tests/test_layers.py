@@ -14,14 +14,15 @@ LAYERS = [
     {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search"},
     {"expressions", "broadcast", "broadcast_file"},
     {"sql", "batcher"},
-    {"hub", "watcher"},
-    {"stream"},
+    {"hub", "watcher", "rounds"},
+    {"stream", "inflow"},
     {"holders"},
     {"broker"},
     {"brokers"},
     {"permissions", "tables", "caller", "shutdown"},
-    {"wire", "edge", "sending", "texts", "plot"},
-    {"frame", "messages", "links"},
+    {"wire", "codecs", "edge", "sending", "texts", "plot"},
+    {"rpc_call"},
+    {"frame", "messages", "links", "rpc_publish", "ndjson"},
     {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table"},
     {"panel", "jump", "demo"},
     {"cli", "cli_broadcast", "cli_common", "cli_publish", "cli_tail", "cli_trim"},
@@ -62,9 +63,11 @@ def test_each_layer_knows_only_its_own_business() -> None:
         return [PACKAGE / f"{name}.py" for name in names]
 
     storage = {"sqlite3", "sqlite_utils", "apsw"}
-    for path in files("hub", "stream", "wire", "models", "selector"):
+    for path in files("hub", "stream", "inflow", "rounds", "wire", "models", "selector"):
         assert not external(path) & storage, f"{path.stem} knows storage"
-    for path in files("log", "schema", "subscriptions", "sql", "batcher", "hub", "watcher", "stream", "broker"):
+    for path in files(
+        "log", "schema", "subscriptions", "sql", "batcher", "hub", "watcher", "stream", "inflow", "broker"
+    ):
         assert not external(path) & {"sse_starlette", "connectrpc", "uvicorn", "starlette"}, f"{path.stem} knows HTTP"
     assert not {"hub", "broker", "stream"} & imports(PACKAGE / "log.py")
 

@@ -351,6 +351,37 @@ def test_the_server_saw_no_failure(reports: Report, transport: str) -> None:
     assert "Exception" not in log
 
 
+# -- publish streams ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["connect-2", "connect-2-json", "grpc-2", "grpc-2-json"])
+def test_a_publish_stream(v2: Path, serve: Callable[..., Server], transport: str) -> None:
+    options = {"plugins": {"datasette-pubsub": {"channel_rules": {"secret": {"publish": False}}}}}
+    server = serve(["data", "closed"], {**OPEN, **options, "databases": CLOSED}, http2=True)
+    command = ["node_modules/.bin/tsx", "publish.ts", transport, server.url, server.database, "closed"]
+    report = json.loads(_run(command, v2))
+    assert [answer[:3] for answer in report["seen"]] == [
+        [1, [1, 2], ""],
+        [2, [], "invalid_argument"],
+        [3, [], "invalid_argument"],
+        [4, [], "aborted"],
+        [5, [], "permission_denied"],
+        [6, [], ""],
+        [7, [3], ""],
+    ]
+    texts = ["", "items[1].channel is empty", "db_name must be data", "expected_last_id is 9", "'secret'", "", ""]
+    assert [text in answer[3] for text, answer in zip(texts, report["seen"], strict=True)] == [True] * len(texts)
+    assert (report["ended"], report["number"], report["refused"]) == (True, 2000, "PermissionDenied")
+    assert server.rows("SELECT channel, payload FROM pubsub_messages WHERE channel <> 'many' ORDER BY id") == [
+        ("a", "one"),
+        ("b", b"\x00\xff"),
+        ("a", "last"),
+    ]
+    many = server.rows("SELECT payload FROM pubsub_messages WHERE channel = 'many' ORDER BY id")
+    assert many == [(str(n),) for n in range(2000)]
+    assert "Traceback" not in server.log
+
+
 # -- clients that go away --------------------------------------------------------
 
 

@@ -35,7 +35,10 @@ from targets import (
     PAYLOAD,
     PEERS,
     STAMP_FORMAT,
+    EmptyRoute,
     Project,
+    ProjectConnect,
+    ProjectStream,
     Publish,
     Target,
     open_peer,
@@ -47,6 +50,7 @@ DEFAULT_PEERS_DIR = Path(tempfile.gettempdir()) / "pubsub-bench-peers"
 
 # (connections, messages per request)
 PUBLISH_SHAPES = ((1, 1), (32, 1), (1, 100), (4, 100), (1, 1000), (4, 1000))
+PIPELINE_DEPTHS = (16, 64, 256)  # messages in flight on one connection
 FANOUT_SHAPES = ((32, 1), (4, 100), (2, 1000))
 FANOUT_SUBSCRIBERS = (1, 100, 1000)
 RUN_SECONDS = 0.25  # one measured run, after calibration
@@ -190,13 +194,16 @@ def escaped(token: bytes) -> str:
     return "".join(f"\\x{byte:02x}" for byte in token)
 
 
-def load(target: Target, publish: Publish, connections: int, requests: int, folder: Path) -> dict[str, Any]:
-    """Runs load.c; its report as a dict."""
+def load(
+    target: Target, publish: Publish, connections: int, requests: int, folder: Path, depth: int = 1
+) -> dict[str, Any]:
+    """Runs load.c, with ``depth`` requests in flight on each connection; its report as a dict."""
     request_file, preamble_file = folder / "request", folder / "preamble"
     request_file.write_bytes(publish.request)
     command: list[str] = [str(HERE / "load"), "--port", str(target.port)]
     command += ["--conns", str(connections), "--requests", str(requests)]
     command += ["--request", str(request_file), "--timeout", str(RUN_TIMEOUT)]
+    command += ["--depth", str(depth)]
     command += ["--token", escaped(publish.token), "--tokens", str(publish.tokens)]
     if publish.preamble:
         preamble_file.write_bytes(publish.preamble)
@@ -329,17 +336,17 @@ class Bench:
         for table in tables.values():
             print_table(table)
 
-    def _publish_once(self, target: Target, shape: tuple[int, int], row: Row, repeat: int) -> None:
+    def _publish_once(self, target: Target, shape: tuple[int, int], row: Row, repeat: int, depth: int = 1) -> None:
         connections, batch = shape
         publish = target.publish("quiet", [PAYLOAD] * batch, push=False)
 
         def run(requests: int) -> dict[str, Any]:
-            return load(target, publish, connections, requests, self.folder)
+            return load(target, publish, connections, requests, self.folder, depth)
 
-        key = ("publish", target.name, shape)
+        key = ("publish", target.name, shape, depth)
         if key not in self.requests:
             most = max(connections, target.max_messages // batch)
-            self.requests[key] = calibrate(lambda n: run(n)["seconds"], connections * 4, most)
+            self.requests[key] = calibrate(lambda n: run(n)["seconds"], connections * depth * 4, most)
         cpu = cpu_of_tree(target.pid)
         report = run(self.requests[key])
         row.work[repeat] = report["requests"] * batch
@@ -347,6 +354,22 @@ class Bench:
         row.notes[repeat] = f"p50 {report['p50_us'] / 1000:.2f} ms, p99 {report['p99_us'] / 1000:.2f} ms"
         if target.pid:
             row.cpu[repeat] = cpu_of_tree(target.pid) - cpu
+
+    # pipeline
+
+    def pipeline(self) -> None:
+        """Single messages on one connection, so many in flight."""
+        for depth in PIPELINE_DEPTHS:
+            table = self.table(f"publish 1 conn x 1, {depth} in flight", "messages/s")
+            self.rows_in_order(table, "pipeline")
+            for repeat, target in self.interleaved("pipeline"):
+                target.prepare(0)
+                row = table.row(target.name)
+                try:
+                    self._publish_once(target, (1, 1), row, repeat, depth)
+                except PROBLEMS as problem:
+                    row.problems.append(str(problem))
+            print_table(table)
 
     # fanout
 
@@ -761,6 +784,11 @@ def open_project(options: argparse.Namespace) -> list[Target]:
             sys.exit(f"the project does not answer as expected: {reason}")
         else:
             print(f"left out: {project.name}: {reason}")
+    first = targets[0]
+    assert isinstance(first, Project)
+    targets += [ProjectStream(first), ProjectConnect(first, binary=False), ProjectConnect(first, binary=True)]
+    if options.empty_route:
+        targets.append(EmptyRoute(first, options.empty_route))
     return targets
 
 
@@ -769,10 +797,11 @@ def open_project(options: argparse.Namespace) -> list[Target]:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenario", choices=["publish", "fanout", "latency", "limits", "all"])
+    parser.add_argument("scenario", choices=["publish", "pipeline", "fanout", "latency", "limits", "all"])
     parser.add_argument("--project", metavar="URL_BASE", help="the running Datasette; http, loopback")
     parser.add_argument("--db", default="data", help="database name in the project's URLs")
     parser.add_argument("--token", help="sent as Authorization: Bearer")
+    parser.add_argument("--empty-route", metavar="PATH", help="an address of it that does nothing")
     parser.add_argument("--pid", type=int, help="process of the project's server, for its CPU time")
     parser.add_argument(
         "--formats",
@@ -836,7 +865,7 @@ def main() -> None:
     print()
     with tempfile.TemporaryDirectory(prefix="pubsub-bench-", dir=options.dir) as folder:
         bench = Bench(targets, options.repeats, Path(folder))
-        chosen = ["publish", "fanout", "latency", "limits"]
+        chosen = ["publish", "pipeline", "fanout", "latency", "limits"]
         for scenario in chosen if options.scenario == "all" else [options.scenario]:
             getattr(bench, scenario)()
     print(f"{time.time() - started:.0f} s")

@@ -137,6 +137,79 @@ class Project(Target):
         return http_request("POST", path, headers, connect_envelope(message))
 
 
+class ProjectStream(Project):
+    """datasette-pubsub, published to through one publish stream per connection."""
+
+    def __init__(self, project: Project) -> None:
+        Target.__init__(self, "project:stream", project.port, project.pid)
+        self.prefix, self.database, self.headers = project.prefix, project.database, project.headers
+        self.stream_format = "raw"
+        self.scenarios = frozenset({"publish", "pipeline", "latency"})
+
+    def publish(self, channel: str, payloads: list[str], *, push: bool) -> Publish:
+        """A batch is one line, sent as one chunk of the request that the preamble begins."""
+        items = [{"channel": channel, "payload": payload} for payload in payloads]
+        line = json.dumps(items[0] if len(items) == 1 else {"items": items}).encode() + b"\n"
+        headers = self.headers | {"Content-Type": "application/x-ndjson"}
+        head = http_request("PUT", f"{self.prefix}/{self.database}/-/pubsub/-/publish", headers)
+        preamble = head.removesuffix(b"\r\n") + b"Transfer-Encoding: chunked\r\n\r\n"
+        refusals = (*HTTP_REFUSALS, b'"ok":false')
+        return Publish(b"%x\r\n%s\r\n" % (len(line), line), b'"message_ids"', preamble=preamble, abort=refusals)
+
+
+class ProjectConnect(Project):
+    """datasette-pubsub, published to with PublishBatch of Connect."""
+
+    def __init__(self, project: Project, binary: bool) -> None:
+        name = "project:connect-proto" if binary else "project:connect"
+        Target.__init__(self, name, project.port, project.pid)
+        self.prefix, self.database, self.headers = project.prefix, project.database, project.headers
+        self.scenarios = frozenset({"publish"})
+        self.binary = binary
+
+    def publish(self, channel: str, payloads: list[str], *, push: bool) -> Publish:
+        path = f"{self.prefix}/db.v1.DbService/PublishBatch"
+        if not self.binary:
+            items = [{"channel": channel, "payload": payload} for payload in payloads]
+            body = json.dumps({"dbName": self.database, "items": items}).encode()
+            headers = self.headers | {"Content-Type": "application/json"}
+            return Publish(http_request("POST", path, headers, body), b'"messageIds"', abort=HTTP_REFUSALS)
+        # db_name is field 1, items is field 2; channel and payload are fields 1 and 2 of an item.
+        items = [proto_text(1, channel) + proto_text(2, payload) for payload in payloads]
+        body = proto_text(1, self.database) + b"".join(proto_bytes(2, item) for item in items)
+        headers = self.headers | {"Content-Type": "application/proto"}
+        return Publish(http_request("POST", path, headers, body), b"HTTP/1.1 200", abort=HTTP_REFUSALS)
+
+
+class EmptyRoute(Target):
+    """An address of the same server that does nothing: what a request costs by itself."""
+
+    scenarios = frozenset({"publish"})
+    durability = "nothing is published"
+
+    def __init__(self, project: Project, path: str) -> None:
+        super().__init__("empty route", project.port, project.pid)
+        self.path, self.headers = f"{project.prefix}{path}", project.headers
+
+    def publish(self, channel: str, payloads: list[str], *, push: bool) -> Publish:
+        if len(payloads) > 1:
+            raise RuntimeError("has no batches")
+        return Publish(http_request("GET", self.path, self.headers), b"HTTP/1.1 200", abort=HTTP_REFUSALS)
+
+
+def proto_bytes(field: int, data: bytes) -> bytes:
+    """A field of a Protobuf message with its length."""
+    length, size = b"", len(data)
+    while size > 127:
+        length += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([field << 3 | 2]) + length + bytes([size]) + data
+
+
+def proto_text(field: int, text: str) -> bytes:
+    return proto_bytes(field, text.encode())
+
+
 class Nchan(Target):
     durability = "memory only"
     # Of the messages to one channel within one second of the clock a subscriber
@@ -170,6 +243,7 @@ def redis_command(*words: str) -> bytes:
 class Redis(Target):
     """A stream entry per message; with push also a PUBLISH to live subscribers."""
 
+    scenarios = Target.scenarios | {"pipeline"}
     durability = "appendfsync always"
 
     def prepare(self, subscribers: int) -> None:

@@ -21,7 +21,7 @@ from connectrpc.protocol import ProtocolType
 from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DEFAULT_READ_MAX_BYTES, Endpoint, EndpointSync
 from pyqwest import Client, SyncClient
 
-from .db_pb2 import AckRequest, AckResponse, PublishBatchRequest, PublishBatchResponse, SubscribeRequest, SubscribeResponse
+from .db_pb2 import AckRequest, AckResponse, PublishBatchRequest, PublishBatchResponse, PublishStreamRequest, PublishStreamResponse, SubscribeRequest, SubscribeResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -41,6 +41,13 @@ class DbService(Protocol):
     async def publish_batch(self, request: PublishBatchRequest, ctx: RequestContext[PublishBatchRequest, PublishBatchResponse], /) -> PublishBatchResponse:
         """
         Append messages to the log, all or none. Answers once they are on disk.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def publish_stream(self, request: AsyncIterator[PublishStreamRequest], ctx: RequestContext[PublishStreamRequest, PublishStreamResponse], /) -> AsyncIterator[PublishStreamResponse]:
+        """
+        Publish without a request for each message: what is sent is answered, in its
+        order, as soon as it is on disk. A message that is refused does not end it.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -81,6 +88,17 @@ class DbServiceASGIApplication(ConnectASGIApplication[DbService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.publish_batch,
+                ),
+                "/db.v1.DbService/PublishStream": Endpoint.bidi_stream(
+                    method=MethodInfo(
+                        name="PublishStream",
+                        service_name="db.v1.DbService",
+                        input=PublishStreamRequest,
+                        output=PublishStreamResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.BIDI_STREAM,
+                    ),
+                    function=svc.publish_stream,
                 ),
                 "/db.v1.DbService/Subscribe": Endpoint.server_stream(
                     method=MethodInfo(
@@ -165,6 +183,30 @@ class DbServiceClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def publish_stream(
+        self,
+        request: AsyncIterator[PublishStreamRequest],
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[PublishStreamResponse]:
+        """
+        Publish without a request for each message: what is sent is answered, in its
+        order, as soon as it is on disk. A message that is refused does not end it.
+        """
+        return self.execute_bidi_stream(
+            request=request,
+            method=MethodInfo(
+                name="PublishStream",
+                service_name="db.v1.DbService",
+                input=PublishStreamRequest,
+                output=PublishStreamResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.BIDI_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
     def subscribe(
         self,
         request: SubscribeRequest,
@@ -220,6 +262,13 @@ class DbServiceSync(Protocol):
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
+    def publish_stream(self, request: Iterator[PublishStreamRequest], ctx: RequestContext[PublishStreamRequest, PublishStreamResponse], /) -> Iterator[PublishStreamResponse]:
+        """
+        Publish without a request for each message: what is sent is answered, in its
+        order, as soon as it is on disk. A message that is refused does not end it.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
     def subscribe(self, request: SubscribeRequest, ctx: RequestContext[SubscribeRequest, SubscribeResponse], /) -> Iterator[SubscribeResponse]:
         """
         Receive messages, in the order of their ids, without end. What was missed
@@ -255,6 +304,17 @@ class DbServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.publish_batch,
+                ),
+                "/db.v1.DbService/PublishStream": EndpointSync.bidi_stream(
+                    method=MethodInfo(
+                        name="PublishStream",
+                        service_name="db.v1.DbService",
+                        input=PublishStreamRequest,
+                        output=PublishStreamResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.BIDI_STREAM,
+                    ),
+                    function=service.publish_stream,
                 ),
                 "/db.v1.DbService/Subscribe": EndpointSync.server_stream(
                     method=MethodInfo(
@@ -335,6 +395,30 @@ class DbServiceClientSync(ConnectClientSync):
                 output=PublishBatchResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def publish_stream(
+        self,
+        request: Iterator[PublishStreamRequest],
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[PublishStreamResponse]:
+        """
+        Publish without a request for each message: what is sent is answered, in its
+        order, as soon as it is on disk. A message that is refused does not end it.
+        """
+        return self.execute_bidi_stream(
+            request=request,
+            method=MethodInfo(
+                name="PublishStream",
+                service_name="db.v1.DbService",
+                input=PublishStreamRequest,
+                output=PublishStreamResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.BIDI_STREAM,
             ),
             headers=headers,
             timeout_ms=timeout_ms,

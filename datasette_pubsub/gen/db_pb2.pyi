@@ -64,6 +64,32 @@ class PublishBatchResponse(_message.Message):
     message_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, message_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class PublishStreamRequest(_message.Message):
+    __slots__ = ("db_name", "items")
+    DB_NAME_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    db_name: str
+    items: _containers.RepeatedCompositeFieldContainer[PublishItem]
+    def __init__(self, db_name: _Optional[str] = ..., items: _Optional[_Iterable[_Union[PublishItem, _Mapping]]] = ...) -> None: ...
+
+class PublishStreamResponse(_message.Message):
+    __slots__ = ("request", "message_ids", "error")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    message_ids: _containers.RepeatedScalarFieldContainer[int]
+    error: PublishError
+    def __init__(self, request: _Optional[int] = ..., message_ids: _Optional[_Iterable[int]] = ..., error: _Optional[_Union[PublishError, _Mapping]] = ...) -> None: ...
+
+class PublishError(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
 class SubscribeRequest(_message.Message):
     __slots__ = ("db_name", "subscription_name", "channel", "channels", "patterns", "start", "after", "since", "ack_mode", "last_message_id", "heartbeat_seconds", "status")
     DB_NAME_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,63 @@
+"""One call of Connect RPC: its request, its ``send``, and how its errors look.
+
+The law of this module: it knows no method. What connectrpc does not hand to a
+method is found here.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from connectrpc.errors import ConnectError
+from datasette.utils.asgi import Request
+
+from .codecs import connect_error
+from .edge import internal
+from .errors import PubsubError
+from .sending import send_frames
+
+
+class Sender:
+    """The ASGI ``send`` of one call. Drops the library's first body when a stream takes over from it."""
+
+    def __init__(self, send: Any, headers: dict[str, str]) -> None:
+        self._send = send
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self.taking_over = False
+        #: The reader has taken nothing for too long: what is sent now would wait for ever.
+        self.stuck = False
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if self.stuck:
+            raise OSError("the reader takes nothing")
+        if message["type"] == "http.response.start" and self._headers:
+            message = {**message, "headers": [*message["headers"], *self._headers]}
+        if self.taking_over and message["type"] == "http.response.body":
+            self.taking_over = False
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def raw(self, data: bytes, seconds: float) -> None:
+        """Send frames as they are. Raises :class:`ReaderStuck` when that takes longer than ``seconds``."""
+        await send_frames(self._send, data, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The request that a call came with, and how to send past the library."""
+
+    request: Request
+    sender: Sender
+
+
+#: The call that is being answered.
+current: ContextVar[Call] = ContextVar("datasette_pubsub_call")
+
+
+def as_connect_error(error: Exception) -> ConnectError:
+    """Any error as connectrpc sends it."""
+    if isinstance(error, ConnectError):
+        return error
+    return connect_error(error if isinstance(error, PubsubError) else internal(error))
