@@ -133,8 +133,10 @@ class Broadcast:
         """The channels and the patterns that a reader of all changes follows."""
         return ([], [follow_pattern(self.channel)]) if self.per_row else ([self.channel], [])
 
-    def as_comment(self) -> str:
+    def as_comment(self, table: str) -> str:
+        """The note inside each trigger; ``table`` is what messages call the table, also after it is renamed."""
         data = {
+            "table": table,
             "channel": self.channel,
             "per_row": self.per_row,
             "columns": self.columns,
@@ -165,8 +167,8 @@ def follow_pattern(channel: str) -> str:
     return re.sub(r"[*?[]", r"[\g<0>]", channel) + "*"
 
 
-def read_comment(sql: str) -> Broadcast | None:
-    """The broadcast that a trigger was made of; ``None`` for a trigger that is not ours.
+def read_comment(sql: str) -> tuple[str, Broadcast] | None:
+    """What messages call the table, and the broadcast that a trigger was made of; ``None`` for one that is not ours.
 
     Raises :class:`InvalidArgument` for one of ours that somebody has edited beyond recognition.
     """
@@ -175,14 +177,17 @@ def read_comment(sql: str) -> Broadcast | None:
         return None
     try:
         data: dict[str, Any] = json.loads(found[1])
-        columns = data.pop("columns")
-        conditions = {operation: str(data["conditions"][operation]) for operation in data["conditions"]}
+        table, columns, conditions = str(data.pop("table")), data.pop("columns"), data.pop("conditions")
         if set(conditions) - set(OPERATIONS):
             raise ValueError
-        data.pop("conditions")
-        return Broadcast(columns=None if columns is None else tuple(map(str, columns)), conditions=conditions, **data)
+        broadcast = Broadcast(
+            columns=None if columns is None else tuple(map(str, columns)),
+            conditions={operation: str(condition) for operation, condition in conditions.items()},
+            **data,
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
         raise InvalidArgument("the note in a trigger, which says what it broadcasts, cannot be read") from None
+    return table, broadcast
 
 
 def name_of(operation: str, table: str) -> str:
@@ -202,7 +207,7 @@ def triggers(broadcast: Broadcast, shape: Shape, names: Mapping[str, str] | None
         body = "\n".join(_Statements(broadcast, shape).of(operation))
         sql = (
             f"CREATE TRIGGER {identifier(name)} AFTER {operation.upper()} ON {identifier(shape.table)}{when}\n"
-            f"BEGIN\n  {broadcast.as_comment()}\n{body}\nEND"
+            f"BEGIN\n  {broadcast.as_comment(shape.table)}\n{body}\nEND"
         )
         made.append(Trigger(operation, name, sql))
     return made

@@ -26,12 +26,14 @@ _ROWIDS = ("rowid", "_rowid_", "oid")
 class Found:
     """The broadcast of a table as it stands in the file.
 
-    ``broadcast`` is ``None`` where it cannot be read. ``problems`` say in which
+    ``broadcast`` is ``None`` where it cannot be read, and ``told_as`` is what its
+    messages call the table. ``problems`` say in which
     way the triggers are not those that would be made for the table as it is now.
     """
 
     triggers: tuple[Trigger, ...]
     broadcast: Broadcast | None
+    told_as: str
     problems: tuple[str, ...]
 
 
@@ -105,35 +107,40 @@ def find(conn: sqlite3.Connection, table: str, compare: bool = True) -> Found | 
         [table],
     ).fetchall()
     triggers: list[Trigger] = []
-    read: list[Broadcast] = []
+    read: list[tuple[str, Broadcast]] = []
     problems: list[str] = []
     for name, sql in rows:
         operation = name.removeprefix(text.PREFIX).partition("_")[0]
         if not name.startswith(text.PREFIX) or operation not in text.OPERATIONS:
             continue
         try:
-            broadcast = text.read_comment(sql)
+            note = text.read_comment(sql)
         except InvalidArgument as error:
             problems.append(f"{name}: {error.message}")
             triggers.append(Trigger(operation, name, sql))
             continue
-        if broadcast is not None:
+        if note is not None:
             triggers.append(Trigger(operation, name, sql))
-            read.append(broadcast)
+            read.append(note)
     if not triggers:
         return None
     triggers.sort(key=lambda trigger: text.OPERATIONS.index(trigger.operation))
-    if read and any(broadcast != read[0] for broadcast in read):
+    if read and any(note != read[0] for note in read):
         problems.append("its triggers differ in what they broadcast")
     if compare and read and not problems:
-        problems += _differences(conn, table, read[0], triggers)
-    return Found(tuple(triggers), read[0] if read else None, tuple(problems))
+        problems += _differences(conn, table, *read[0], triggers)
+    told_as, broadcast = read[0] if read else (table, None)
+    return Found(tuple(triggers), broadcast, told_as, tuple(problems))
 
 
-def _differences(conn: sqlite3.Connection, table: str, broadcast: Broadcast, there: list[Trigger]) -> list[str]:
+def _differences(
+    conn: sqlite3.Connection, table: str, told_as: str, broadcast: Broadcast, there: list[Trigger]
+) -> list[str]:
     """In which way triggers are not those that would be made of their note now."""
     try:
         shape = shape_of(conn, table)
+        if shape.table != told_as:
+            return [f"the table was renamed, and its messages still call it {told_as!r}"]
         gone = [name for name in broadcast.columns or () if not shape.has(name)]
         if gone:
             return [f"the table has no column {name!r} any more" for name in gone]
@@ -212,11 +219,11 @@ def standing(conn: sqlite3.Connection) -> dict[str, tuple[int, Broadcast]]:
     found = {}
     for table, begins, sql in rows:
         try:
-            broadcast = text.read_comment(sql)
+            note = text.read_comment(sql)
         except InvalidArgument:
             continue
-        if broadcast is not None:
-            found[table] = (begins, broadcast)
+        if note is not None:
+            found[table] = (begins, note[1])
     return found
 
 

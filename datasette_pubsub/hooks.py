@@ -238,8 +238,8 @@ def filters_from_request(request: Request, database: str, table: str, datasette:
 
 
 @hookimpl
-async def top_table(datasette: Datasette, request: Request, database: str, table: str) -> str:
-    return await live_table.top(datasette, request, database, table)
+async def top_table(datasette: Datasette, request: Request, database: str) -> str:
+    return await live_table.top(datasette, request, database)
 
 
 @hookimpl

@@ -34,6 +34,7 @@ class LiveTable:
     """A broadcast that the visitor may see, and the log's head before the page's rows were read."""
 
     broadcast: Broadcast
+    told_as: str
     head: int
 
 
@@ -50,7 +51,7 @@ def look(request: Request, datasette: Datasette, database: str, table: str) -> C
         def read(conn: sqlite3.Connection) -> LiveTable | None:
             head = log.head(conn)
             found = broadcast_file.find(conn, table, compare=False)
-            return LiveTable(found.broadcast, head) if found and found.broadcast else None
+            return LiveTable(found.broadcast, found.told_as, head) if found and found.broadcast else None
 
         try:
             live = await broker.read(read)
@@ -83,7 +84,7 @@ def _static(name: str) -> str:
     return f"/-/static-plugins/datasette_pubsub/{name}"
 
 
-async def top(datasette: Datasette, request: Request, database: str, table: str) -> str:
+async def top(datasette: Datasette, request: Request, database: str) -> str:
     """What stands above the rows: that the table is broadcast, and where; the script goes on from it."""
     live = found(request)
     if live is None:
@@ -94,7 +95,7 @@ async def top(datasette: Datasette, request: Request, database: str, table: str)
         "pubsub_table.html",
         {
             "base": base,
-            "name": table,
+            "name": live.told_as,
             "follow": json.dumps({"channels": channels, "patterns": patterns}),
             "last_id": live.head,
             "channel": live.broadcast.channel,

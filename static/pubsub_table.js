@@ -6,8 +6,8 @@
  * only say that there is something new, and which rows to mark. However many
  * arrive, the page is asked for at a pace that the server and the reader bear.
  *
- * Attributes: `base` (the address of the database's channels), `name` (the
- * table's), `follow` (JSON: channels and patterns), `last-id` (the log's head
+ * Attributes: `base` (the address of the database's channels), `name` (what
+ * the messages call the table), `follow` (JSON: channels and patterns), `last-id` (the log's head
  * before the rows were read).
  */
 

@@ -360,7 +360,9 @@ def test_our_triggers_are_known_again_and_others_left_alone() -> None:
         assert "column 'later' was added" in broadcast_file.find(conn, "items").problems[0]
         conn.execute("ALTER TABLE items RENAME TO things")
         assert broadcast_file.find(conn, "items") is None
-        assert len(broadcast_file.find(conn, "things").problems) == 1
+        renamed = broadcast_file.find(conn, "things")
+        assert (renamed.told_as, len(renamed.problems)) == ("items", 1)
+        assert "was renamed" in renamed.problems[0]
         # Another table takes the name, while the triggers keep theirs.
         conn.execute("CREATE TABLE items (id)")
         names = [trigger.name for trigger in broadcast_file.create(conn, "items", Broadcast("b"))]

@@ -189,8 +189,12 @@ def test_it_can_be_turned_off_and_that_is_remembered(serve: Callable[..., Server
     expect(rows(page)).to_have_count(4)
     sqlite_shell(server.path, "INSERT INTO items VALUES (5, 'five', 5)")
     expect(row(page, "5")).to_have_class(re.compile("pubsub-new"))
-    page.reload()
+    # Under another name the table's messages keep the old one.
+    sqlite_shell(server.path, "ALTER TABLE items RENAME TO things")
+    page.goto(f"{server.url}/data/things")
     expect(page.locator("pubsub-table")).to_have_attribute("data-status", "live")
+    sqlite_shell(server.path, "DELETE FROM things WHERE id = 5")
+    expect(row(page, "5")).to_have_class(re.compile("pubsub-gone"))
 
 
 def test_only_for_those_who_may_see_the_channel(serve: Callable[..., Server]) -> None:
