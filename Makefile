@@ -28,6 +28,11 @@ types:
 generated:
 	proto/generate --check
 
+# The pictures in the docs; every page, on a phone and a desktop, light and dark: python tests/pictures.py FOLDER
+.PHONY: pictures
+pictures: system-packages $(VENV)/test-installed
+	$(BIN)/python tests/pictures.py docs/pictures --docs
+
 # Tests that take minutes.
 slow: system-packages $(VENV)/test-installed
 	$(BIN)/python -m pytest -m slow

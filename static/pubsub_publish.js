@@ -7,7 +7,7 @@
  *
  * Attributes: `base` (the address of the database's channels), `database` (its
  * name), `row-base` (the log table's address, where the visitor may see it),
- * `token` (publishing needs one), `color` (the database's).
+ * `token` (publishing needs one).
  */
 
 import { element, tildeEncode } from "./pubsub_dom.js";
@@ -35,7 +35,6 @@ class PubsubPublish extends HTMLElement {
     this.#form = this.querySelector("form");
     this.#error = this.querySelector(".pubsub-error");
     this.#done = this.querySelector(".pubsub-done");
-    this.querySelector(".page-header").style.borderColor = this.getAttribute("color");
     this.append(this.#examples());
     this.#form.addEventListener("input", () => this.#show(), { signal });
     this.#form.addEventListener("submit", (event) => {

@@ -5,7 +5,7 @@
  * seen, and changes only what has changed, so that focus and selection stay.
  *
  * Attributes: `path` (the page's own address; its JSON is beside it),
- * `everyones` (all owners are listed), `color` (the database's).
+ * `everyones` (all owners are listed).
  */
 
 import { element, localise, timeElement } from "./pubsub_dom.js";
@@ -28,7 +28,6 @@ class PubsubSubscriptions extends HTMLElement {
 
   connectedCallback() {
     this.#life = new AbortController();
-    this.querySelector(".page-header").style.borderColor = this.getAttribute("color");
     this.#body = this.querySelector(".pubsub-subscriptions tbody");
     if (!this.#body) return;
     this.#state = this.querySelector(".pubsub-state");

@@ -75,6 +75,8 @@ def _prepare(folder: Path) -> None:
     if _is_older(installed, lock):
         _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder, timeout=300)
         installed.touch()
+    if not (folder / "buf.gen.yaml").exists():
+        return
     if _is_older(folder / "gen" / "db" / "v1" / "db_pb.ts", installed, folder / "buf.gen.yaml", PROTO):
         _run(["npx", "--no", "buf", "generate"], folder, timeout=120)
 

@@ -1,0 +1,59 @@
+"""Pictures of every page: ``python tests/pictures.py FOLDER``; with ``--docs`` those that the docs show."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+import browser as chromium
+from conftest import Server
+from every_page import CONFIG, PAGES, fill, log_in, show
+
+Scheme = Literal["light", "dark"]
+
+WIDTHS = {"phone": 390, "desktop": 1280}
+
+#: What the docs show: page, width and scheme.
+IN_DOCS = {
+    ("panel", "desktop", "light"),
+    ("live", "desktop", "light"),
+    ("channel", "phone", "dark"),
+    ("publish", "desktop", "light"),
+    ("subscriptions", "desktop", "dark"),
+    ("broadcast", "desktop", "light"),
+}
+
+
+def main(folder: Path, only_docs: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "shop.db"
+        sqlite3.connect(path).close()
+        server = Server([path], CONFIG, Path(temporary))
+        try:
+            server.start()
+            fill(server)
+            with chromium.running() as browser:
+                for scheme in get_args(Scheme):
+                    for kind, width in WIDTHS.items():
+                        wanted = [name for name in PAGES if not only_docs or (name, kind, scheme) in IN_DOCS]
+                        viewport = {"width": width, "height": 800}
+                        with contextlib.closing(browser.new_context(color_scheme=scheme, viewport=viewport)) as context:  # type: ignore[arg-type]
+                            log_in(context, server)
+                            for name in wanted:
+                                page = show(context, server, name)
+                                page.screenshot(
+                                    path=folder / f"{name}-{kind}-{scheme}.png",
+                                    full_page=not only_docs or name == "publish",
+                                )
+                                page.close()
+        finally:
+            server.kill()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "--docs" in sys.argv[2:])
