@@ -99,7 +99,7 @@ def sql_rows(r: Results) -> list[Row]:
             "the same into the log table",
         ),
         at_most(
-            "`UPDATE` of a business table whose trigger publishes each row",
+            "`UPDATE` of a business table with two indexes, whose trigger publishes each row",
             2.2,
             r.ratio("sql", "update_trigger", "update"),
             "the time without the trigger",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from .hub import Encoder, Hub, Waiter
 from .models import AHEAD, End, Gap, Heartbeat, Page, Ready, Revoked
@@ -71,10 +71,11 @@ class Stream:
         self._recheck_seconds = recheck_seconds
         self._checked = asyncio.get_running_loop().time()
         #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
-        self._unacked: deque[tuple[int, int]] = deque()
+        self._unacked: deque[tuple[int, int]] | None = None if max_unacked is None else deque()
         self._in_flight = 0
         self._end: End | None = None
-        self._ended = asyncio.Event()
+        #: Ends the pause after a first message; made for it.
+        self._ended: asyncio.Event | None = None
 
     @property
     def settled(self) -> int:
@@ -94,7 +95,8 @@ class Stream:
         """Let the stream end with this reason after the send that is under way."""
         if self._end is None:
             self._end = reason
-            self._ended.set()
+            if self._ended is not None:
+                self._ended.set()
             self._waiter.wake()
 
     def acknowledged(self, cursor: int) -> None:
@@ -111,7 +113,7 @@ class Stream:
             return 1
         return _ALL if self._max_unacked is None else max(0, self._max_unacked - self._in_flight)
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield what is to be sent, until the stream is stopped or the iterator closed.
 
         Each item is one send; the next is made only when the consumer asks, so
@@ -164,7 +166,7 @@ class Stream:
             self._move(position)
             if not self._missed:
                 self._untold = None
-            if count and self._max_unacked is not None:
+            if count and self._unacked is not None:
                 self._unacked.append((last, count))
                 self._in_flight += count
             if count and self._first_alone:
@@ -193,7 +195,8 @@ class Stream:
             return b""
         self.position = self._hub.rewound_to
         self._missed, self._untold = AHEAD, None
-        self._unacked.clear()
+        if self._unacked is not None:
+            self._unacked.clear()
         self._in_flight = 0
         return self._encoder.event(Gap(AHEAD, self.position))
 
@@ -233,8 +236,12 @@ class Stream:
         return b""
 
     async def _first_message(self) -> None:
+        if self._end is not None:
+            return
+        self._ended = asyncio.Event()
         try:
             async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
                 await self._ended.wait()
         except TimeoutError:
             pass
+        self._ended = None

@@ -17,14 +17,22 @@ CREATE TABLE IF NOT EXISTS bench_bare (
     id INTEGER PRIMARY KEY, channel TEXT NOT NULL, payload NOT NULL, created_at TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS bench_bare_channel ON bench_bare (channel, id);
 """
+
+#: A business table as it might be: what is updated stands in an index, too.
+ORDERS = """
+CREATE TABLE IF NOT EXISTS bench_orders (
+    id INTEGER PRIMARY KEY, customer TEXT NOT NULL, status TEXT NOT NULL, total REAL NOT NULL,
+    note TEXT, placed_at TEXT NOT NULL, updated_at TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS bench_orders_customer ON bench_orders (customer, placed_at);
+CREATE INDEX IF NOT EXISTS bench_orders_status ON bench_orders (status, updated_at);
+"""
 NOW = "2030-01-01T00:00:00.000Z"
 
 
 def _source(conn: sqlite3.Connection, rows: int, payload: str) -> None:
     """The rows to publish, and a business table of a fifth as many."""
     conn.executescript(
-        "CREATE TABLE IF NOT EXISTS bench_source (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);"
-        "CREATE TABLE IF NOT EXISTS bench_orders (id INTEGER PRIMARY KEY, status TEXT, n INTEGER);" + BARE
+        "CREATE TABLE IF NOT EXISTS bench_source (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);" + ORDERS + BARE
     )
     if conn.execute("SELECT count(*) FROM bench_source").fetchone()[0] == rows:
         return
@@ -32,7 +40,11 @@ def _source(conn: sqlite3.Connection, rows: int, payload: str) -> None:
     conn.execute("DELETE FROM bench_source")
     conn.execute(f"{numbers} INSERT INTO bench_source SELECT i, 'chan-' || (i % 10), ? FROM n", [rows, payload])
     conn.execute("DELETE FROM bench_orders")
-    conn.execute(f"{numbers} INSERT INTO bench_orders SELECT i, 'new', 0 FROM n", [max(1, rows // 5)])
+    conn.execute(
+        f"{numbers} INSERT INTO bench_orders SELECT i, 'customer-' || (i % 5000), 'new', i / 7.0, ?, "
+        f"'{NOW}', '{NOW}' FROM n",
+        [max(1, rows // 5), "to the back door, please"],
+    )
     conn.commit()
 
 
@@ -70,12 +82,19 @@ def _executemany(sql: str) -> Callable[[sqlite3.Connection], float]:
     return measure
 
 
+#: Changes every row, every time.
+UPDATE = (
+    "UPDATE bench_orders SET status = CASE status WHEN 'new' THEN 'paid' ELSE 'new' END, "
+    "updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+)
+
+
 def _trigger(conn: sqlite3.Connection) -> float:
     conn.execute(
         "CREATE TRIGGER bench_orders_publish AFTER UPDATE ON bench_orders BEGIN "
         "INSERT INTO vpubsub (channel, payload) VALUES ('orders', json_object('id', NEW.id, 'status', NEW.status)); END"
     )
-    return _timed(conn, lambda: conn.execute("UPDATE bench_orders SET status = 'paid', n = n + 1"))
+    return _timed(conn, lambda: conn.execute(UPDATE))
 
 
 MEASURES: dict[str, Callable[[sqlite3.Connection], float]] = {
@@ -87,7 +106,7 @@ MEASURES: dict[str, Callable[[sqlite3.Connection], float]] = {
     "publish_batch": _statement("SELECT publish_batch(channel, payload) FROM bench_source"),
     "executemany": _executemany("INSERT INTO pubsub_messages (channel, payload) VALUES (?, ?)"),
     "executemany_bare": _executemany(f"INSERT INTO bench_bare (channel, payload, created_at) VALUES (?, ?, '{NOW}')"),
-    "update": lambda conn: _timed(conn, lambda: conn.execute("UPDATE bench_orders SET status = 'new', n = n + 1")),
+    "update": lambda conn: _timed(conn, lambda: conn.execute(UPDATE)),
     "update_trigger": _trigger,
 }
 
