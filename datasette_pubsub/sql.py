@@ -16,7 +16,7 @@ from typing import Any
 from . import log
 from .config import CHUNK_MESSAGES, Settings
 from .errors import PubsubError, Unavailable
-from .models import Item, check_item
+from .models import Item, check_items
 
 #: Is asked whether the caller may publish a chunk. Raises :class:`PubsubError`.
 Permit = Callable[[Sequence[Item]], None]
@@ -132,8 +132,7 @@ class _Aggregate:
 
     def _hand_over(self) -> None:
         chunk, self._chunk, self._bytes = self._chunk, [], 0
-        for item in chunk:
-            check_item(item, self._settings)
+        check_items(chunk, self._settings)
         self.take(chunk)
         self._count += len(chunk)
 

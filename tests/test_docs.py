@@ -336,9 +336,10 @@ def test_no_name_that_does_not_exist() -> None:
     known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])).union(
         *(columns for _, columns in schema.EXPECTED.values())
     )
-    # Connect's, and names of Datasette.
+    # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in broadcast.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "permission_resources_sql"}
+    known |= {"json_each", "sqlite_master"}
     for page, text in DOCS.items():
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
             assert name in known, (page, name)
