@@ -14,7 +14,16 @@ from datasette.utils import CustomJSONEncoder, InvalidSql, validate_sql_select
 from datasette.utils.asgi import Request, Response
 
 from . import ndjson, permissions
-from .edge import broker_of, content_type, mapped, read_json, read_json_body
+from .edge import (
+    SMALL_LIMIT,
+    broker_of,
+    content_type,
+    is_large,
+    mapped,
+    publish_limit,
+    read_json,
+    read_json_body,
+)
 from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied
 from .models import check_message_id, check_subscription_name
 from .wire import items_of_json
@@ -38,9 +47,10 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
     if streams:
         await ndjson.publish(scope, receive, send, request, datasette, broker)
         return None
-    body = await read_json_body(request, receive, broker.settings.max_body_bytes)
-    items = items_of_json(body, "the body")
-    await permissions.require_publish(datasette, request.actor, broker.name, {item.channel for item in items})
+    if is_large(request) and not await permissions.publishes(datasette, request.actor, broker.name):
+        raise PermissionDenied(f"permission denied: {permissions.PUBLISH} on database {broker.name}")
+    items = items_of_json(await read_json_body(request, receive, publish_limit(broker)), "the body")
+    await permissions.require_items(datasette, request.actor, broker.name, items)
     ids = await broker.publish(items)
     return Response.json({"ok": True, "message_ids": ids})
 
@@ -50,7 +60,7 @@ async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: 
     """``POST …/ack``: all messages up to one are finished; the cursor moves forward."""
     _require(request, "POST")
     broker = broker_of(datasette, request)
-    data = await read_json(request, receive, broker.settings.max_body_bytes)
+    data = await read_json(request, receive, SMALL_LIMIT)
     name = check_subscription_name(data.get("subscription"))
     permissions.check_named(broker.settings, request.actor, name)
     message_id = check_message_id(data.get("message_id"), "message_id")
@@ -86,8 +96,9 @@ async def delete_subscription(scope: Any, receive: Any, send: Any, request: Requ
     """``POST …/subscriptions/delete``: forget a subscription and its cursor; without ``owner`` one's own."""
     _require(request, "POST")
     broker = broker_of(datasette, request)
-    data = await read_json(request, receive, broker.settings.max_body_bytes)
+    data = await read_json(request, receive, SMALL_LIMIT)
     name = check_subscription_name(data.get("subscription"))
+    permissions.check_named(broker.settings, request.actor, name)
     owner = await permissions.owner_to_manage(datasette, request.actor, broker.name, data.get("owner"))
     await broker.delete_subscription(owner, name)
     return Response.json({"ok": True})

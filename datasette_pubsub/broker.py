@@ -29,7 +29,7 @@ from .holders import Holders
 from .hub import Encoder, Hub
 from .inflow import Inflow
 from .models import ANYWHERE, AckMode, Bye, Item, Page, Where, check_subscription_name, utc_text
-from .selector import ALL, Selector, Verdicts
+from .selector import ALL, Rights, Selector, Verdicts
 from .stream import Stream
 from .subscriptions import Subscription
 from .watcher import Watcher
@@ -73,7 +73,11 @@ def explain(error: sqlite3.Error, name: str) -> PubsubError:
     if "full" in text:
         return Unavailable(f"the disk of database {name} is full; nothing was stored")
     if isinstance(error, sqlite3.IntegrityError):
-        return InvalidArgument(text)
+        if error.sqlite_errorname == "SQLITE_CONSTRAINT_TRIGGER":
+            # What a trigger says, ours or the owner's, is meant for the caller.
+            return InvalidArgument(text)
+        logger.info("database %s: a publish was refused: %s", name, text)
+        return InvalidArgument(f"a constraint of database {name} refuses this; nothing was stored")
     if "no such table" in text:
         return FailedPrecondition(
             f"database {name} has lost a part of its log; restart Datasette, or run: datasette pubsub install"
@@ -194,7 +198,7 @@ class Broker:
         return list(await self._batcher.publish(items))
 
     @asynccontextmanager
-    async def publishing(self, party: str, rights: Callable[[], Awaitable[Verdicts | None]]) -> AsyncIterator[Inflow]:
+    async def publishing(self, party: str, rights: Callable[[], Awaitable[Rights | None]]) -> AsyncIterator[Inflow]:
         """One publish stream, entered here and removed when the block ends.
 
         ``party`` is whom it counts for, like a subscriber's stream; ``rights``
@@ -469,6 +473,7 @@ class Broker:
         heartbeat_seconds: float | None = None,
         party: str = "",
         allowed: Callable[[], Awaitable[bool]] | None = None,
+        expires_in: float | None = None,
     ) -> AsyncIterator[Stream]:
         """One live subscriber, entered here and removed when the block ends.
 
@@ -526,6 +531,7 @@ class Broker:
                 first_alone=automatic,
                 ahead=wanted > head or (subscription is not None and subscription.ahead),
                 allowed=allowed,
+                expires_in=expires_in,
                 recheck_seconds=self.settings.recheck_seconds,
                 max_unacked=self.settings.max_unacked_messages if ack == "explicit" else None,
             )

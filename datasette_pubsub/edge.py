@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import Request, Response
@@ -22,8 +22,17 @@ from datasette.utils.asgi import Request, Response
 from .broker import Broker
 from .brokers import brokers
 from .config import BODY_SECONDS
-from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooSlow, Unavailable, UnsupportedMediaType
-from .models import ANYWHERE, Start, Where, check_message_id, check_since
+from .errors import (
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    PubsubError,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+    UnsupportedMediaType,
+)
+from .models import ANYWHERE, Limit, Start, Where, check_message_id, check_since
 from .selector import Selector
 from .sending import within
 from .wire import object_of_json
@@ -32,6 +41,10 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 logger = logging.getLogger("datasette_pubsub")
+
+#: Bodies up to here are read before it is asked whether the caller may publish at all, in bytes: larger ones
+#: are memory that only publishers may fill. Other requests have no larger ones.
+SMALL_BODY_BYTES = 64 * 1024
 
 #: Most fields that a form may have, in fields; ours have four.
 MAX_FORM_FIELDS = 20
@@ -145,6 +158,31 @@ def broker_of(datasette: Datasette, request: Request) -> Broker:
     return brokers(datasette).of(name)
 
 
+def is_large(request: Request) -> bool:
+    """Whether a body is to come that is not small, or of unknown size."""
+    length = header(request, b"content-length")
+    return not (length.isdecimal() and int(length) <= SMALL_BODY_BYTES)
+
+
+def refuse_elsewhere(request: Request, what: str) -> None:
+    """Refuse a GET that changes something when a page of another site made a browser send it with a cookie.
+
+    Datasette checks POST. A browser says where a GET comes from (``Sec-Fetch-Site``), but on plain HTTP it does not:
+    there it at least asks for a page when it follows a link. Raises :class:`PermissionDenied`.
+    """
+    if "cookie" not in request.headers:
+        return
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        allowed = site in ("same-origin", "none")
+    else:
+        source = request.headers.get("origin") or request.headers.get("referer") or ""
+        allowed = not source or urlsplit(source).netloc == request.headers.get("host")
+        allowed = allowed and "text/html" not in request.headers.get("accept", "")
+    if not allowed:
+        raise PermissionDenied(f"permission denied: {what} was asked for by a page or a link from elsewhere")
+
+
 #: What :func:`in_time` hands on instead of a part of the body that is late.
 TOO_SLOW = "pubsub.too_slow"
 
@@ -191,7 +229,16 @@ def check_uncompressed(request: Request) -> None:
         raise UnsupportedMediaType("content-encoding: only identity, an uncompressed body, is read here")
 
 
-async def read_body(request: Request, receive: Any, limit: int) -> bytes:
+def publish_limit(broker: Broker) -> Limit:
+    """The largest body of a publish to this database."""
+    return Limit(broker.settings.max_body_bytes, "max_body_bytes")
+
+
+#: The largest body of a request that publishes nothing.
+SMALL_LIMIT = Limit(SMALL_BODY_BYTES, "of a request that publishes nothing")
+
+
+async def read_body(request: Request, receive: Any, limit: Limit) -> bytes:
     """The body, of at most ``limit`` bytes, counted while reading. Raises :class:`TooLarge`."""
     check_uncompressed(request)
     parts: list[bytes] = []
@@ -206,25 +253,25 @@ async def read_body(request: Request, receive: Any, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise TooLarge(f"request body is over the limit of {limit} bytes (max_body_bytes)")
+            raise TooLarge(f"request body is over the limit of {limit}")
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-async def read_json(request: Request, receive: Any, limit: int) -> dict[str, Any]:
+async def read_json(request: Request, receive: Any, limit: Limit) -> dict[str, Any]:
     """The JSON object in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
     return object_of_json(await read_json_body(request, receive, limit), "the body")
 
 
-async def read_json_body(request: Request, receive: Any, limit: int) -> bytes:
+async def read_json_body(request: Request, receive: Any, limit: Limit) -> bytes:
     """The body, as JSON text that has not been read yet. Raises as :func:`read_body`, and for another content type."""
     if content_type(request) != "application/json":
         raise UnsupportedMediaType("content-type must be application/json")
     return await read_body(request, receive, limit)
 
 
-async def read_form(request: Request, receive: Any, limit: int) -> dict[str, str]:
+async def read_form(request: Request, receive: Any, limit: Limit) -> dict[str, str]:
     """The fields of a form as browsers send it. Raises a :class:`PubsubError` that says what is wrong with it."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/x-www-form-urlencoded":

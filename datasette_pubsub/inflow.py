@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from .config import Settings
 from .errors import PermissionDenied, PubsubError, TooLarge
 from .models import End, Item, Revoked, check_items
-from .selector import Verdicts
+from .selector import Rights
 
 #: What one publish stream may have in flight, in bytes: some commits' worth, so
 #: that it never waits for its own answers, and a small part of what may wait in all.
@@ -58,7 +58,7 @@ class Inflow:
     """One publish stream. ``rights`` is asked at the beginning and then now and then; ``None`` ends the stream."""
 
     def __init__(
-        self, queue: Queue, settings: Settings, database: str, rights: Callable[[], Awaitable[Verdicts | None]]
+        self, queue: Queue, settings: Settings, database: str, rights: Callable[[], Awaitable[Rights | None]]
     ) -> None:
         #: The number of the newest publish that will be answered; those after it were not taken.
         self.taken = 0
@@ -68,7 +68,7 @@ class Inflow:
         self._settings = settings
         self._database = database
         self._rights = rights
-        self._verdicts: Verdicts | None = None
+        self._verdicts: Rights | None = None
         self._checked = 0.0
         self._batches: deque[_Batch] = deque()
         self._weight = 0
@@ -82,7 +82,7 @@ class Inflow:
         """Ask for the first time. Raises :class:`~.errors.PermissionDenied` where nothing may be published at all."""
         self._verdicts = await self._rights()
         self._checked = asyncio.get_running_loop().time()
-        if self._verdicts is None or self._verdicts.nothing:
+        if self._verdicts is None or self._verdicts.publish.nothing:
             raise PermissionDenied(f"permission denied: publish-message on database {self._database}")
 
     def stop(self, reason: End) -> None:
@@ -112,7 +112,7 @@ class Inflow:
         self.taken = numbers[-1]
         self._more.set()
 
-    async def _current(self) -> Verdicts:
+    async def _current(self) -> Rights:
         now = asyncio.get_running_loop().time()
         if self._verdicts is None or now - self._checked >= self._settings.recheck_seconds:
             self._checked = now
@@ -123,7 +123,7 @@ class Inflow:
         return self._verdicts
 
     def _sift(
-        self, verdicts: Verdicts, numbers: Sequence[int], publishes: Sequence[Sequence[Item] | PubsubError]
+        self, verdicts: Rights, numbers: Sequence[int], publishes: Sequence[Sequence[Item] | PubsubError]
     ) -> tuple[list[Sequence[Item]], dict[int, PubsubError], int, int]:
         """What is accepted and what is refused, and the messages and payload bytes of what is accepted."""
         accepted: list[Sequence[Item]] = []
@@ -151,14 +151,20 @@ class Inflow:
                 accepted.append(publish)
         return accepted, refused, messages, size
 
-    def _check(self, verdicts: Verdicts, items: Sequence[Item]) -> int:
+    def _check(self, verdicts: Rights, items: Sequence[Item]) -> int:
         limit = self._settings.max_batch_messages
         if len(items) > limit:
             raise TooLarge(f"{len(items)} messages in one publish; the limit is {limit} (max_batch_messages)")
         for channel in {item.channel for item in items}:
-            if not verdicts.allows(channel):
+            if not verdicts.publish.allows(channel):
                 raise PermissionDenied(
                     f"permission denied: publish-message on channel {channel!r} of database {self._database}"
+                )
+        # A condition tells of the channel, whether it is met or not.
+        for channel in {item.channel for item in items if item.expected_last_id is not None}:
+            if not verdicts.view.allows(channel):
+                raise PermissionDenied(
+                    f"permission denied: view-channel on channel {channel!r} of database {self._database}"
                 )
         return check_items(items, self._settings)
 

@@ -25,6 +25,23 @@ Start = Literal["earliest", "latest"]
 AckMode = Literal["auto", "explicit"]
 
 
+class Limit(int):
+    """A number of bytes that says in texts which setting it is; libraries write it into their own errors, too."""
+
+    named: str
+
+    def __new__(cls, count: int, named: str) -> Limit:
+        limit = super().__new__(cls, count)
+        limit.named = named
+        return limit
+
+    def __str__(self) -> str:
+        return f"{int(self)} bytes ({self.named})"
+
+    def __format__(self, _spec: str) -> str:
+        return str(self)
+
+
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message on its way in: not yet in the log, so without an id.
 

@@ -25,7 +25,7 @@ from .brokers import brokers
 from .edge import broker_of, read_body
 from .errors import Conflict, InvalidArgument, MethodNotAllowed, PermissionDenied, PubsubError, UnsupportedMediaType
 from .frame import shown
-from .models import check_channel
+from .models import Limit, check_channel
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -84,7 +84,7 @@ async def _read(request: Request, receive: Any) -> MultiParams:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("content-type must be application/x-www-form-urlencoded")
-    body = await read_body(request, receive, MAX_FORM_BYTES)
+    body = await read_body(request, receive, Limit(MAX_FORM_BYTES, "of this form"))
     try:
         return MultiParams(parse_qs(body.decode(), keep_blank_values=True))
     except (UnicodeDecodeError, ValueError):

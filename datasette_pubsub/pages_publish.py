@@ -18,7 +18,7 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions
 from .broker import Broker
-from .edge import broker_of, read_form
+from .edge import broker_of, publish_limit, read_form
 from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied, PubsubError
 from .frame import place, publish_path, shown
 from .models import Item, check_item
@@ -75,7 +75,7 @@ async def publish_form(scope: Any, receive: Any, send: Any, request: Request, da
         raise PermissionDenied(f"permission denied: {permissions.PUBLISH} on database {broker.name}")
     if request.method != "POST":
         return await _page(datasette, request, broker, allowed, Typed(channel=request.args.get("channel") or ""))
-    form = await read_form(request, receive, broker.settings.max_body_bytes)
+    form = await read_form(request, receive, publish_limit(broker))
     typed = Typed(
         channel=form.get("channel", ""),
         # A browser sends the lines of a text with CR LF, whatever was typed.

@@ -13,7 +13,7 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions
 from .broker import Broker
-from .edge import broker_of, read_form
+from .edge import SMALL_LIMIT, broker_of, read_form
 from .errors import MethodNotAllowed, NotFound
 from .frame import place, shown
 from .models import check_subscription_name
@@ -30,8 +30,9 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
         raise MethodNotAllowed("this address is used with GET and POST")
     broker = broker_of(datasette, request)
     if request.method == "POST":
-        form = await read_form(request, receive, broker.settings.max_body_bytes)
+        form = await read_form(request, receive, SMALL_LIMIT)
         name = check_subscription_name(form.get("subscription"))
+        permissions.check_named(broker.settings, request.actor, name)
         owner = await permissions.owner_to_manage(datasette, request.actor, broker.name, form.get("owner"))
         await broker.delete_subscription(owner, name)
         datasette.add_message(request, f"Deleted subscription {visible(name)}")

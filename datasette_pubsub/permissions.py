@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,8 +32,9 @@ from .broker import Broker
 from .brokers import brokers
 from .config import Settings
 from .errors import InvalidArgument, PermissionDenied
+from .models import Item
 from .schema import LOG, SUBSCRIPTIONS
-from .selector import ALL, Selector, Verdicts
+from .selector import ALL, Rights, Selector, Verdicts
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -43,6 +45,9 @@ PUBLISH = "publish-message"
 #: Channels of one database that Datasette's lists of resources show, the first by name, in channels: each is a
 #: row of the SQL that decides, and there may be any number of them.
 MAX_LISTED = 1000
+
+#: How long after the end of a token it is asked about, in seconds: its end is told in whole seconds.
+EXPIRY_SLACK_SECONDS = 0.1
 
 Actor = dict[str, Any] | None
 
@@ -196,6 +201,11 @@ async def may_publish(datasette: Datasette, actor: Actor, database: str, channel
     return await _may(datasette, actor, PUBLISH, database, channel)
 
 
+async def publishes(datasette: Datasette, actor: Actor, database: str) -> bool:
+    """Whether the actor may publish to any channel."""
+    return not (await rights(datasette, actor, PUBLISH, database)).nothing
+
+
 async def may_view(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
     """Whether the actor may receive this channel; without one, the database as a whole."""
     return await _may(datasette, actor, VIEW, database, channel)
@@ -231,26 +241,39 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
 
 
 async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
-    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may publish to all of them.
+    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may publish to all of them."""
+    await _require(datasette, actor, PUBLISH, database, set(channels))
+
+
+async def require_items(datasette: Datasette, actor: Actor, database: str, items: Iterable[Item]) -> None:
+    """As :func:`require_publish`, for messages; the condition of one tells of its channel, so that must be visible."""
+    items = list(items)
+    await _require(datasette, actor, PUBLISH, database, {item.channel for item in items})
+    told = {item.channel for item in items if item.expected_last_id is not None}
+    if told:
+        await _require(datasette, actor, VIEW, database, told)
+
+
+async def _require(datasette: Datasette, actor: Actor, action: str, database: str, wanted: set[str]) -> None:
+    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may do this to all of them.
 
     One question to Datasette costs more than all the rest of a small publish.
     So those who ask the same while one is being answered get one answer, which
     is not older than any of them (:mod:`.rounds`); none is kept.
     """
-    wanted = set(channels)
     if _skip_permission_checks.get():
         return
     ask = brokers(datasette).rounds.ask
     if len(wanted) == 1:
         (channel,) = wanted
-        key = (PUBLISH, _known(actor), database, channel)
-        refused = [] if await ask(key, lambda: may_publish(datasette, actor, database, channel)) else [channel]
+        key = (action, _known(actor), database, channel)
+        refused = [] if await ask(key, lambda: _may(datasette, actor, action, database, channel)) else [channel]
     else:
-        everywhere = (PUBLISH, _known(actor), database, None)
-        verdicts = await ask(everywhere, lambda: rights(datasette, actor, PUBLISH, database))
+        everywhere = (action, _known(actor), database, None)
+        verdicts = await ask(everywhere, lambda: rights(datasette, actor, action, database))
         refused = sorted(channel for channel in wanted if not verdicts.allows(channel))
     if refused:
-        raise PermissionDenied(f"permission denied: {PUBLISH} on channel {refused[0]!r} of database {database}")
+        raise PermissionDenied(f"permission denied: {action} on channel {refused[0]!r} of database {database}")
 
 
 def _known(actor: Actor) -> str | None:
@@ -347,6 +370,14 @@ def party_of(request: Request) -> str:
     return f"actor {owner}" if owner else f"address {client[0] if client else ''}"
 
 
+def expires_in(actor: Actor) -> float | None:
+    """Seconds until the actor's token has expired, ``None`` where nothing is known of that."""
+    expires = (actor or {}).get("token_expires")
+    if not isinstance(expires, (int, float)):
+        return None
+    return max(0.0, expires - time.time()) + EXPIRY_SLACK_SECONDS
+
+
 async def still_visible(
     datasette: Datasette, request: Request, database: str, wanted: Selector, before: Selector
 ) -> bool:
@@ -363,14 +394,15 @@ async def still_visible(
         _permission_check_cache.reset(token)
 
 
-async def publish_rights(datasette: Datasette, request: Request, database: str) -> Verdicts | None:
+async def publish_rights(datasette: Datasette, request: Request, database: str) -> Rights | None:
     """What a request that is being answered may publish now; ``None`` if it has not its actor any more."""
     found, actor = await _actor_now(datasette, request)
     if not found:
         return None
     token = _permission_check_cache.set({})
     try:
-        return await rights(datasette, actor, PUBLISH, database)
+        may_publish_to = await rights(datasette, actor, PUBLISH, database)
+        return Rights(may_publish_to, await rights(datasette, actor, VIEW, database))
     finally:
         _permission_check_cache.reset(token)
 

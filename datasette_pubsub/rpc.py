@@ -14,7 +14,6 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, cast
 
 from connectrpc.code import Code
-from connectrpc.compression.gzip import GzipCompression
 from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from datasette.utils.asgi import Request, Response
@@ -22,7 +21,8 @@ from datasette.utils.asgi import Request, Response
 from . import permissions, rpc_publish, shutdown
 from .brokers import Brokers, brokers
 from .codecs import CODECS, Published, PublishRequest, StreamRequest
-from .edge import TOO_SLOW, cors_headers, in_time, preflight, with_signature
+from .config import MAX_CHANNEL_BYTES
+from .edge import SMALL_BODY_BYTES, TOO_SLOW, cors_headers, in_time, is_large, preflight, with_signature
 from .errors import InvalidArgument
 from .gen.db_connect import DbServiceASGIApplication
 from .gen.db_pb2 import (
@@ -37,6 +37,7 @@ from .gen.db_pb2 import (
 from .models import AckMode as AckModeName
 from .models import (
     Changed,
+    Limit,
     Revoked,
     Superseded,
     Where,
@@ -48,6 +49,7 @@ from .models import Start as StartName
 from .rpc_call import Call, Sender, as_connect_error, current
 from .selector import Selector
 from .sending import ReaderStuck
+from .unpacking import Gzip
 from .wire import ConnectEncoder
 
 if TYPE_CHECKING:
@@ -101,6 +103,7 @@ class Service:
             name = check_subscription_name(request.subscription_name, "subscription_name")
             message_id = check_message_id(request.message_id, "message_id")
             actor = current.get().request.actor
+            permissions.check_named(broker.settings, actor, name)
             owner = permissions.owner_of(actor)
             selector = await broker.selector_of(owner, name)
             await permissions.visible(self._datasette, actor, broker.name, selector)
@@ -145,6 +148,7 @@ class Service:
                 heartbeat_seconds=float(request.heartbeat_seconds) or None,
                 party=permissions.party_of(call.request),
                 allowed=allowed,
+                expires_in=permissions.expires_in(actor),
             ) as live:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
@@ -192,19 +196,40 @@ def _where(request: SubscribeRequest) -> Where:
     )
 
 
-def application(datasette: Datasette) -> DbServiceASGIApplication:
-    """The ASGI application of this Datasette's service; made once."""
-    found = getattr(datasette, "_pubsub_service", None)
+def application(datasette: Datasette, large: bool = True) -> DbServiceASGIApplication:
+    """The ASGI application of this Datasette's service, for bodies of any allowed size or small ones; made once."""
+    found: dict[bool, DbServiceASGIApplication] | None = getattr(datasette, "_pubsub_service", None)
     if found is None:
-        found = DbServiceASGIApplication(
-            cast(Any, Service(datasette)),
-            codecs=CODECS,
-            read_max_bytes=brokers(datasette).instance_settings.max_body_bytes,
-            # Requests may be compressed, as the Python client's are; what goes past the library never is.
-            compressions=[GzipCompression()],
-        )
+        known = brokers(datasette)
+        settings = [known.instance_settings, *(known.settings(name) for name in list(datasette.databases))]
+        # A subscriber names its channels.
+        names = max(each.max_channels_per_stream for each in settings) * (MAX_CHANNEL_BYTES + 8)
+        publish = Limit(settings[0].max_body_bytes, "max_body_bytes")
+        small = Limit(min(publish, SMALL_BODY_BYTES + names), "of a request that publishes nothing, or max_body_bytes")
+        found = {
+            size: DbServiceASGIApplication(
+                cast(Any, Service(datasette)),
+                codecs=CODECS,
+                read_max_bytes=limit,
+                # Requests may be compressed, as the Python client's are; what goes past the library never is.
+                compressions=[Gzip()],
+            )
+            for size, limit in ((True, publish), (False, small))
+        }
         datasette._pubsub_service = found
-    return found
+    return found[large]
+
+
+async def _may_be_large(datasette: Datasette, request: Request) -> bool:
+    """Whether the caller may send a large body: who publishes somewhere, and only to publish."""
+    if request.url_vars["method"] in ("Subscribe", "Ack"):
+        return False
+    if not is_large(request):
+        return True
+    for name in list(datasette.databases):
+        if await permissions.publishes(datasette, request.actor, name):
+            return True
+    return False
 
 
 def _receiver(receive: Any) -> Any:
@@ -240,7 +265,8 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
         streams = request.url_vars["method"] == rpc_publish.STREAM
         receiver = rpc_publish.receiver(receive) if streams else _receiver(receive)
-        await application(datasette)(inner, receiver, cast(Any, sender))
+        served = application(datasette, await _may_be_large(datasette, request))
+        await served(inner, receiver, cast(Any, sender))
     except OSError:
         if not sender.stuck:
             raise

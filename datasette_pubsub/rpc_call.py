@@ -28,12 +28,17 @@ class Sender:
         self.taking_over = False
         #: The reader has taken nothing for too long: what is sent now would wait for ever.
         self.stuck = False
+        #: Seconds after which to try again, when the call has failed.
+        self.retry_after: int | None = None
 
     async def __call__(self, message: dict[str, Any]) -> None:
         if self.stuck:
             raise OSError("the reader takes nothing")
-        if message["type"] == "http.response.start" and self._headers:
-            message = {**message, "headers": [*message["headers"], *self._headers]}
+        if message["type"] == "http.response.start":
+            more = [*self._headers]
+            if self.retry_after is not None and message["status"] >= 400:
+                more.append((b"retry-after", str(self.retry_after).encode()))
+            message = {**message, "headers": [*message["headers"], *more]}
         if self.taking_over and message["type"] == "http.response.body":
             self.taking_over = False
             message = {**message, "body": b""}
@@ -60,4 +65,6 @@ def as_connect_error(error: Exception) -> ConnectError:
     """Any error as connectrpc sends it."""
     if isinstance(error, ConnectError):
         return error
-    return connect_error(error if isinstance(error, PubsubError) else internal(error))
+    known = error if isinstance(error, PubsubError) else internal(error)
+    current.get().sender.retry_after = known.retry_after
+    return connect_error(known)

@@ -39,8 +39,7 @@ async def batch(datasette: Datasette, request: PublishRequest) -> Published:
     """Append messages, all or none. Raises :class:`ConnectError`."""
     try:
         broker = brokers(datasette).of(request.db_name)
-        channels = {item.channel for item in request.items}
-        await permissions.require_publish(datasette, current.get().request.actor, broker.name, channels)
+        await permissions.require_items(datasette, current.get().request.actor, broker.name, request.items)
         return Published(await broker.publish(request.items))
     except Exception as error:
         raise as_connect_error(error) from error

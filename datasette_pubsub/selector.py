@@ -111,6 +111,14 @@ class Verdicts:
 ALL = Verdicts()
 
 
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a publisher may do: to which channels it publishes, and of which it may learn anything."""
+
+    publish: Verdicts
+    view: Verdicts
+
+
 class Selector:
     """A set of channels and patterns; equal selectors compare and hash equal."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.asgi import Request, Response
 
 from . import permissions, shutdown
-from .edge import broker_of, cors_headers, mapped, selector_from, where_from
+from .edge import broker_of, cors_headers, mapped, refuse_elsewhere, selector_from, where_from
 from .errors import InvalidArgument, MethodNotAllowed
 from .models import AckMode
 from .sending import ReaderStuck, send_frames
@@ -91,6 +91,11 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     wanted = selector or (await broker.selector_of(owner, name) if name else selector)
     visible = await permissions.visible(datasette, request.actor, broker.name, wanted)
 
+    if name:
+        refuse_elsewhere(request, "a named subscription")
+    if request.method == "HEAD":
+        return Response("", headers=dict(HEADERS), content_type="text/event-stream; charset=utf-8")
+
     async def allowed() -> bool:
         return await permissions.still_visible(datasette, request, broker.name, wanted, visible)
 
@@ -104,6 +109,7 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
         ack=ack,
         party=permissions.party_of(request),
         allowed=allowed,
+        expires_in=permissions.expires_in(request.actor),
     ) as live:
         try:
             await _answer(live, scope, receive, send, cors_headers(datasette), broker.settings.send_timeout_seconds)

@@ -9,6 +9,7 @@ same loop, so there is no hand-over to race (DESIGN.md, decision 4).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -51,6 +52,7 @@ class Stream:
         max_unacked: int | None = None,
         allowed: Callable[[], Awaitable[bool]] | None = None,
         recheck_seconds: float = 60.0,
+        expires_in: float | None = None,
     ) -> None:
         self.position = position
         self._hub = hub
@@ -69,6 +71,8 @@ class Stream:
         self._max_unacked = max_unacked
         self._allowed = allowed
         self._recheck_seconds = recheck_seconds
+        #: When the reader's token ends, on the loop's clock; then its rights are looked at, too.
+        self._expiry = math.inf if expires_in is None else asyncio.get_running_loop().time() + expires_in
         self._checked = asyncio.get_running_loop().time()
         #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
         self._unacked: deque[tuple[int, int]] | None = None if max_unacked is None else deque()
@@ -176,10 +180,18 @@ class Stream:
         if frame:
             yield frame
 
+    def _wait_seconds(self) -> float:
+        """How long to wait for something to do."""
+        if self._expiry == math.inf:
+            return self._patience
+        return min(self._patience, max(0.0, self._expiry - asyncio.get_running_loop().time()))
+
     def _recheck_due(self) -> bool:
-        """Whether the reader's rights are to be looked at again now; once every ``recheck_seconds``."""
+        """Whether the reader's rights are to be looked at: every ``recheck_seconds``, and when its token ends."""
         now = asyncio.get_running_loop().time()
-        if now - self._checked < self._recheck_seconds:
+        if now >= self._expiry:
+            self._expiry = math.inf
+        elif now - self._checked < self._recheck_seconds:
             return False
         self._checked = now
         return True
@@ -219,14 +231,14 @@ class Stream:
     async def _wait_for_acks(self) -> bytes:
         """Wait until something is acknowledged; the heartbeat if nothing was in time."""
         self._waiter.rest()
-        woken = await self._waiter.wait(self._patience)
+        woken = await self._waiter.wait(self._wait_seconds())
         return b"" if woken else self._encoder.event(Heartbeat(self.position))
 
     async def _wait(self) -> bytes:
         """Wait for the next message of this subscriber; the heartbeat if none came in time."""
         waiter = self._waiter
         waiter.rest()
-        woken = await waiter.wait(self._patience)
+        woken = await waiter.wait(self._wait_seconds())
         if not woken:
             # Not woken: everything up to the head was for others.
             self._move(self._hub.head)

@@ -280,6 +280,29 @@ def test_a_link_from_another_origin_publishes_nothing(
     assert published(server) == [SECRET]
 
 
+@pytest.mark.parametrize("rel", ["opener", "noreferrer"])
+def test_a_link_from_another_origin_moves_no_cursor(
+    serve: Callable[..., Server], context: BrowserContext, elsewhere: str, rel: str
+) -> None:
+    server = serve(config=PRIVATE, options=["--root"])
+    logged_in(context, server)
+    page = opened(context, elsewhere)
+    stream = f"{server.pubsub}/-/stream?channel=a&subscription=mine&last_event_id=1"
+    page.evaluate(
+        "([href, rel]) => document.body.append(Object.assign(document.createElement('a'), { href, rel, text: 'win' }))",
+        [stream, rel],
+    )
+    with page.expect_navigation(url=f"{server.url}/**") as navigation:
+        page.get_by_role("link", name="win").click()
+    assert navigation.value.request.all_headers()["cookie"], "the victim's rights came with it"
+    assert "asked for by a page or a link from elsewhere" in page.content()
+    assert server.rows("SELECT * FROM pubsub_subscriptions") == []
+    # The server's own pages may.
+    page = opened(context, server.pubsub)
+    assert SECRET in page.evaluate(EVENTS, [f"{server.pubsub}/-/stream?channel=a&subscription=mine", True])
+    assert server.rows("SELECT name FROM pubsub_subscriptions") == [("mine",)]
+
+
 def test_the_same_requests_work_from_the_servers_own_pages(
     serve: Callable[..., Server], context: BrowserContext
 ) -> None:

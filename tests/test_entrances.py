@@ -281,10 +281,33 @@ def test_a_stream_ends_when_its_right_ends(serve: Callable[..., Server], tmp_pat
     assert httpx.get(url, params={"channel": "a"}).status_code == 403
 
 
+def test_a_stream_ends_when_its_actor_loses_a_role(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """What a plugin says of the actor now is what counts, not what it said when the stream began."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    roles = tmp_path / "roles"
+    roles.write_text("reader")
+    (plugins / "roles.py").write_text(
+        "from pathlib import Path\nfrom datasette import hookimpl\n@hookimpl\ndef actor_from_request(request):\n"
+        "    if request.headers.get('authorization') == 'Basic ada':\n"
+        f"        return {{'id': 'ada', 'role': Path({str(roles)!r}).read_text()}}\n"
+    )
+    rules = {"*": {"view": {"role": "reader"}, "publish": True}}
+    config = {"plugins": {"datasette-pubsub": {"recheck_seconds": 0.2, "channel_rules": rules}}}
+    server = serve(config=config, options=["--plugins-dir", str(plugins)])
+    server.publish(channel="a", payload="x")
+    ada = {"Authorization": "Basic ada"}
+    with Sse(f"{server.pubsub}/-/stream", headers=ada, channel="a", start="earliest") as reader:
+        assert reader.messages(1)[0]["payload"] == "x"
+        roles.write_text("guest")
+        assert "right" in reader.until("bye")["data"]["reason"]
+
+
 def test_a_stream_ends_when_its_token_expires(serve: Callable[..., Server]) -> None:
+    """At its end, however long it is until rights are looked at again."""
     config = {
         "allow": {"id": "root"},
-        "plugins": {"datasette-pubsub": {"recheck_seconds": 0.2}},
+        "plugins": {"datasette-pubsub": {"recheck_seconds": 3600, "heartbeat_seconds": 3600}},
     }
     server = serve(config=config, options=["--root"])
     command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", "--expires-after", "4"]
@@ -303,6 +326,16 @@ def test_anonymous_subscriptions_can_be_turned_off(serve: Callable[..., Server])
         reader.until("ready")
     with Sse(url, headers=headers("ada"), channel="a", subscription="s") as reader:
         reader.until("ready")
+    # Nor those that were there before.
+    sqlite_shell(server.path, "INSERT INTO pubsub_subscriptions (owner, name) VALUES ('', 'old')")
+    rpc = {"dbName": "data", "subscriptionName": "old", "messageId": "1"}
+    for path, body in (
+        ("data/-/pubsub/-/ack", {"subscription": "old", "message_id": 1}),
+        ("data/-/pubsub/-/subscriptions/delete", {"subscription": "old"}),
+        ("db.v1.DbService/Ack", rpc),
+    ):
+        answer = httpx.post(f"{server.url}/{path}", json=body)
+        assert (answer.status_code, "anonymous_subscriptions" in answer.text) == (403, True), path
 
 
 def test_streams_per_actor_are_bounded(serve: Callable[..., Server]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import OPEN, Server, Sse, sqlite_shell, wait_for
+from conftest import DEADLINE, OPEN, Server, Sse, sqlite_shell, wait_for
 
 from datasette_pubsub.broker import explain
 from datasette_pubsub.config import ConfigError, read_settings
@@ -378,6 +378,10 @@ def test_a_full_queue_pushes_back(serve: Callable[..., Server]) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(httpx.post, f"{server.pubsub}/-/publish", json=items, timeout=30) for _ in range(8)]
         wait_for(lambda: sum(f.done() for f in waiting) >= 5, "the queue is full")
+        rpc = f"{server.url}/db.v1.DbService/PublishBatch"
+        told = httpx.post(rpc, json={"dbName": "data", **items})
+        assert (told.status_code, told.json()["code"]) == (429, "resource_exhausted")
+        assert ("max_pending_messages" in told.text, told.headers["retry-after"]) == (True, "1")
         conn.execute("ROLLBACK")
         conn.close()
         answers = [future.result() for future in waiting]
@@ -389,6 +393,48 @@ def test_a_full_queue_pushes_back(serve: Callable[..., Server]) -> None:
     assert refused[0].headers["retry-after"] == "1"
     stored = server.rows("SELECT count(*) FROM pubsub_messages WHERE payload = 'y'")
     assert stored == [(6 * len(accepted),)]
+
+
+def test_a_large_body_is_for_who_may_publish(serve: Callable[..., Server]) -> None:
+    """Of others it is refused before it is read, or after a small part: they cannot fill the memory."""
+    server = serve(config={})
+    for path, length, wanted in (
+        ("data/-/pubsub/-/publish", 10_000_000, b"403"),
+        ("data/-/pubsub/-/ack", 10_000_000, b"413"),
+        ("data/-/pubsub/-/subscriptions/delete", 10_000_000, b"413"),
+        ("db.v1.DbService/PublishBatch", 10_000_000, b"429"),
+        ("db.v1.DbService/Ack", 10_000_000, b"429"),
+        ("db.v1.DbService/Subscribe", 10_000_000, b"429"),
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as sock:
+            head = f"POST /{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            sock.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+            if wanted != b"403":
+                sock.sendall(b" " * 200_000)
+            answer = sock.recv(65536)
+            if path.endswith("Subscribe"):
+                assert answer.startswith(b"HTTP/1.1 4"), answer
+                continue
+            assert answer.split()[1] == wanted, (path, answer)
+    assert "Traceback" not in server.log
+
+
+def test_a_constraint_of_the_owner_is_not_explained(serve: Callable[..., Server]) -> None:
+    """What his trigger says is; what his tables are called is not."""
+    server = serve()
+    server.publish(channel="a", payload="x")
+    sqlite_shell(
+        server.path,
+        "CREATE TABLE audit (who TEXT NOT NULL UNIQUE);"
+        "CREATE TRIGGER copied AFTER INSERT ON pubsub_messages BEGIN INSERT INTO audit VALUES (NEW.channel);"
+        "SELECT RAISE(ABORT, 'not on sundays') WHERE NEW.channel = 'sunday'; END;",
+    )
+    url = f"{server.pubsub}/-/publish"
+    assert httpx.post(url, json={"channel": "b", "payload": "x"}).status_code == 200
+    refused = httpx.post(url, json={"channel": "b", "payload": "x"})
+    assert (refused.status_code, "constraint" in refused.text, "audit" in refused.text) == (400, True, False)
+    assert httpx.post(url, json={"channel": "sunday", "payload": "x"}).json()["error"] == "not on sundays"
+    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(2,)]
 
 
 def test_a_body_that_does_not_arrive(serve: Callable[..., Server], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"broker"},
     {"brokers"},
     {"permissions", "tables", "caller", "shutdown"},
-    {"wire", "codecs", "edge", "sending", "texts", "plot"},
+    {"wire", "codecs", "edge", "sending", "texts", "plot", "unpacking"},
     {"rpc_call"},
     {"frame", "messages", "links", "rpc_publish", "ndjson"},
     {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table"},

@@ -81,6 +81,24 @@ def test_publishing_needs_a_grant(server: Server) -> None:
     assert server.rows("SELECT count(*) FROM pubsub_messages") == [(5,)]
 
 
+def test_who_publishes_blindly_learns_nothing(serve: Callable[..., Server]) -> None:
+    """A condition on the newest message is for those who may see it."""
+    rules = {"drop/*": {"view": {"id": "ada"}, "publish": True}}
+    server = serve(config={"plugins": {"datasette-pubsub": {"channel_rules": rules}}})
+    item: dict[str, Any] = {"channel": "drop/1", "payload": "x"}
+    server.publish(**item)
+    url, rpc = f"{server.pubsub}/-/publish", f"{server.url}/db.v1.DbService/PublishBatch"
+    for expected in (0, 1, 2):
+        refused = httpx.post(url, json={**item, "expected_last_id": expected})
+        assert (refused.status_code, "view-channel on channel 'drop/1'" in refused.json()["error"]) == (403, True)
+        refused = httpx.post(rpc, json={"dbName": "data", "items": [{**item, "expectedLastId": str(expected)}]})
+        assert (refused.status_code, refused.json()["code"]) == (403, "permission_denied")
+        line = json.dumps({**item, "expected_last_id": expected})
+        refused = httpx.post(url, content=line + "\n", headers={"Content-Type": "application/x-ndjson"})
+        assert "view-channel on channel 'drop/1'" in refused.json()["error"]
+    assert httpx.post(url, json={**item, "expected_last_id": 1}, headers=cookie("ada")).json()["message_ids"] == [2]
+
+
 def test_a_denied_channel_is_nowhere(server: Server) -> None:
     stream = f"{server.pubsub}/-/stream"
     assert httpx.get(stream, params={"channel": "secret"}).status_code == 403
@@ -131,6 +149,9 @@ def test_subscriptions_belong_to_their_actor(server: Server) -> None:
     assert httpx.post(f"{server.pubsub}/-/ack", json=ack, headers=cookie("eve")).status_code == 404
     gone = httpx.post(f"{server.pubsub}/-/subscriptions/delete", json={"subscription": "s"}, headers=cookie("eve"))
     assert gone.status_code == 404
+    # To ask for the headers alone opens no stream, and moves nothing.
+    asked = {"channel": "open", "subscription": "new", "last_event_id": "2"}
+    assert httpx.head(stream, params=asked, headers=cookie("bob")).status_code == 200
     (own,) = httpx.get(f"{server.pubsub}/-/subscriptions.json", headers=cookie("bob")).json()["subscriptions"]
     assert own["cursor"] == 2
 

@@ -351,3 +351,41 @@ def test_a_file_that_can_be_downloaded(serve: Callable[..., Server], tmp_path: P
         actor: httpx.get(f"{server.url}/file.db", headers=headers(actor)).status_code for actor in ("ada", "eve", None)
     }
     assert status == {"ada": 200, "eve": 403, None: 403}
+
+
+def test_many_channels_make_no_page_slow(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """Whoever publishes to some channels could make millions. What is sent to Datasette's rules does not grow."""
+    server = serve(config=CONFIG, options=["--plugins-dir", str(_counting_plugin(tmp_path))])
+    conn = sqlite3.connect(server.path)
+    schema.set_durability(conn, Settings())
+    schema.install(conn, Settings())
+    many = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT ?) "
+    conn.execute(many + "INSERT INTO vpubsub (channel, payload) SELECT 'open/' || n, 'x' FROM n", [20_000])
+    conn.commit()
+    conn.close()
+    eve = headers("eve")
+    assert httpx.get(f"{server.url}/data/existing.json", headers=eve).status_code == 200
+    assert httpx.get(f"{server.pubsub}/open~2F7", headers=eve).status_code == 200
+    assert httpx.get(f"{server.pubsub}/unknown", headers=eve).status_code == 403
+    listed = httpx.get(f"{server.url}/-/allowed.json?action=view-channel", headers=eve, timeout=30).json()
+    assert listed["total"] == 1000
+    sizes = [int(size) for size in re.findall(r"rules of (\d+) bytes", server.log)]
+    assert 0 < max(sizes) < 1000 * 40
+
+
+def _counting_plugin(folder: Path) -> Path:
+    """Writes into the server's log how much SQL and how many values Datasette was given to decide by."""
+    plugins = folder / "plugins"
+    plugins.mkdir()
+    (plugins / "counting.py").write_text(
+        "import datasette.utils.actions_sql as target\n"
+        "gather = target.gather_permission_sql_from_hooks\n"
+        "async def counted(**asked):\n"
+        "    found = await gather(**asked)\n"
+        "    values = [value for rule in found for key, value in (rule.params or {}).items() if 'pubsub' in key]\n"
+        "    size = sum(len(str(value)) for value in values)\n"
+        "    print(f'rules of {size} bytes', flush=True)\n"
+        "    return found\n"
+        "target.gather_permission_sql_from_hooks = counted\n"
+    )
+    return plugins

@@ -1,0 +1,35 @@
+"""Compressed requests over Connect, unpacked within a limit.
+
+The law of this module: what it unpacks costs time and memory in proportion to
+what was sent and to the limit, whatever was sent.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from connectrpc.code import Code
+from connectrpc.compression.gzip import GzipCompression
+from connectrpc.errors import ConnectError
+
+#: A gzip member with its header and checksum (zlib's own number for it).
+_GZIP = 31
+
+
+class Gzip(GzipCompression):
+    """gzip, as one member: the library's own also takes millions of empty ones, and copies the rest for each."""
+
+    def decompress(self, data: bytes | bytearray | memoryview, read_max_bytes: int | None = None) -> bytes:
+        """The unpacked bytes. Raises :class:`ConnectError` for more than ``read_max_bytes``, and for no gzip."""
+        limit = read_max_bytes or 0
+        unpacker = zlib.decompressobj(wbits=_GZIP)
+        try:
+            # One more than the limit, since 0 would be none.
+            found = unpacker.decompress(data, limit + 1)
+        except zlib.error:
+            raise ConnectError(Code.INVALID_ARGUMENT, "the message is not compressed with gzip, as it says") from None
+        if len(found) > limit:
+            raise ConnectError(Code.RESOURCE_EXHAUSTED, f"the unpacked message is over the limit of {read_max_bytes}")
+        if not unpacker.eof or unpacker.unused_data:
+            raise ConnectError(Code.INVALID_ARGUMENT, "the compressed message is not one whole gzip member")
+        return found
