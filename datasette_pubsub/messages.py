@@ -104,7 +104,7 @@ async def _ask(request: Request, datasette: Datasette) -> search.Found:
     broker = broker_of(datasette, request)
     query = await query_from(datasette, request, broker)
     limit, after = request.args.get("limit") or str(LIMIT), request.args.get("after")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= MAX_LIMIT):
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 5 and 1 <= int(limit) <= MAX_LIMIT):
         raise InvalidArgument(f"limit must be a number of messages from 1 to {MAX_LIMIT}")
     return await find(
         broker,
