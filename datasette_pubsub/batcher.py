@@ -30,7 +30,7 @@ from typing import TypeVar
 
 from . import log, subscriptions
 from .config import Settings
-from .errors import InvalidArgument, PubsubError, TooMany, Unavailable
+from .errors import PubsubError, TooMany, Unavailable
 from .models import Item, Message, check_items
 
 logger = logging.getLogger("datasette_pubsub")
@@ -372,7 +372,7 @@ def _append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Commit
             found = log.append(conn, publish, log.now())
         except (PubsubError, sqlite3.IntegrityError) as error:
             conn.execute("ROLLBACK TO pubsub_alone")
-            outcomes.append(error if isinstance(error, PubsubError) else InvalidArgument(str(error)))
+            outcomes.append(error if isinstance(error, PubsubError) else log.refusal(error))
         else:
             outcomes.append(found[0])
             new.extend(found[1])

@@ -73,11 +73,7 @@ def explain(error: sqlite3.Error, name: str) -> PubsubError:
     if "full" in text:
         return Unavailable(f"the disk of database {name} is full; nothing was stored")
     if isinstance(error, sqlite3.IntegrityError):
-        if error.sqlite_errorname == "SQLITE_CONSTRAINT_TRIGGER":
-            # What a trigger says, ours or the owner's, is meant for the caller.
-            return InvalidArgument(text)
-        logger.info("database %s: a publish was refused: %s", name, text)
-        return InvalidArgument(f"a constraint of database {name} refuses this; nothing was stored")
+        return log.refusal(error)
     if "no such table" in text:
         return FailedPrecondition(
             f"database {name} has lost a part of its log; restart Datasette, or run: datasette pubsub install"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +20,12 @@ from itertools import groupby, islice
 from typing import Any
 
 from .config import PAGE_MESSAGES
-from .errors import Conflict
+from .errors import Conflict, InvalidArgument
 from .models import Item, Message, Page, utc_text
 from .schema import LOG, RELEASED, installed
 from .selector import Selector
+
+logger = logging.getLogger("datasette_pubsub")
 
 #: Up to so many channels, catch-up merges one index range per channel; above,
 #: it scans windows of the log. SQLite allows 500 terms in a compound SELECT.
@@ -222,6 +225,18 @@ def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list
     else:
         message_id = _id_of_key(conn, item)
     ids.append(message_id)
+
+
+def refusal(error: sqlite3.IntegrityError) -> InvalidArgument:
+    """What a refused message means to its publisher.
+
+    What a trigger says, ours or the owner's, is meant for him; what SQLite says of a constraint names tables and
+    columns, which are the owner's affair.
+    """
+    if error.sqlite_errorname == "SQLITE_CONSTRAINT_TRIGGER":
+        return InvalidArgument(str(error))
+    logger.info("a publish was refused: %s", error)
+    return InvalidArgument("a constraint of the database refuses this; nothing was stored")
 
 
 def _id_of_key(conn: sqlite3.Connection, item: Item) -> int:
