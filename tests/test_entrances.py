@@ -37,6 +37,7 @@ CONFIG: dict[str, Any] = {
         "delete-row": {"id": ["ada", "bob", "root"]},
         "execute-write-sql": {"id": ["ada", "bob", "eve", "root"]},
         "execute-sql": {"id": ["ada", "root"]},
+        "alter-table": {"id": ["ada", "bob", "root"]},
     },
     "databases": {"data": {"tables": {"pubsub_subscriptions": {"allow": {"id": "ada"}}}}},
 }
@@ -55,6 +56,7 @@ def server(serve: Callable[..., Server], tmp_path: Path) -> Server:
     conn = sqlite3.connect(path)
     schema.set_durability(conn, Settings())
     schema.install(conn, Settings())
+    conn.execute("CREATE TABLE existing (id INTEGER PRIMARY KEY)")
     conn.close()
     sqlite_shell(path, "INSERT INTO vpubsub (channel, payload) VALUES ('open/1', 'for all'), ('secret', 'hidden text')")
     return serve(config=CONFIG)
@@ -106,6 +108,33 @@ def view_viewer(server: Server, actor: str | None, channel: str) -> bool:
     return own
 
 
+def view_messages(server: Server, actor: str | None, channel: str) -> bool:
+    """As JSON and as CSV, and in neither when all are asked for."""
+    payload = {"open/1": "for all", "secret": "hidden text"}[channel]
+    found = set()
+    for name in ("messages.json", "messages.csv"):
+        url = f"{server.pubsub}/-/{name}"
+        own = httpx.get(url, params={"channel": channel}, headers=headers(actor))
+        found.add(own.status_code == 200)
+        for params in ({}, {"pattern": "*"}, {"q": payload[2:]}):
+            assert (payload in httpx.get(url, params=params, headers=headers(actor)).text) == (own.status_code == 200)
+    assert len(found) == 1
+    return found.pop()
+
+
+def view_database_page(server: Server, actor: str | None, channel: str) -> bool:
+    """The panel on Datasette's page, and what it asks for."""
+    payload = {"open/1": "for all", "secret": "hidden text"}[channel]
+    page = httpx.get(f"{server.url}/data", headers=headers(actor)).text
+    rows = httpx.get(f"{server.pubsub}/-/activity.json", headers=headers(actor)).json()["channels"]
+    assert (payload in page) == (channel in [row["channel"] for row in rows])
+    return payload in page
+
+
+def view_jump(server: Server, actor: str | None, channel: str) -> bool:
+    return f"data: {channel}" in httpx.get(f"{server.url}/-/jump.json?q={channel}", headers=headers(actor)).text
+
+
 def view_check(server: Server, actor: str | None, channel: str) -> bool:
     rows = httpx.get(f"{server.url}/-/allowed.json", params={"action": "view-channel"}, headers=headers(actor)).json()
     return ("data", channel) in {(row["parent"], row["child"]) for row in rows["items"]}
@@ -129,6 +158,18 @@ def view_table(server: Server, actor: str | None, channel: str) -> bool:
 def publish_http(server: Server, actor: str | None, channel: str) -> bool:
     url, message = f"{server.pubsub}/-/publish", {"channel": channel, "payload": "x"}
     return httpx.post(url, json=message, headers=headers(actor)).status_code == 200
+
+
+def publish_form(server: Server, actor: str | None, channel: str) -> bool:
+    message = {"channel": channel, "payload": "x"}
+    return httpx.post(f"{server.pubsub}/-/publish-form", data=message, headers=headers(actor)).status_code == 302
+
+
+def publish_by_broadcast(server: Server, actor: str | None, channel: str) -> bool:
+    """Triggers that would publish for others: shown, as they would be made, to who may publish himself."""
+    form = {"action": "preview", "channel": channel, "on": "insert", "new": "1", "column": "id", "when_insert": ""}
+    answer = httpx.post(f"{server.url}/data/existing/-/broadcast", data=form, headers=headers(actor))
+    return answer.status_code == 200 and "CREATE TRIGGER" in answer.text
 
 
 def publish_connect(server: Server, actor: str | None, channel: str) -> bool:
@@ -186,9 +227,14 @@ WHO: dict[Callable[[Server, str | None, str], bool], dict[str, set[str | None]]]
     view_connect: {"open/1": set(EVERYONE), "secret": {"ada"}},
     view_listing: {"open/1": set(EVERYONE), "secret": {"ada"}},
     view_viewer: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_messages: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_database_page: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_jump: {"open/1": set(EVERYONE), "secret": {"ada"}},
     view_check: {"open/1": set(EVERYONE), "secret": {"ada"}},
     view_table: {"open/1": {"ada"}, "secret": {"ada"}},
     publish_http: {"open/1": {"ada", "bob"}, "open/new": {"ada", "bob"}, "secret": {"ada"}, "new": {"ada"}},
+    publish_form: {"open/1": {"ada", "bob"}, "open/x": {"ada", "bob"}, "secret": {"ada"}, "x": {"ada"}},
+    publish_by_broadcast: {"open/1": {"ada", "bob"}, "secret": {"ada"}},
     publish_connect: {"open/1": {"ada", "bob"}, "open/new too": {"ada", "bob"}, "secret": {"ada"}},
     # These pages need execute-sql, or the right to insert any message.
     publish_sql_page: {"open/1": {"ada"}, "secret": {"ada"}},
