@@ -356,7 +356,6 @@ def test_the_server_saw_no_failure(reports: Report, transport: str) -> None:
 # -- publish streams ---------------------------------------------------------------
 
 
-@pytest.mark.xfail(strict=False, reason="hypercorn sometimes logs a traceback when a stream over HTTP/2 ends")
 @pytest.mark.parametrize("transport", ["connect-2", "connect-2-json", "grpc-2", "grpc-2-json"])
 def test_a_publish_stream(v2: Path, serve: Callable[..., Server], transport: str) -> None:
     options = {"plugins": {"datasette-pubsub": {"channel_rules": {"secret": {"publish": False}}}}}
@@ -382,7 +381,9 @@ def test_a_publish_stream(v2: Path, serve: Callable[..., Server], transport: str
     ]
     many = server.rows("SELECT payload FROM pubsub_messages WHERE channel = 'many' ORDER BY id")
     assert many == [(str(n),) for n in range(2000)]
-    assert "Traceback" not in server.log
+    # hypercorn (0.18) loses a connection on which a message arrives for a stream that was refused already, and
+    # says so; nothing of ours may fail.
+    assert "datasette_pubsub" not in server.log
 
 
 # -- clients that go away --------------------------------------------------------
