@@ -77,6 +77,11 @@ async def policy(datasette: Datasette) -> str:
     return found
 
 
+def silence(broker: Broker) -> float:
+    """After how many seconds without a word a page takes its connection for dead: a heartbeat and a half."""
+    return 1.5 * broker.settings.heartbeat_seconds
+
+
 async def place(datasette: Datasette, request: Request, broker: Broker, channel: str | None = None) -> dict[str, Any]:
     """What the templates of a database's pages need to know to lead to each other; see ``pubsub_nav.html``."""
     actor, name = request.actor, broker.name

@@ -20,7 +20,7 @@ from datasette.utils.asgi import Request, Response
 from . import activity, log, permissions, search
 from .brokers import brokers
 from .edge import broker_of
-from .frame import place, shown
+from .frame import place, shown, silence
 from .links import links
 from .messages import Query, query_from
 from .models import Message, check_channel, text_of
@@ -88,6 +88,7 @@ async def _page(request: Request, datasette: Datasette) -> str:
             "follow": _follow(query) if live else None,
             "last_id": seen.found.head,
             "span": seen.span,
+            "silence": silence(broker),
             "row_base": datasette.urls.table(database, LOG) if may_view_log else None,
             "links": await links(datasette, request, database, query, may_view_log),
         },

@@ -17,6 +17,7 @@ from .broker import Broker
 from .brokers import brokers
 from .edge import broker_of, mapped
 from .errors import PubsubError
+from .frame import silence
 from .messages import only_get
 from .models import Message, text_of
 from .plot import drawn
@@ -53,6 +54,7 @@ async def panel(datasette: Datasette, request: Request, database: str) -> str | 
             "base": base,
             "head": answer.head,
             "span": answer.span,
+            "silence": silence(broker),
             "shown": SHOWN_CHANNELS,
             "more": answer.more,
             "channels": [

@@ -84,6 +84,7 @@ class PubsubPanel extends HTMLElement {
       patterns: ["*"],
       after,
       share: true,
+      silenceSeconds: Number(this.getAttribute("silence")) || undefined,
       signal: this.#life.signal,
       onmessage: (message) => this.#take(message),
       onstatus: (status) => this.#say(status),

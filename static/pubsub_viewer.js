@@ -7,9 +7,10 @@
  *
  * Attributes: `base` (the address of the database's channels), `follow` (JSON:
  * channels and patterns; none: the rows stay as they are), `last-id` (after
- * which to begin), `span` (up to which rates are counted), `rows` (most that
- * are shown while messages arrive), `row-base` (the log table's address, where
- * the visitor may see it), `color` (the database's).
+ * which to begin), `span` (up to which rates are counted), `silence` (after how
+ * many seconds of it a connection is dead), `rows` (most that are shown while
+ * messages arrive), `row-base` (the log table's address, where the visitor may
+ * see it), `color` (the database's).
  */
 
 import { connect } from "./pubsub.js";
@@ -28,6 +29,14 @@ const IDLE_MS = 1_000;
 
 /** Most rows that are marked, and read out, when they arrive together, in rows: each marking is painted anew. */
 const MARKED_ROWS = 10;
+
+/**
+ * While more than the first number of rows come with every tick, nobody can read them, and the page holds only the
+ * second number, in rows: laying them out is what takes its time. The rest is older messages.
+ */
+const TORRENT_ROWS = 20;
+const TORRENT_LIMIT = 40;
+const TORRENT_MS = 500;
 
 /** Rows that come within this time of others are not read out, in ms: a screen reader could never follow. */
 const CALM_MS = 1_000;
@@ -133,6 +142,7 @@ class PubsubViewer extends HTMLElement {
       ...JSON.parse(this.getAttribute("follow")),
       after,
       share: true,
+      silenceSeconds: Number(this.getAttribute("silence")) || undefined,
       signal: this.#life.signal,
       onmessage: (message) => this.#take(message),
       ongap: (gap) => this.#missed(gap),
@@ -198,6 +208,8 @@ class PubsubViewer extends HTMLElement {
     this.#pause.textContent = paused ? "Resume" : "Pause";
     this.#say();
     if (!paused && this.#stale) this.#finder.search();
+    // What was held is shown whole, however much it is.
+    this.#added = -CALM_MS;
     this.#tick();
   }
 
@@ -260,9 +272,11 @@ class PubsubViewer extends HTMLElement {
   #tick() {
     if (document.hidden) return;
     const began = performance.now();
+    // Looked at before anything is changed, so that nothing is laid out twice.
+    const held = this.#paused || this.#reading;
     this.#channels?.draw();
     this.#drawRate();
-    if (!this.#paused && !this.#reading) this.#show();
+    if (!held) this.#show();
     this.#fresh.hidden = this.#arrived === 0;
     if (this.#arrived) this.#fresh.textContent = `${this.#arrived.toLocaleString("en")} new`;
     this.#due = began + TICK_MS;
@@ -285,17 +299,21 @@ class PubsubViewer extends HTMLElement {
     this.#arrived = 0;
     this.#shownTo = this.#last;
     if (!this.#waiting.length) return;
-    const rows = this.#waiting.reverse().map((entry) => this.#rows.row(entry));
+    const now = performance.now();
+    const torrent = this.#waiting.length > TORRENT_ROWS && now - this.#added < TORRENT_MS;
+    const limit = torrent ? TORRENT_LIMIT : this.#limit;
+    const rows = this.#waiting.slice(-limit).reverse().map((entry) => this.#rows.row(entry));
     this.#waiting = [];
     const few = rows.length <= MARKED_ROWS;
     if (few) for (const row of rows) row.classList.add("pubsub-fresh");
-    const now = performance.now();
     this.#log.setAttribute("aria-live", few && now - this.#added > CALM_MS ? "polite" : "off");
     this.#added = now;
-    this.#body.prepend(...rows);
-    while (this.#body.rows.length > this.#limit) this.#body.lastElementChild.remove();
+    const kept = [...this.#body.rows].slice(0, limit - rows.length);
+    const full = kept.length < this.#body.rows.length;
+    if (full) this.#body.replaceChildren(...rows, ...kept);
+    else this.#body.prepend(...rows);
     this.querySelector(".zero-results").hidden = true;
-    this.#finder.endsAt(this.#body.lastElementChild.dataset.id, this.#body.rows.length === this.#limit);
+    this.#finder.endsAt(this.#body.lastElementChild.dataset.id, full);
   }
 
   /** The rows of another search; what is newer than they are comes after them. */
