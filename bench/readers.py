@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import select
 import socket
@@ -102,10 +101,11 @@ def wait_ready(socks: list[socket.socket], timeout: float = 120) -> None:
 
 def drain(sock: socket.socket) -> None:
     """Throw away what has come so far."""
-    with contextlib.suppress(BlockingIOError):
-        while sock.recv(1 << 16, socket.MSG_DONTWAIT):
-            pass
-        raise RuntimeError("the stream ended")
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    while poll.poll(0):
+        if not sock.recv(1 << 16):
+            raise RuntimeError("the stream ended")
 
 
 __all__ = ["FORMATS", "PAYLOAD", "connect", "drain", "seconds_until", "subscribe_request", "wait_ready"]
