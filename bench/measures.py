@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ def prepared(folder: Path, name: str, messages: int, channels: int) -> Path:
     """A file with such a log; kept from one run to the next when it is large."""
     path = folder / f"{name}.db"
     if path.exists():
-        with closing(sqlite3.connect(path)) as conn:
+        # A run that was broken off may have left a file without a log.
+        with closing(sqlite3.connect(path)) as conn, suppress(sqlite3.OperationalError):
             have = conn.execute("SELECT seq FROM sqlite_sequence").fetchone()
             if have and have[0] >= messages:
                 return path
