@@ -16,20 +16,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from datasette.utils import sqlite_timelimit
-
-from . import log, retention, schema, subscriptions
-from .batcher import Batcher, Committed, Transaction
+from . import log, retention, schema, snapshot, subscriptions
+from .batcher import Batcher, Committed
 from .catchup import CatchUp
-from .config import MAX_SNAPSHOT_BYTES, Settings
-from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
+from .config import Settings
+from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
 from .holders import Holders
 from .hub import Encoder, Hub
 from .inflow import Inflow
 from .models import ANYWHERE, AckMode, Bye, Item, Page, Where, check_subscription_name, utc_text
 from .selector import ALL, Rights, Selector, Verdicts
+from .store import Store
 from .stream import Stream
 from .subscriptions import Subscription
 from .watcher import Watcher
@@ -60,40 +59,18 @@ in_batcher: ContextVar[bool] = ContextVar("datasette_pubsub_in_batcher", default
 T = TypeVar("T")
 
 
-def explain(error: sqlite3.Error, name: str) -> PubsubError:
-    """What an SQLite error means to a caller, without paths or SQL."""
-    text = str(error)
-    if "readonly" in text or "unable to open" in text or "permission" in text.lower():
-        return FailedPrecondition(
-            f"database {name} cannot be written: its file is read-only, or was when Datasette opened it; "
-            "nothing was stored"
-        )
-    if "locked" in text or "busy" in text:
-        return Unavailable(f"database {name} is locked by another writer; nothing was stored, try again")
-    if "full" in text:
-        return Unavailable(f"the disk of database {name} is full; nothing was stored")
-    if isinstance(error, sqlite3.IntegrityError):
-        return log.refusal(error)
-    if "no such table" in text:
-        return FailedPrecondition(
-            f"database {name} has lost a part of its log; restart Datasette, or run: datasette pubsub install"
-        )
-    logger.error("database %s: %s", name, text)
-    return Unavailable(f"database {name} could not be written; nothing was stored")
-
-
 class Broker:
     """Publishes to and reads from one database of one Datasette."""
 
     def __init__(self, datasette: Datasette, db: Database, settings: Settings) -> None:
         self.name = str(db.name)
         self.settings = settings
-        #: Why the log could not be installed, as found when the write connection was opened.
-        self.conflict: PubsubError | None = None
+        #: The file, as Datasette opens it.
+        self.store = Store(datasette, db, settings)
         self._db = db
         self._datasette = datasette
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
-        self._batcher = Batcher(settings, self._session, self._committed)
+        self._batcher = Batcher(settings, self.store.session, self._committed)
         self._watcher = Watcher(db.connect, self.refresh, settings.poll_seconds)
         #: Of subscribers and of publishers.
         self._streams: set[Stream | Inflow] = set()
@@ -112,7 +89,7 @@ class Broker:
             return
         self._started = True
         add = self._datasette.add_background_task
-        if self.stores:
+        if self.store.writable:
             add(self._run_batcher, name=f"pubsub batcher: {self.name}")
             add(self._run_cursors, name=f"pubsub cursors: {self.name}")
             add(self._run_watcher, name=f"pubsub watcher: {self.name}")
@@ -148,44 +125,9 @@ class Broker:
 
     # -- writing ------------------------------------------------------------
 
-    @property
-    def stores(self) -> bool:
-        """Whether this is a file that can be written."""
-        return bool(self._db.is_mutable and not self._db.is_memory and not self._datasette.nolock)
-
-    def prepare_write(self, conn: sqlite3.Connection) -> None:
-        """Durability and the log, on Datasette's write connection; why not, if not, stands in ``conflict``."""
-        self.conflict = None
-        try:
-            schema.set_durability(conn, self.settings)
-            schema.install(conn, self.settings)
-        except PubsubError as error:
-            self.conflict = error
-        except sqlite3.Error as error:
-            self.conflict = explain(error, self.name)
-        if self.conflict is not None:
-            logger.warning("database %s: %s", self.name, self.conflict.message)
-
-    async def prepare_later(self) -> None:
-        """Have the log installed by the write thread, as soon as nothing reads; does not wait for it."""
-        if self.conflict is None:
-            # Opening the write connection is what installs it.
-            await self._db.execute_write_fn(lambda conn: None, block=False)
-        else:
-            await self._db.execute_write_fn(self.prepare_write, block=False, transaction=False)
-
-    def check_writable(self) -> None:
-        """Raise :class:`FailedPrecondition` when this database can never store a message."""
-        if self._db.is_memory:
-            raise FailedPrecondition(f"database {self.name} is in memory: it cannot keep messages")
-        if not self._db.is_mutable:
-            raise FailedPrecondition(f"database {self.name} is immutable: nothing can be published to it")
-        if self._datasette.nolock:
-            raise FailedPrecondition("Datasette was started with --nolock: it cannot read a file that has a log")
-
     async def publish(self, items: Sequence[Item]) -> list[int]:
         """Append messages, all or none; their ids, once they are on disk."""
-        self.check_writable()
+        self.store.check_writable()
         if len(items) > self.settings.max_batch_messages:
             raise TooLarge(
                 f"{len(items)} messages in one request; the limit is "
@@ -200,7 +142,7 @@ class Broker:
         ``party`` is whom it counts for, like a subscriber's stream; ``rights``
         says what it may publish. Raises :class:`~.errors.PubsubError`.
         """
-        self.check_writable()
+        self.store.check_writable()
         self._admit(party)
         inflow = Inflow(self._batcher, self.settings, self.name, rights)
         self._parties[party] += 1
@@ -214,7 +156,7 @@ class Broker:
 
     async def acknowledge(self, owner: str, name: str, message_id: int) -> int:
         """Move a subscription's cursor forward to an id; returns where it stands, once that is on disk."""
-        self.check_writable()
+        self.store.check_writable()
         check_subscription_name(name)
         number, cursor = await self._write(lambda conn: subscriptions.acknowledge(conn, owner, name, message_id))
         self._holders.acknowledged(number, cursor)
@@ -222,70 +164,13 @@ class Broker:
 
     async def delete_subscription(self, owner: str, name: str) -> None:
         """Forget a subscription and its cursor; its live stream, if any, ends. Raises :class:`NotFound`."""
-        self.check_writable()
+        self.store.check_writable()
         self._holders.drop(await self._write(lambda conn: subscriptions.delete(conn, owner, name)))
 
     async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run a change of the file in a transaction of its own; errors come out as :class:`PubsubError`."""
-        self.check_writable()
+        self.store.check_writable()
         return await self._write(fn)
-
-    async def _prepared(self) -> None:
-        if self.conflict is not None:
-            # Opening the write connection could not install the log; what stood in the way may be gone.
-            await self._db.execute_write_fn(self.prepare_write, transaction=False)
-
-    async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function in a transaction on the write connection. Raises :class:`PubsubError`."""
-        self._batcher.interrupt()
-        await self._prepared()
-
-        def checked(conn: sqlite3.Connection) -> T | PubsubError:
-            # What is refused is handed back, not raised: Datasette's write thread prints what is raised.
-            if self.conflict is not None:
-                return self.conflict
-            try:
-                return fn(conn)
-            except PubsubError as error:
-                conn.rollback()
-                return error
-
-        try:
-            result = await self._db.execute_write_fn(checked)
-        except sqlite3.Error as error:
-            raise explain(error, self.name) from error
-        if isinstance(result, PubsubError):
-            raise result
-        return cast(T, result)
-
-    async def _session(self, session: Callable[[Transaction], None]) -> None:
-        """Run the batcher's session on the write thread, with what it needs to run transactions."""
-        await self._prepared()
-
-        def run(conn: sqlite3.Connection) -> None:
-            session(lambda fn: self._transaction(conn, fn))
-
-        await self._db.execute_write_fn(run, transaction=False)
-
-    def _transaction(
-        self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], Committed]
-    ) -> Committed | PubsubError:
-        """One transaction of a session, on the write thread."""
-        if self.conflict is not None:
-            return self.conflict
-        try:
-            conn.execute("BEGIN IMMEDIATE")
-            try:
-                result = fn(conn)
-                conn.commit()
-            except BaseException:
-                conn.rollback()
-                raise
-        except PubsubError as error:
-            return error
-        except sqlite3.Error as error:
-            return explain(error, self.name)
-        return result
 
     def _committed(self, result: Committed) -> None:
         if not len(self.hub):
@@ -295,18 +180,15 @@ class Broker:
             # Others have committed in between: the log has it all, in order.
             self._watcher.look()
 
+    async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        self._batcher.interrupt()
+        return await self.store.write(fn)
+
     # -- reading ------------------------------------------------------------
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run a read on one of Datasette's read connections; errors come out as :class:`PubsubError`."""
-        try:
-            result: T = await self._db.execute_fn(fn)
-        except sqlite3.Error as error:
-            if "no such table" in str(error):
-                raise explain(error, self.name) from error
-            logger.error("database %s: %s", self.name, error)
-            raise Unavailable(f"database {self.name} could not be read") from error
-        return result
+        return await self.store.read(fn)
 
     async def channels(self) -> list[log.Channel]:
         """All channels of the log, by name, with what they hold."""
@@ -368,32 +250,10 @@ class Broker:
         Raises :class:`InvalidArgument` for SQL that does not run, with SQLite's
         word for it, and :class:`TooLarge` for more than ``max_snapshot_rows``.
         """
-        limit = self.settings.max_snapshot_rows
-
-        def read(conn: sqlite3.Connection) -> tuple[list[str], list[Any], int]:
-            conn.execute("BEGIN")
-            longest = conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SNAPSHOT_BYTES)
-            try:
-                head = log.head(conn)
-                with sqlite_timelimit(conn, self._datasette.setting("sql_time_limit_ms")):
-                    cursor = conn.execute(statement, params)
-                    rows: list[Any] = []
-                    size = 0
-                    for row in cursor:
-                        rows.append(row)
-                        size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
-                        if len(rows) > limit:
-                            raise TooLarge(f"more than {limit} rows (max_snapshot_rows)")
-                        if size > MAX_SNAPSHOT_BYTES:
-                            raise TooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes in one snapshot")
-                    return [column[0] for column in cursor.description], rows, head
-            except sqlite3.Error as error:
-                raise InvalidArgument(f"sql: {error}") from None
-            finally:
-                conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
-                conn.execute("ROLLBACK")
-
-        return await self.read(read)
+        settings, milliseconds = self.settings, self._datasette.setting("sql_time_limit_ms")
+        return await self.read(
+            lambda conn: snapshot.take(conn, statement, params, settings.max_snapshot_rows, milliseconds)
+        )
 
     async def refresh(self) -> None:
         """Bring the hub up to the log's head."""
@@ -483,7 +343,7 @@ class Broker:
         subscription = None
         if name is not None:
             check_subscription_name(name)
-            self.check_writable()
+            self.store.check_writable()
             subscription = await self._open(owner, name, selector, where)
             if subscription.new:
                 # In a file of an earlier version it may have the number of one that was deleted by SQL.

@@ -73,11 +73,11 @@ class Bridge:
 
     async def _publish(self, broker: Broker, caller: Caller | None, chunk: Sequence[Item], blocks: bool) -> None:
         await self._check(broker, caller, chunk)
-        broker.check_writable()
+        broker.store.check_writable()
         if blocks:
             # What stood in the way of the last attempt, if there was one, may be gone for the next.
-            conflict = broker.conflict
-            await broker.prepare_later()
+            conflict = broker.store.conflict
+            await broker.store.prepare_later()
             raise conflict or Unavailable(
                 f"database {broker.name} had no log yet and is being prepared for publishing; run the query again"
             )

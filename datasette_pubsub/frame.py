@@ -102,7 +102,7 @@ async def publish_path(
 ) -> str | None:
     """The address of the form, for those who may publish to some channel of a database that stores messages."""
     broker = brokers(datasette).find(database)
-    if broker is None or not broker.stores:
+    if broker is None or not broker.store.writable:
         return None
     if (await permissions.rights(datasette, actor, permissions.PUBLISH, database)).nothing:
         return None

@@ -121,9 +121,9 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
     if broker is None:
         return
     # Only Database.connect(write=True) sets this isolation level.
-    writes = broker.stores and conn.isolation_level == "IMMEDIATE"
+    writes = broker.store.writable and conn.isolation_level == "IMMEDIATE"
     if writes:
-        broker.prepare_write(conn)
+        broker.store.prepare_write(conn)
     bridge = caller.bridge(datasette)
     sql.register(
         conn,

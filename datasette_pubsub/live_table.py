@@ -43,7 +43,7 @@ def look(request: Request, datasette: Datasette, database: str, table: str) -> C
 
     async def find() -> None:
         broker = brokers(datasette).find(database)
-        if broker is None or not broker.settings.live_tables or not broker.stores:
+        if broker is None or not broker.settings.live_tables or not broker.store.writable:
             return
         if request.url_vars.get("format") not in (None, "html"):
             return

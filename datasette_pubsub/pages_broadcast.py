@@ -45,7 +45,7 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
     refused = await _refused(datasette, request.actor, broker.name, table)
     if refused:
         raise PermissionDenied(f"permission denied: {refused} on table {table} of database {broker.name}")
-    broker.check_writable()
+    broker.store.check_writable()
     if request.method in ("GET", "HEAD"):
         return await _show(request, datasette, broker, table)
     if request.method != "POST":
@@ -223,7 +223,7 @@ def table_link(
 
     async def link() -> list[dict[str, str]]:
         broker = brokers(datasette).find(database)
-        if broker is None or not broker.stores:
+        if broker is None or not broker.store.writable:
             return []
         if await _refused(datasette, actor, database, table):
             return []

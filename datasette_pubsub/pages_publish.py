@@ -69,7 +69,7 @@ async def publish_form(scope: Any, receive: Any, send: Any, request: Request, da
     if request.method not in ("GET", "HEAD", "POST"):
         raise MethodNotAllowed("this address is used with GET and POST")
     broker = broker_of(datasette, request)
-    broker.check_writable()
+    broker.store.check_writable()
     allowed = await permissions.rights(datasette, request.actor, permissions.PUBLISH, broker.name)
     if allowed.nothing:
         raise PermissionDenied(f"permission denied: {permissions.PUBLISH} on database {broker.name}")

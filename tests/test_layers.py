@@ -11,9 +11,10 @@ PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
     {"errors", "config", "models"},
-    {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search"},
+    {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot"},
     {"expressions", "broadcast", "broadcast_file"},
     {"sql", "batcher"},
+    {"store"},
     {"hub", "watcher", "rounds"},
     {"stream", "inflow"},
     {"holders"},

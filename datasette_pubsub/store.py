@@ -1,0 +1,162 @@
+"""The file of one database, as Datasette opens it: reads, writes, and what stands in their way.
+
+The law of this module: every connection is one that Datasette made (DESIGN.md,
+decision 1). Errors of SQLite come out of it as errors that may be shown. It
+knows no subscribers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from . import log, schema
+from .batcher import Committed, Transaction
+from .config import Settings
+from .errors import FailedPrecondition, PubsubError, Unavailable
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+    from datasette.database import Database
+
+logger = logging.getLogger("datasette_pubsub")
+
+T = TypeVar("T")
+
+
+def explain(error: sqlite3.Error, name: str) -> PubsubError:
+    """What an SQLite error means to a caller, without paths or SQL."""
+    text = str(error)
+    if "readonly" in text or "unable to open" in text or "permission" in text.lower():
+        return FailedPrecondition(
+            f"database {name} cannot be written: its file is read-only, or was when Datasette opened it; "
+            "nothing was stored"
+        )
+    if "locked" in text or "busy" in text:
+        return Unavailable(f"database {name} is locked by another writer; nothing was stored, try again")
+    if "full" in text:
+        return Unavailable(f"the disk of database {name} is full; nothing was stored")
+    if isinstance(error, sqlite3.IntegrityError):
+        return log.refusal(error)
+    if "no such table" in text:
+        return FailedPrecondition(
+            f"database {name} has lost a part of its log; restart Datasette, or run: datasette pubsub install"
+        )
+    logger.error("database %s: %s", name, text)
+    return Unavailable(f"database {name} could not be written; nothing was stored")
+
+
+class Store:
+    """One database of one Datasette."""
+
+    def __init__(self, datasette: Datasette, db: Database, settings: Settings) -> None:
+        #: Why the log could not be installed, as found when the write connection was opened.
+        self.conflict: PubsubError | None = None
+        self._name = str(db.name)
+        self._datasette = datasette
+        self._db = db
+        self._settings = settings
+
+    @property
+    def writable(self) -> bool:
+        """Whether this is a file that can be written."""
+        return bool(self._db.is_mutable and not self._db.is_memory and not self._datasette.nolock)
+
+    def prepare_write(self, conn: sqlite3.Connection) -> None:
+        """Durability and the log, on Datasette's write connection; why not, if not, stands in ``conflict``."""
+        self.conflict = None
+        try:
+            schema.set_durability(conn, self._settings)
+            schema.install(conn, self._settings)
+        except PubsubError as error:
+            self.conflict = error
+        except sqlite3.Error as error:
+            self.conflict = explain(error, self._name)
+        if self.conflict is not None:
+            logger.warning("database %s: %s", self._name, self.conflict.message)
+
+    async def prepare_later(self) -> None:
+        """Have the log installed by the write thread, as soon as nothing reads; does not wait for it."""
+        if self.conflict is None:
+            # Opening the write connection is what installs it.
+            await self._db.execute_write_fn(lambda conn: None, block=False)
+        else:
+            await self._db.execute_write_fn(self.prepare_write, block=False, transaction=False)
+
+    def check_writable(self) -> None:
+        """Raise :class:`FailedPrecondition` when this database can never store a message."""
+        if self._db.is_memory:
+            raise FailedPrecondition(f"database {self._name} is in memory: it cannot keep messages")
+        if not self._db.is_mutable:
+            raise FailedPrecondition(f"database {self._name} is immutable: nothing can be published to it")
+        if self._datasette.nolock:
+            raise FailedPrecondition("Datasette was started with --nolock: it cannot read a file that has a log")
+
+    async def _prepared(self) -> None:
+        if self.conflict is not None:
+            # Opening the write connection could not install the log; what stood in the way may be gone.
+            await self._db.execute_write_fn(self.prepare_write, transaction=False)
+
+    async def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a function in a transaction on the write connection. Raises :class:`PubsubError`."""
+        await self._prepared()
+
+        def checked(conn: sqlite3.Connection) -> T | PubsubError:
+            # What is refused is handed back, not raised: Datasette's write thread prints what is raised.
+            if self.conflict is not None:
+                return self.conflict
+            try:
+                return fn(conn)
+            except PubsubError as error:
+                conn.rollback()
+                return error
+
+        try:
+            result = await self._db.execute_write_fn(checked)
+        except sqlite3.Error as error:
+            raise explain(error, self._name) from error
+        if isinstance(result, PubsubError):
+            raise result
+        return cast(T, result)
+
+    async def session(self, session: Callable[[Transaction], None]) -> None:
+        """Run the batcher's session on the write thread, with what it needs to run transactions."""
+        await self._prepared()
+
+        def run(conn: sqlite3.Connection) -> None:
+            session(lambda fn: self._transaction(conn, fn))
+
+        await self._db.execute_write_fn(run, transaction=False)
+
+    def _transaction(
+        self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], Committed]
+    ) -> Committed | PubsubError:
+        """One transaction of a session, on the write thread."""
+        if self.conflict is not None:
+            return self.conflict
+        try:
+            conn.execute("BEGIN IMMEDIATE")
+            try:
+                result = fn(conn)
+                conn.commit()
+            except BaseException:
+                conn.rollback()
+                raise
+        except PubsubError as error:
+            return error
+        except sqlite3.Error as error:
+            return explain(error, self._name)
+        return result
+
+    async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a read on one of Datasette's read connections; errors come out as :class:`PubsubError`."""
+        try:
+            result: T = await self._db.execute_fn(fn)
+        except sqlite3.Error as error:
+            if "no such table" in str(error):
+                raise explain(error, self._name) from error
+            logger.error("database %s: %s", self._name, error)
+            raise Unavailable(f"database {self._name} could not be read") from error
+        return result
