@@ -28,7 +28,7 @@ from .gen.db_pb2 import (
 )
 from .inflow import Answer
 from .models import Item, check_message_id
-from .wire import envelope
+from .wire import NOT_ORDINARY, envelope
 
 
 class PublishRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +110,7 @@ def _of_json(data: bytes | bytearray) -> PublishRequest | None:
     """A publish of ordinary messages; ``None`` for all that Protobuf's JSON has beside them."""
     try:
         request = _JSON.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except NOT_ORDINARY:
         return None
     ordinary = all(type(item.payload) is str and item.channel and item.key != "" for item in request.items)
     return request if ordinary else None

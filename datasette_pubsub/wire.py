@@ -210,6 +210,9 @@ class _Items(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _ITEM = msgspec.json.Decoder(Item)
 _ITEMS = msgspec.json.Decoder(_Items)
 
+#: What the decoders raise for JSON that is wrong, or only more than ordinary; the last for hundreds of brackets.
+NOT_ORDINARY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 def items_of_json(body: bytes, what: str) -> list[Item]:
     """The messages of one JSON object: one message, or a list of them under ``items``.
@@ -220,10 +223,10 @@ def items_of_json(body: bytes, what: str) -> list[Item]:
     """
     try:
         items = [_ITEM.decode(body)]
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except NOT_ORDINARY:
         try:
             items = _ITEMS.decode(body).items
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except NOT_ORDINARY:
             return _items_by_field(body, what)
     if all(type(item.payload) is str for item in items):
         return items
@@ -245,7 +248,9 @@ def object_of_json(body: bytes, what: str) -> dict[str, Any]:
     """The JSON object in a text that is called ``what`` in errors. Raises :class:`InvalidArgument`."""
     try:
         data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidArgument(f"{what} is nested too deeply") from None
+    except ValueError as error:
         where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise InvalidArgument(f"{what} is not valid JSON{where}") from None
     if not isinstance(data, dict):
@@ -258,7 +263,10 @@ def _stored(payload: Any) -> Any:
     if isinstance(payload, bool):
         return "true" if payload else "false"
     if isinstance(payload, (dict, list)):
-        return _json(payload)
+        try:
+            return _json(payload)
+        except RecursionError:
+            raise InvalidArgument("payload is nested too deeply") from None
     return payload
 
 
