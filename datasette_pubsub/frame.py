@@ -78,8 +78,12 @@ async def policy(datasette: Datasette) -> str:
 
 
 def silence(broker: Broker) -> float:
-    """After how many seconds without a word a page takes its connection for dead: a heartbeat and a half."""
-    return 1.5 * broker.settings.heartbeat_seconds
+    """After how many seconds without a word a page takes its connection for dead.
+
+    A heartbeat and a half, and never less than two seconds after a heartbeat was due: a busy server is not a dead one.
+    """
+    heartbeat = broker.settings.heartbeat_seconds
+    return max(1.5 * heartbeat, heartbeat + 2)
 
 
 async def place(datasette: Datasette, request: Request, broker: Broker, channel: str | None = None) -> dict[str, Any]:

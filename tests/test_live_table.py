@@ -265,7 +265,9 @@ def test_many_changes_are_shown_at_a_pace_that_can_be_borne(serve: Callable[...,
             page.locator("h1").click()
     expect(page.locator("h3.table-summary")).to_have_text("3 rows")
     expect(row(page, "3").locator(".col-price")).to_have_text(str(float(max(n for n in range(count) if n % 3 == 2))))
-    assert cells(page) == ["one", "two", "three"]
+    # Datasette reads the rows before it counts them: what was removed in between goes with the next look.
+    there = page.locator("table.rows-and-columns tbody tr:not(.pubsub-gone) td.col-name")
+    expect(there).to_have_text(["one", "two", "three"])
     assert rows(page).count() <= 3 + 50
     seconds = page.evaluate("performance.now()") / 1000
     assert 1 <= len(looks) <= 2 * seconds + 2

@@ -311,7 +311,7 @@ def test_a_stopped_server_is_told_and_got_over(serve: Callable[..., Server], wat
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
     sqlite_shell(server.path, "INSERT INTO vpubsub (channel, payload) VALUES ('a', '2'), ('a', '3')")
-    status(page, "Reconnecting: nothing was heard for 3 s")
+    status(page, "Reconnecting: nothing was heard for 4 s")
     server.process.send_signal(signal.SIGCONT)
     status(page, "Live")
     server.publish(channel="a", payload="4")
