@@ -153,6 +153,4 @@ def test_the_options_table_is_complete() -> None:
 
 
 def test_the_picture_is_there() -> None:
-    assert all(
-        (ROOT / path).read_bytes().startswith(b"\x89PNG") for path in re.findall(r"!\[.*?\]\((.+?)\)", README)
-    )
+    assert all((ROOT / path).read_bytes().startswith(b"\x89PNG") for path in re.findall(r"!\[.*?\]\((.+?)\)", README))
