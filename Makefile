@@ -28,10 +28,10 @@ types:
 generated:
 	proto/generate --check
 
-# The pictures in the docs; every page, on a phone and a desktop, light and dark: python tests/pictures.py FOLDER
+# The pictures in the docs: every page, on a phone and a desktop, light and dark.
 .PHONY: pictures
 pictures: system-packages $(VENV)/test-installed
-	$(BIN)/python tests/pictures.py docs/pictures --docs
+	$(BIN)/python tests/pictures.py docs/pictures
 
 # Tests that take minutes.
 slow: system-packages $(VENV)/test-installed

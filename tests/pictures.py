@@ -1,4 +1,4 @@
-"""Pictures of every page: ``python tests/pictures.py FOLDER``; with ``--docs`` those that the docs show."""
+"""Pictures of every page, on a phone and a desktop, light and dark: ``python tests/pictures.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,8 @@ Scheme = Literal["light", "dark"]
 
 WIDTHS = {"phone": 390, "desktop": 1280}
 
-#: What the docs show: page, width and scheme.
-IN_DOCS = {
-    ("panel", "desktop", "light"),
-    ("live", "desktop", "light"),
-    ("channel", "phone", "dark"),
-    ("publish", "desktop", "light"),
-    ("subscriptions", "desktop", "dark"),
-    ("broadcast", "desktop", "light"),
-}
 
-
-def main(folder: Path, only_docs: bool) -> None:
+def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "shop.db"
@@ -40,20 +30,16 @@ def main(folder: Path, only_docs: bool) -> None:
             with chromium.running() as browser:
                 for scheme in get_args(Scheme):
                     for kind, width in WIDTHS.items():
-                        wanted = [name for name in PAGES if not only_docs or (name, kind, scheme) in IN_DOCS]
                         viewport = {"width": width, "height": 800}
                         with contextlib.closing(browser.new_context(color_scheme=scheme, viewport=viewport)) as context:  # type: ignore[arg-type]
                             log_in(context, server)
-                            for name in wanted:
+                            for name in PAGES:
                                 page = show(context, server, name)
-                                page.screenshot(
-                                    path=folder / f"{name}-{kind}-{scheme}.png",
-                                    full_page=not only_docs or name == "publish",
-                                )
+                                page.screenshot(path=folder / f"{name}-{kind}-{scheme}.png")
                                 page.close()
         finally:
             server.kill()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--docs" in sys.argv[2:])
+    main(Path(sys.argv[1]))

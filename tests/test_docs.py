@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ import httpx
 import pytest
 import yaml
 from conftest import OPEN, Server, sqlite_shell
+from every_page import PAGES
 
 from datasette_pubsub import (
     api,
@@ -371,6 +373,12 @@ INSERT INTO totals VALUES ('ada', 0), ('bob', 0);
 INSERT INTO vpubsub (channel, payload) VALUES ('orders', 'one'), ('orders', 'two');
 INSERT INTO pubsub_subscriptions (owner, name, reads) VALUES ('', 'billing', '{"channels": ["orders"]}');
 """
+
+
+def test_every_page_is_shown_on_a_phone_and_a_desktop_light_and_dark() -> None:
+    shown = set(re.findall(r"\]\(pictures/(.+?)\.png\)", DOCS["pictures"]))
+    assert shown == {"-".join(kind) for kind in product(PAGES, ("phone", "desktop"), ("light", "dark"))}
+    assert shown == {path.stem for path in (ROOT / "docs" / "pictures").iterdir()}
 
 
 def test_blocks_are_of_a_kind_that_is_run() -> None:
