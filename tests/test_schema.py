@@ -12,6 +12,7 @@ from conftest import sqlite_shell
 from datasette_pubsub import log, schema, subscriptions
 from datasette_pubsub.config import Settings
 from datasette_pubsub.errors import SchemaConflict
+from datasette_pubsub.models import Item
 from datasette_pubsub.selector import Selector
 
 INSERT = "INSERT INTO vpubsub (channel, payload) VALUES (?, ?)"
@@ -84,6 +85,18 @@ def test_every_type_is_kept(conn: sqlite3.Connection) -> None:
     payloads = ["text", 1, 1.5, b"\x00\x01", "", b"", "ä\0b"]
     conn.executemany(INSERT, [("a", payload) for payload in payloads])
     assert [row[0] for row in conn.execute("SELECT payload FROM vpubsub ORDER BY id")] == payloads
+
+
+def test_a_file_in_utf_16_publishes_too(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "wide.db", isolation_level=None)
+    connection.execute("PRAGMA encoding = 'UTF-16'")
+    schema.install(connection, Settings())
+    connection.execute(INSERT, ("a", "x"))
+    log.insert(connection, [Item("ä", "y"), Item("b", "z")], log.now())
+    with pytest.raises(sqlite3.IntegrityError, match="must not contain NUL"):
+        connection.execute(INSERT, ("a\0b", "x"))
+    assert connection.execute("SELECT channel, payload FROM vpubsub").fetchall() == [("a", "x"), ("ä", "y"), ("b", "z")]
+    connection.close()
 
 
 def test_the_log_is_append_only(conn: sqlite3.Connection) -> None:
