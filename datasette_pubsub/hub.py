@@ -147,9 +147,8 @@ class Tail:
     def extend(self, messages: Sequence[Message]) -> None:
         """Add the messages that follow the head, and drop the oldest over the byte bound."""
         self._spans.clear()
-        for message in messages:
-            self._ids.append(message.id)
-            self._bytes += message.size
+        self._ids.extend([message.id for message in messages])
+        self._bytes += sum([message.size for message in messages])
         self._messages.extend(messages)
         for frames in self._frames.values():
             frames.extend([None] * len(messages))
@@ -190,10 +189,13 @@ class Tail:
         messages = self._messages
         parts: list[bytes] = []
         total = last = 0
-        matches = selector.matches
+        channel, follows = None, False
         for index in range(bisect_right(self._ids, after), len(messages)):
             message = messages[index]
-            if not matches(message.channel):
+            if message.channel != channel:
+                channel = message.channel
+                follows = selector.matches(channel)
+            if not follows:
                 continue
             frame = frames[index]
             if frame is None:

@@ -39,14 +39,13 @@ _ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
 _LINES = re.compile(r"\r\n|\r|\n")
 
-#: A text as JSON, in quotes; made in C, and not only for ASCII.
-_quoted = json.encoder.encode_basestring
-
 _NUMBERS = SubscribeResponse.DESCRIPTOR.fields_by_name
 #: What stands before a message id and before a payload in Protobuf: the field's number and how it is written.
 _ID_TAG = bytes([_NUMBERS["message_id"].number << 3 | 0])
 _PAYLOAD_TAG = bytes([_NUMBERS["payload"].number << 3 | 2])
 
+#: What stands before a message of a Connect stream: a flag byte, and its length in four bytes.
+_PREFIX = struct.Struct(">BI").pack
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -68,30 +67,53 @@ def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
     return fields
 
 
-def _message_json(message: Message, missed: int) -> str:
-    """:func:`message_fields` as JSON: the same text, in a fifth of the time for an ordinary message."""
-    if missed or not isinstance(message.payload, str):
-        return _json(message_fields(message, missed))
-    return (
-        f'{{"messageId":"{message.id}","channel":{_quoted(message.channel)},'
-        f'"payload":{_quoted(message.payload)},"createdAt":{_quoted(message.created_at)}}}'
-    )
+class _Ordinary(msgspec.Struct, rename="camel", gc=False):
+    """:func:`message_fields` of an ordinary message, which becomes JSON without Python."""
+
+    message_id: str
+    channel: str
+    payload: str
+    created_at: str
+
+
+_ordinary_json = msgspec.json.Encoder().encode
+
+
+def _message_json(message: Message, missed: int) -> bytes:
+    """:func:`message_fields` as JSON: the same fields, in a fifth of the time for an ordinary message."""
+    payload = message.payload
+    if missed or not isinstance(payload, str):
+        return _json(message_fields(message, missed)).encode()
+    return _ordinary_json(_Ordinary(str(message.id), message.channel, payload, message.created_at))
+
+
+def _message_proto(message: Message, missed: int) -> bytes:
+    """A message in Protobuf, in its envelope."""
+    # What stands one after the other is one message to a reader of Protobuf
+    # (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+    shared = _shared_fields(message.channel, message.created_at)
+    payload = message.payload
+    if missed or not isinstance(payload, str) or not payload:
+        return envelope(_own_fields(message, missed) + shared)
+    # An ordinary one is put together here, of parts that its neighbours have, too, in a seventh of the time.
+    text = payload.encode()
+    number = message.id
+    high = _varint(number >> 7) if number > 127 else b""
+    head, tag = _around_id(len(high), len(text), len(shared))
+    return b"".join((head, _LOW[number & 127 | (128 if high else 0)], high, tag, text, shared))
 
 
 def _own_fields(message: Message, missed: int) -> bytes:
-    """Of a message in Protobuf, what is its own; written here for an ordinary one, in a third of the time."""
-    payload = message.payload
-    if isinstance(payload, str) and payload and not missed:
-        text = payload.encode()
-        return b"%b%b%b%b%b" % (_ID_TAG, _varint(message.id), _PAYLOAD_TAG, _varint(len(text)), text)
+    """Of a message in Protobuf, what is its own."""
     own = SubscribeResponse(message_id=message.id, missed=missed)
-    if isinstance(payload, bytes):
-        own.blob = payload
+    if isinstance(message.payload, bytes):
+        own.blob = message.payload
     else:
-        own.payload = text_of(payload)
+        own.payload = text_of(message.payload)
     return own.SerializeToString()
 
 
+@lru_cache(maxsize=1024)
 def _varint(number: int) -> bytes:
     """A number as Protobuf writes it (https://protobuf.dev/programming-guides/encoding/#varints)."""
     parts = bytearray()
@@ -100,6 +122,21 @@ def _varint(number: int) -> bytes:
         number >>= 7
     parts.append(number)
     return bytes(parts)
+
+
+#: The first byte of a message id in Protobuf.
+_LOW = [bytes([byte]) for byte in range(256)]
+
+
+@lru_cache(maxsize=1024)
+def _around_id(high: int, text: int, shared: int) -> tuple[bytes, bytes]:
+    """What stands before the id and before the payload of an ordinary message, by the sizes of its parts in bytes.
+
+    ``high`` is what the id takes after its first byte.
+    """
+    tag = _PAYLOAD_TAG + _varint(text)
+    size = len(_ID_TAG) + 1 + high + len(tag) + text + shared
+    return _PREFIX(0, size) + _ID_TAG, tag
 
 
 @lru_cache(maxsize=1024)
@@ -123,9 +160,12 @@ class SseEncoder:
 
     def message(self, message: Message, missed: int = 0) -> bytes:
         if not self._raw:
-            return f"id: {message.id}\ndata: {_message_json(message, missed)}\n\n".encode()
+            return b"id: %d\ndata: %b\n\n" % (message.id, _message_json(message, missed))
         payload = message.payload
-        text = base64.b64encode(payload).decode() if isinstance(payload, bytes) else text_of(payload)
+        if isinstance(payload, str):
+            text = payload
+        else:
+            text = base64.b64encode(payload).decode() if isinstance(payload, bytes) else text_of(payload)
         if "\n" in text or "\r" in text:
             text = "\ndata: ".join(_LINES.split(text))
         return f"id: {message.id}\ndata: {text}\n\n".encode()
@@ -168,10 +208,8 @@ class ConnectEncoder:
 
     def message(self, message: Message, missed: int = 0) -> bytes:
         if self._as_json:
-            return envelope(_message_json(message, missed).encode())
-        # What stands one after the other is one message to a reader of Protobuf
-        # (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
-        return envelope(_own_fields(message, missed) + _shared_fields(message.channel, message.created_at))
+            return envelope(_message_json(message, missed))
+        return _message_proto(message, missed)
 
     def event(self, event: Event) -> bytes:
         match event:
@@ -191,7 +229,7 @@ class ConnectEncoder:
 
 def envelope(data: bytes) -> bytes:
     """One message of a Connect stream: a flag byte, the length in four bytes, and itself."""
-    return struct.pack(">BI", 0, len(data)) + data
+    return _PREFIX(0, len(data)) + data
 
 
 def _timestamp(created_at: str) -> tuple[int, int]:
