@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from . import (
 )
 from .broker import in_batcher
 from .brokers import brokers
+from .endless import outlast
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -180,8 +181,8 @@ def actor_from_request(datasette: Datasette, request: Request) -> None:
         found.request = request
 
 
-@hookimpl
-def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
+@hookimpl(wrapper=True)
+def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
     def wrap(app: Any) -> Any:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
@@ -196,7 +197,9 @@ def asgi_wrapper(datasette: Datasette) -> Callable[[Any], Any]:
 
         return wrapped
 
-    return wrap
+    # The first is the innermost: other plugins' wrappers are around a stream for as long as it lives.
+    others = yield
+    return [outlast, *others, wrap]
 
 
 @hookimpl

@@ -16,6 +16,7 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions, shutdown
 from .edge import broker_of, cors_headers, mapped, refuse_elsewhere, selector_from, where_from
+from .endless import endless
 from .errors import InvalidArgument, MethodNotAllowed
 from .models import AckMode
 from .sending import ReaderStuck, send_frames
@@ -70,6 +71,7 @@ async def _cancel_when_gone(receive: Any, answer: asyncio.Task[Any]) -> None:
     answer.cancel()
 
 
+@endless
 @mapped
 async def stream(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """The view of one SSE stream; it returns when the stream has ended."""

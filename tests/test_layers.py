@@ -21,7 +21,7 @@ LAYERS = [
     {"broker"},
     {"brokers"},
     {"permissions", "tables", "caller", "shutdown"},
-    {"wire", "codecs", "edge", "sending", "texts", "plot", "unpacking"},
+    {"wire", "codecs", "edge", "endless", "sending", "texts", "plot", "unpacking"},
     {"rpc_call"},
     {"frame", "messages", "links", "rpc_publish", "ndjson"},
     {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table"},
