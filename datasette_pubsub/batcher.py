@@ -7,7 +7,8 @@ and bytes and pushes back with a clear error when it is full.
 
 Handing a write to Datasette's write thread costs as much as a small commit. So
 that thread, once it has been called, goes on from one transaction to the next
-while there is something to write, and for a moment longer (a session). Publishes
+while there is something to write, and for a moment longer (a session); it comes
+back after the present transaction when others want to write. Publishes
 are put into the queue by the event loop alone, and taken out of it by the write
 thread alone.
 """
@@ -42,14 +43,14 @@ COMMIT_MESSAGES = 10_000
 #: Most payload bytes in one transaction, unless a single publish has more.
 COMMIT_BYTES = 16 * 1024 * 1024
 
-#: How long a session may keep Datasette's write thread from others who wait for
-#: it, in seconds: many transactions, and less than a visitor notices.
+#: How long a session may last, in seconds: many transactions. Others who want to write end it
+#: (:meth:`Batcher.make_way`); who cannot be seen, as Datasette's own functions on a connection of their own, waits
+#: for it, less than a visitor notices.
 SESSION_SECONDS = 0.02
 
-#: How long a session waits for more before it ends, in seconds. Publishers that
-#: wait for their answers send the next publish within this time; others who want
-#: to write are kept waiting no longer than by one more commit.
-LINGER_SECONDS = 0.002
+#: How long a session waits for more before it ends, in seconds. Publishers that wait for their answers, or publish
+#: a hundred times a second, send the next publish within this time, and it is spared the hand-over.
+LINGER_SECONDS = 0.01
 
 #: Runs a function in a transaction on the write connection; errors are handed back.
 Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"]], "Committed | PubsubError"]
@@ -109,6 +110,8 @@ class Batcher:
         self._closed = False
         #: Whether the newest transaction has failed.
         self._failed = False
+        #: Whether others want to write: set by them, cleared before a session is handed over, behind them.
+        self._others = False
         #: Whether the session waits for more, and what ends its wait.
         self._lingers = False
         self._wake_session: SimpleQueue[None] = SimpleQueue()
@@ -191,10 +194,15 @@ class Batcher:
     def _wake(self) -> None:
         self._idle.clear()
         self._work.set()
-        self.interrupt()
+        self._rouse()
 
-    def interrupt(self) -> None:
-        """Let a session that waits for more look again: it ends if there is nothing. For others who want to write."""
+    def make_way(self) -> None:
+        """Let the session end after its present transaction: called by who is about to write through Datasette."""
+        self._others = True
+        self._rouse()
+
+    def _rouse(self) -> None:
+        """Let a session that waits for more look again."""
         if self._lingers:
             self._lingers = False
             self._wake_session.put(None)
@@ -213,6 +221,7 @@ class Batcher:
             self._idle.set()
 
     async def _write_all(self) -> None:
+        self._others = False
         try:
             await self._write(self._session)
         except asyncio.CancelledError:
@@ -230,6 +239,7 @@ class Batcher:
         """Take no more publishes and wait until all that were taken are written; whether they were."""
         self._closed = True
         self._written.set()
+        self.make_way()
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
@@ -240,7 +250,7 @@ class Batcher:
     def _session(self, transaction: Transaction) -> None:
         """On the write thread: one transaction after the other, while there is something to write."""
         end = time.monotonic() + SESSION_SECONDS
-        while time.monotonic() < end:
+        while True:
             taken, cursors = self._take(), self._take_cursors()
             if not taken and not cursors:
                 # Without SQL threads (num_sql_threads) this is the event loop, which must not wait.
@@ -257,14 +267,15 @@ class Batcher:
             except RuntimeError:
                 # The loop has ended, and with it whoever waited.
                 return
-            if isinstance(result, PubsubError):
+            # Not looked at before: beside others who write all the time, each session writes something.
+            if isinstance(result, PubsubError) or self._others or time.monotonic() >= end:
                 return
 
     def _linger(self) -> bool:
         """Wait a moment for something to write; whether there is something."""
         self._lingers = True
         # Looked at after that is set: what came before it woke nobody.
-        if not self._waiting and not self._cursors:
+        if not (self._waiting or self._cursors or self._others):
             with contextlib.suppress(Empty):
                 self._wake_session.get(timeout=LINGER_SECONDS)
         self._lingers = False

@@ -181,8 +181,12 @@ class Broker:
             self._watcher.look()
 
     async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        self._batcher.interrupt()
+        self.make_way()
         return await self.store.write(fn)
+
+    def make_way(self) -> None:
+        """Called before anything but the batcher writes through Datasette, so that it need not wait for the batcher."""
+        self._batcher.make_way()
 
     # -- reading ------------------------------------------------------------
 

@@ -137,7 +137,7 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
 
 @hookimpl
 def write_wrapper(datasette: Datasette, database: str, request: Request | None) -> Any:
-    """Tell publish_batch whose request it runs for, and the hub what was committed.
+    """Tell the batcher that others write, publish_batch whose request it runs for, and the hub what was committed.
 
     Datasette's "Alter table" builds a table anew, which loses its triggers: a
     broadcast is made again, in the same transaction.
@@ -147,6 +147,8 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
     broker = brokers(datasette).find(database)
     if broker is None:
         return None
+    # Datasette puts the write into its queue right after this, without a turn of the event loop between.
+    broker.make_way()
 
     def wrapper(conn: sqlite3.Connection, track_event: Callable[[Event], None]) -> Iterator[None]:
         token = caller.current.set(caller.Caller(request) if request is not None else None)

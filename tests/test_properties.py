@@ -18,9 +18,9 @@ import pytest
 from conftest import OPEN, Server, Sse, sqlite_shell, wait_for
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from world import Reader, Truth, World, check, make_file
+from world import DEADLINE, Reader, Truth, World, check, make_file
 
-from datasette_pubsub import broker, stream
+from datasette_pubsub import batcher, broker, stream
 from datasette_pubsub.selector import Selector
 
 TRIMMER = Path(__file__).parent / "trimmer.py"
@@ -355,6 +355,32 @@ async def test_the_batcher_commits_before_another_program_was_noticed(
             await world.publish(["a"], wait=True)
             await world.settle([reader])
         assert reader.connections[0].order == [1, 3, 4, 5, 7, 8, 9, 11, 12]
+
+
+@pytest.mark.asyncio
+async def test_the_batcher_makes_way_for_other_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would keep Datasette's write thread for an hour, waiting for more or going on with it.
+    monkeypatch.setattr(batcher, "SESSION_SECONDS", 3600.0)
+    monkeypatch.setattr(batcher, "LINGER_SECONDS", 3600.0)
+    async with in_world(tmp_path, monkeypatch) as world:
+        await world.publish(["a"], wait=True)
+        async with asyncio.timeout(DEADLINE):
+            await world.write_in_datasette(["b"], fails=False)
+        written = False
+
+        async def publish_on() -> int:
+            rounds = 0
+            while not written:
+                await world.publish(["a"], wait=True)
+                rounds += 1
+            return rounds
+
+        publishers = [asyncio.create_task(publish_on()) for _ in range(4)]
+        async with asyncio.timeout(DEADLINE):
+            for _ in range(20):
+                await world.write_in_datasette(["b"], fails=False)
+        written = True
+        assert min(await asyncio.gather(*publishers)) > 1
 
 
 @pytest.mark.asyncio
