@@ -40,7 +40,8 @@ class Sizes:
     subscriptions: int = 10_000
     log: int = 10_000_000
     small_log: int = 10_000
-    load_requests: int = 100
+    load_requests: int = 1_000  # of 100 messages each: about a second, longer than a checkpoint or a round of cursors
+    reads: int = 20  # streams read one after the other for one value of catch-up
 
 
 @contextmanager
@@ -277,21 +278,26 @@ def large_log(folder: Path, sizes: Sizes) -> Values:
     large = prepared(folder, "large", sizes.log, 10)
     small = prepared(folder, "small", sizes.small_log, 10)
     read = sizes.small_log // 10
+    requests = max(1, sizes.load_requests // 4)  # the small log is to stay small
 
-    def catch_up_rate(server: Server, after: int) -> float:
-        request = subscribe_request(server.database, "chan-3", "sse", after=after)
-        return read / seconds_until(server.port, request, read)
+    def catch_up_rate(server: Server, top: int) -> float:
+        """From places before ``top``, by one stream after the other: one alone takes milliseconds."""
+        seconds = 0.0
+        for _ in range(sizes.reads):
+            request = subscribe_request(server.database, "chan-3", "sse", after=random.randrange(top))
+            seconds += seconds_until(server.port, request, read)
+        return sizes.reads * read / seconds
 
     with Server(large) as many, Server(small) as few:
         publish_small, publish_large = _turns(
             sizes.repeats * 2,
-            lambda: publish_rate(few, "published", sizes.load_requests),
-            lambda: publish_rate(many, "published", sizes.load_requests),
+            lambda: publish_rate(few, "published", requests),
+            lambda: publish_rate(many, "published", requests),
         )
         read_small, read_large = _turns(
             sizes.repeats * 4,
-            lambda: catch_up_rate(few, 0),
-            lambda: catch_up_rate(many, random.randrange(sizes.log - sizes.small_log)),
+            lambda: catch_up_rate(few, 1),
+            lambda: catch_up_rate(many, sizes.log - sizes.small_log),
         )
     remove(small)
     return {
