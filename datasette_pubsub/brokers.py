@@ -14,6 +14,7 @@ from .broker import Broker
 from .config import PLUGIN, Settings, read_settings
 from .errors import InvalidArgument, NotFound
 from .rounds import Rounds
+from .selector import Verdicts
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -29,6 +30,8 @@ class Brokers:
         self._closing = False
         #: Questions about permissions that many requests ask at once.
         self.rounds: Rounds[Any] = Rounds()
+        #: By database, what anonymous readers may view, and when that was asked; kept by :mod:`.permissions`.
+        self.anonymous_rights: dict[str, tuple[float, Verdicts]] = {}
         #: The event loop that serves, once there is one; SQL threads hand their work to it.
         self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether the signals that end the server are heard.
