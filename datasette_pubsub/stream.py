@@ -72,8 +72,10 @@ class Stream:
         self._allowed = allowed
         self._recheck_seconds = recheck_seconds
         #: When the reader's token ends, on the loop's clock; then its rights are looked at, too.
-        self._expiry = math.inf if expires_in is None else asyncio.get_running_loop().time() + expires_in
-        self._checked = asyncio.get_running_loop().time()
+        #: The loop's clock, kept for the reason that is told at the waiter's loop.
+        self._now = asyncio.get_running_loop().time
+        self._expiry = math.inf if expires_in is None else self._now() + expires_in
+        self._checked = self._now()
         #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
         self._unacked: deque[tuple[int, int]] | None = None if max_unacked is None else deque()
         self._in_flight = 0
@@ -184,11 +186,11 @@ class Stream:
         """How long to wait for something to do."""
         if self._expiry == math.inf:
             return self._patience
-        return min(self._patience, max(0.0, self._expiry - asyncio.get_running_loop().time()))
+        return min(self._patience, max(0.0, self._expiry - self._now()))
 
     def _recheck_due(self) -> bool:
         """Whether the reader's rights are to be looked at: every ``recheck_seconds``, and when its token ends."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         if now >= self._expiry:
             self._expiry = math.inf
         elif now - self._checked < self._recheck_seconds:

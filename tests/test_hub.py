@@ -166,7 +166,8 @@ async def test_a_stopped_stream_says_why_after_the_send_under_way() -> None:
     assert stream.position == 1
 
 
-def test_the_tail_is_bounded() -> None:
+@pytest.mark.asyncio
+async def test_the_tail_is_bounded() -> None:
     world = World(Hub(2000, lambda idle: None))
     world.hub.register(Selector.of(["a"]))
     for _ in range(100):
@@ -185,7 +186,8 @@ async def test_what_came_before_the_first_subscriber_is_in_the_log() -> None:
     await frames.aclose()
 
 
-def test_the_hub_forgets_who_has_left() -> None:
+@pytest.mark.asyncio
+async def test_the_hub_forgets_who_has_left() -> None:
     idle: list[bool] = []
     hub = Hub(1 << 20, idle.append)
     waiters = [hub.register(Selector.of([f"c{n}"], ["x*"])) for n in range(10)]
