@@ -69,6 +69,8 @@ class Store:
         self.conflict = None
         try:
             schema.set_durability(conn, self._settings)
+            if not self._datasette.setting("cache_size_kb"):
+                schema.set_cache(conn)
             schema.install(conn, self._settings)
         except PubsubError as error:
             self.conflict = error

@@ -220,6 +220,21 @@ async def test_a_plugins_code_is_trusted_and_a_request_is_not(tmp_path: Path) ->
         await datasette.aclose() if hasattr(datasette, "aclose") else datasette.close()
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("chosen", "cache"), [(0, -32_000), (700, -700)])
+async def test_the_write_connection_has_room_for_many_channels(tmp_path: Path, chosen: int, cache: int) -> None:
+    path = tmp_path / "data.db"
+    install(path)
+    datasette = Datasette([str(path)], settings={"cache_size_kb": chosen})
+    await datasette.invoke_startup()
+    try:
+        database = datasette.get_database("data")
+        found = await database.execute_write_fn(lambda conn: conn.execute("PRAGMA cache_size").fetchone()[0])
+        assert found == cache, "what the owner has chosen goes before"
+    finally:
+        await datasette.aclose() if hasattr(datasette, "aclose") else datasette.close()
+
+
 def statements(script: str) -> list[str]:
     found, statement = [], ""
     for line in script.splitlines(keepends=True):
