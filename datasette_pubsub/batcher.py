@@ -27,12 +27,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import TypeVar
 
-from . import log, subscriptions
+from . import subscriptions
 from .config import Settings
 from .errors import PubsubError, TooMany, Unavailable
-from .models import Item, Message, check_items
+from .models import Item, check_items
+from .transaction import Committed, Outcome, append
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -52,31 +52,19 @@ SESSION_SECONDS = 0.02
 #: a hundred times a second, send the next publish within this time, and it is spared the hand-over.
 LINGER_SECONDS = 0.01
 
+#: How many publishes a transaction must have held for the session to wait for the next of them, in publishes: with
+#: fewer it gains nothing, and with more writing them takes longer than the sync that is saved.
+GATHER_PUBLISHES = range(4, 65)
+
+#: How long that wait may be, in seconds: longer than publishers take for their next publish once they have their
+#: answer. A publish that comes in between, when they do not come again, is written so much later at most.
+GATHER_SECONDS = 0.001
+
 #: Runs a function in a transaction on the write connection; errors are handed back.
 Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"]], "Committed | PubsubError"]
 
 #: Runs a session on the write thread. Raises :class:`PubsubError`.
 Write = Callable[[Callable[[Transaction], None]], Awaitable[None]]
-
-T = TypeVar("T")
-
-#: What became of one publish: the ids of its messages, or why none of them is stored.
-Outcome = Sequence[int] | PubsubError
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """What one transaction wrote.
-
-    The head before it, the newest of its ids (0 when it added no message), a
-    function that makes its new messages, for when somebody wants them, and what
-    became of each publish.
-    """
-
-    before: int
-    last: int
-    messages: Callable[[], list[Message]]
-    outcomes: list[Outcome]
 
 
 @dataclass(slots=True)
@@ -97,6 +85,8 @@ class Batcher:
         self._write = write
         self._committed = committed
         self._waiting: deque[_Submission] = deque()
+        #: How many publishes were ever put into it, and taken out of it.
+        self._arrived = self._taken = 0
         self._cursors: dict[int, int] = {}
         #: By subscription, the newest cursor ever handed over: at most one entry per row of theirs.
         self._newest: dict[int, int] = {}
@@ -112,8 +102,9 @@ class Batcher:
         self._failed = False
         #: Whether others want to write: set by them, cleared before a session is handed over, behind them.
         self._others = False
-        #: Whether the session waits for more, and what ends its wait.
+        #: Whether the session waits for more, for how many publishes, and what ends its wait.
         self._lingers = False
+        self._wanted = 1
         self._wake_session: SimpleQueue[None] = SimpleQueue()
         #: What the write thread is writing.
         self._writing: list[_Submission] = []
@@ -153,9 +144,10 @@ class Batcher:
             raise Unavailable("the server is going away; nothing was published")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Submission(publishes, messages, size, done))
+        self._arrived += len(publishes)
         self._messages += messages
         self._bytes += size
-        self._wake()
+        self._wake(self._arrived - self._taken >= self._wanted)
         return done
 
     async def room(self, messages: int, size: int) -> None:
@@ -191,10 +183,11 @@ class Batcher:
         self._cursors.clear()
         self._newest.clear()
 
-    def _wake(self) -> None:
+    def _wake(self, enough: bool = True) -> None:
         self._idle.clear()
         self._work.set()
-        self._rouse()
+        if enough:
+            self._rouse()
 
     def make_way(self) -> None:
         """Let the session end after its present transaction: called by who is about to write through Datasette."""
@@ -253,8 +246,8 @@ class Batcher:
         while True:
             taken, cursors = self._take(), self._take_cursors()
             if not taken and not cursors:
-                # Without SQL threads (num_sql_threads) this is the event loop, which must not wait.
-                if self._closed or threading.get_ident() == self._loop_thread or not self._linger():
+                self._linger(1, LINGER_SECONDS)
+                if not self._waiting and not self._cursors:
                     return
                 continue
             self._writing = taken
@@ -270,16 +263,25 @@ class Batcher:
             # Not looked at before: beside others who write all the time, each session writes something.
             if isinstance(result, PubsubError) or self._others or time.monotonic() >= end:
                 return
+            # Publishers that wait for their answers: those that are answered now come again at once. One transaction
+            # for the first of them and one for the rest are two syncs; so half of all that are on their way come first.
+            answered, waiting = sum(len(submission.publishes) for submission in taken), self._arrived - self._taken
+            if answered in GATHER_PUBLISHES and waiting < answered:
+                self._linger((answered + waiting + 1) // 2, GATHER_SECONDS)
 
-    def _linger(self) -> bool:
-        """Wait a moment for something to write; whether there is something."""
+    def _linger(self, publishes: int, seconds: float) -> None:
+        """Wait a moment for so many publishes; for less if there is something else to do."""
+        if self._closed or threading.get_ident() == self._loop_thread:
+            # Without SQL threads (num_sql_threads) this is the event loop, which must not wait.
+            return
+        self._wanted = publishes
         self._lingers = True
         # Looked at after that is set: what came before it woke nobody.
-        if not (self._waiting or self._cursors or self._others):
+        if not (self._arrived - self._taken >= publishes or self._cursors or self._others):
             with contextlib.suppress(Empty):
-                self._wake_session.get(timeout=LINGER_SECONDS)
+                self._wake_session.get(timeout=seconds)
         self._lingers = False
-        return bool(self._waiting or self._cursors)
+        self._wanted = 1
 
     def _take(self) -> list[_Submission]:
         taken: list[_Submission] = []
@@ -290,6 +292,7 @@ class Batcher:
                 if taken and (messages + first.messages > COMMIT_MESSAGES or size + first.size > COMMIT_BYTES):
                     break
                 taken.append(self._waiting.popleft())
+                self._taken += len(first.publishes)
                 messages += first.messages
                 size += first.size
         return taken
@@ -353,62 +356,7 @@ def _refuse(submission: _Submission, error: PubsubError) -> None:
 
 def _write_one(taken: list[_Submission], cursors: dict[int, int], conn: sqlite3.Connection) -> Committed:
     """What is written in one transaction."""
-    result = _append(conn, [publish for submission in taken for publish in submission.publishes])
+    result = append(conn, [publish for submission in taken for publish in submission.publishes])
     if cursors:
         subscriptions.move(conn, cursors)
     return result
-
-
-def _append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Committed:
-    """Append the items of several publishes, together if nothing is refused, else each by itself."""
-    items = [item for publish in publishes for item in publish]
-    now = log.now()
-    new: list[Message] = []
-    if items and all(item.key is None and item.expected_last_id is None for item in items):
-        ids = _attempt(conn, lambda: log.append_plain(conn, items, now))
-        if ids is not None:
-            messages = partial(log.messages, ids, items, now)
-            return Committed(ids.start - 1, ids[-1], messages, _split(ids, publishes))
-    before = log.head(conn) if items else 0
-    if items and all(item.expected_last_id is None for item in items):
-        found = _attempt(conn, lambda: log.append(conn, items, now))
-        if found is not None:
-            outcomes = _split(found[0], publishes)
-            new = found[1]
-            return Committed(before, new[-1].id if new else 0, lambda: new, outcomes)
-    outcomes = []
-    for publish in publishes:
-        conn.execute("SAVEPOINT pubsub_alone")
-        try:
-            found = log.append(conn, publish, log.now())
-        except (PubsubError, sqlite3.IntegrityError) as error:
-            conn.execute("ROLLBACK TO pubsub_alone")
-            outcomes.append(error if isinstance(error, PubsubError) else log.refusal(error))
-        else:
-            outcomes.append(found[0])
-            new.extend(found[1])
-        conn.execute("RELEASE pubsub_alone")
-    return Committed(before, new[-1].id if new else 0, lambda: new, outcomes)
-
-
-def _attempt(conn: sqlite3.Connection, append: Callable[[], T | None]) -> T | None:
-    """What ``append`` returns; ``None``, and nothing appended, when that is ``None`` or a message is refused."""
-    conn.execute("SAVEPOINT pubsub_together")
-    try:
-        result = append()
-    except sqlite3.IntegrityError:
-        result = None
-    if result is None:
-        conn.execute("ROLLBACK TO pubsub_together")
-    conn.execute("RELEASE pubsub_together")
-    return result
-
-
-def _split(ids: Sequence[int], publishes: list[Sequence[Item]]) -> list[Outcome]:
-    """The ids of each publish, of the ids of all their items in order."""
-    outcomes: list[Outcome] = []
-    start = 0
-    for publish in publishes:
-        outcomes.append(ids[start : start + len(publish)])
-        start += len(publish)
-    return outcomes

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import log, retention, schema, snapshot, subscriptions
-from .batcher import Batcher, Committed
+from .batcher import Batcher
 from .catchup import CatchUp
 from .config import Settings
 from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
@@ -31,6 +31,7 @@ from .selector import ALL, Rights, Selector, Verdicts
 from .store import Store
 from .stream import Stream
 from .subscriptions import Subscription
+from .transaction import Committed
 from .watcher import Watcher
 
 if TYPE_CHECKING:

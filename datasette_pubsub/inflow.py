@@ -28,11 +28,8 @@ OVERHEAD_BYTES = 200
 Outcome = Sequence[int] | PubsubError
 
 
-class Answer(NamedTuple):
-    """What became of one publish: the ids of its messages, or why none of them is stored."""
-
-    number: int
-    outcome: Outcome
+#: The number of one publish, and what became of it: the ids of its messages, or why none of them is stored.
+Answer = tuple[int, Outcome]
 
 
 class Queue(Protocol):
@@ -220,6 +217,6 @@ def _answers(batch: _Batch) -> list[Answer]:
         else:
             raise error
     if not batch.refused:
-        return list(map(Answer, batch.numbers, outcomes))
+        return list(zip(batch.numbers, outcomes, strict=True))
     rest = iter(outcomes)
-    return [Answer(number, batch.refused.get(number) or next(rest)) for number in batch.numbers]
+    return [(number, batch.refused.get(number) or next(rest)) for number in batch.numbers]

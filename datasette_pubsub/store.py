@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from . import log, schema
-from .batcher import Committed, Transaction
+from .batcher import Transaction
 from .config import Settings
 from .errors import FailedPrecondition, PubsubError, Unavailable
+from .transaction import Committed
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

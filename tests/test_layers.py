@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "config", "models"},
     {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot"},
     {"expressions", "broadcast", "broadcast_file"},
-    {"sql", "batcher"},
+    {"sql", "transaction", "batcher"},
     {"store"},
     {"hub", "watcher", "rounds"},
     {"stream", "inflow"},
@@ -67,7 +67,17 @@ def test_each_layer_knows_only_its_own_business() -> None:
     for path in files("hub", "stream", "inflow", "rounds", "wire", "models", "selector"):
         assert not external(path) & storage, f"{path.stem} knows storage"
     for path in files(
-        "log", "schema", "subscriptions", "sql", "batcher", "hub", "watcher", "stream", "inflow", "broker"
+        "log",
+        "schema",
+        "subscriptions",
+        "sql",
+        "transaction",
+        "batcher",
+        "hub",
+        "watcher",
+        "stream",
+        "inflow",
+        "broker",
     ):
         assert not external(path) & {"connectrpc", "uvicorn", "starlette"}, f"{path.stem} knows HTTP"
     assert not {"hub", "broker", "stream"} & imports(PACKAGE / "log.py")

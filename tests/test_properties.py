@@ -363,9 +363,12 @@ async def test_the_batcher_makes_way_for_other_writes(tmp_path: Path, monkeypatc
     monkeypatch.setattr(batcher, "SESSION_SECONDS", 3600.0)
     monkeypatch.setattr(batcher, "LINGER_SECONDS", 3600.0)
     async with in_world(tmp_path, monkeypatch) as world:
-        await world.publish(["a"], wait=True)
-        async with asyncio.timeout(DEADLINE):
-            await world.write_in_datasette(["b"], fails=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher, "GATHER_SECONDS", 3600.0)
+            for publishers in (1, 8):
+                await asyncio.gather(*[world.publish(["a"], wait=True) for _ in range(publishers)])
+                async with asyncio.timeout(DEADLINE):
+                    await world.write_in_datasette(["b"], fails=False)
         written = False
 
         async def publish_on() -> int:
@@ -375,12 +378,12 @@ async def test_the_batcher_makes_way_for_other_writes(tmp_path: Path, monkeypatc
                 rounds += 1
             return rounds
 
-        publishers = [asyncio.create_task(publish_on()) for _ in range(4)]
+        tasks = [asyncio.create_task(publish_on()) for _ in range(4)]
         async with asyncio.timeout(DEADLINE):
             for _ in range(20):
                 await world.write_in_datasette(["b"], fails=False)
         written = True
-        assert min(await asyncio.gather(*publishers)) > 1
+        assert min(await asyncio.gather(*tasks)) > 1
 
 
 @pytest.mark.asyncio
