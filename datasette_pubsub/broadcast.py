@@ -347,10 +347,21 @@ def _value(column: Column, source: str) -> str:
     name = f"{source}.{identifier(column.name)}"
     cases = []
     if column.may_be_real:
-        # All digits, in every version of SQLite; infinity is the number that every reader takes for it.
-        cases.append(f"WHEN 'real' THEN json(replace(printf('%!.17g', {name}), 'Inf', '9e999'))")
+        cases.append(f"WHEN 'real' THEN json({_real(name)})")
     if column.may_be_blob:
         cases.append(f"WHEN 'blob' THEN json_object('hex', hex({name}))")
     if column.subtyped:
         cases.append(f"WHEN 'text' THEN {name} || ''")
     return f"CASE typeof({name}) {' '.join(cases)} ELSE {name} END" if cases else name
+
+
+def _real(name: str) -> str:
+    """A REAL in digits from which a reader gets the same number.
+
+    As people write it, 19.99, where fifteen digits are enough; else all seventeen. Very large and very small numbers
+    have seventeen, since older versions of SQLite do not read them exactly. Infinity is the number that every reader
+    takes for it.
+    """
+    short = f"printf('%!.15g', {name})"
+    enough = f"abs({name}) BETWEEN 1e-15 AND 1e15 AND CAST({short} AS REAL) = {name}"
+    return f"CASE WHEN {enough} THEN {short} ELSE replace(printf('%!.17g', {name}), 'Inf', '9e999') END"

@@ -209,6 +209,18 @@ def published(conn: sqlite3.Connection) -> list[tuple[str, Any]]:
     return [(channel, json.loads(payload)) for channel, payload in rows]
 
 
+def test_reals_are_short_where_that_is_exact() -> None:
+    texts = ["19.99", "0.1", "-1234567.89", "2.0", "1e-09", "0.30000000000000004", "1e+300", "0.0"]
+    with opened() as conn:
+        conn.execute("CREATE TABLE prices (id INTEGER PRIMARY KEY, price REAL)")
+        broadcast_file.create(conn, "prices", Broadcast("prices"))
+        conn.executemany("INSERT INTO prices (price) VALUES (?)", [(float(number),) for number in texts])
+        found = [row[0] for row in conn.execute("SELECT payload FROM vpubsub ORDER BY id")]
+    assert [json.loads(payload)["new"]["price"] for payload in found] == [float(number) for number in texts]
+    for number, payload in zip(texts[:4], found, strict=False):
+        assert f'"price":{number}}}' in payload
+
+
 def test_chosen_columns_operations_and_conditions() -> None:
     with opened() as conn:
         conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, name, price, secret)")
