@@ -59,7 +59,7 @@ class Waiter:
         self.woken = True
         #: Up to here there is nothing for this subscriber, if it had read all before it waited.
         self.resume: int | None = None
-        #: Asked for once: on Python 3.11 that is a system call, at every wake a fifth of the time of a send.
+        #: Asked for once: on Python 3.11 that is a system call.
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] | None = None
         #: When the wait that is under way ends by itself, on the loop's clock.
