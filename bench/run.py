@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,8 @@ def side(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     remove(path)
     output = folder / f"{name}.json"
     peers_folder = folder / "peers"
+    # What an earlier part has stored there is read by them as they start.
+    shutil.rmtree(peers_folder, ignore_errors=True)
     with peers_up(peers_folder), Server(path, HERE / "peers" / "plugins") as server:
         command = [sys.executable, str(HERE / "peers" / "bench.py"), *SIDES[name], "--project", server.url]
         command += ["--db", server.database, "--pid", str(server.pid), "--peers-dir", str(peers_folder)]
