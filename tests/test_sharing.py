@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,18 +55,24 @@ def test_tabs_that_follow_different_channels_share_one_connection(
     names = [f"c{n}" for n in range(6)]
     published: list[tuple[str, str]] = []
 
-    def publish(count: int) -> None:
+    def publish(count: int, enough: threading.Event) -> None:
+        """So many, if there are not enough before; at most 200 a second."""
         with httpx.Client(timeout=DEADLINE) as client:
             for n in range(count):
                 item = {"channel": names[n % 6], "payload": str(len(published))}
                 client.post(f"{server.pubsub}/-/publish", json=item).raise_for_status()
                 published.append((item["channel"], item["payload"]))
+                if enough.wait(0.005):
+                    return
 
-    publish(60)
+    enough = threading.Event()
+    publish(60, enough)
     reads: list[dict[str, Any]] = [*({"channels": [name]} for name in names), {"patterns": ["c[0-2]"]}]
     tabs: list[tuple[Page, dict[str, Any]]] = []
-    with ThreadPoolExecutor(1) as pool:
-        publishing = pool.submit(publish, 600)
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
+        publishing = pool.submit(publish, 1_000_000, enough)
+        # Whatever goes wrong, the publisher ends.
+        stack.callback(enough.set)
         for wanted in reads:
             page = blank(watched, server)
             follow(page, server, **wanted, share=True, after=0)
@@ -82,8 +90,9 @@ def test_tabs_that_follow_different_channels_share_one_connection(
             page = tabs[0][0]
             before = len(seen(page, "messages"))
             until(page, f"seen.messages.length > {before}")
+        enough.set()
         publishing.result(DEADLINE)
-    publish(6)
+    publish(6, threading.Event())
     for page, wanted in tabs:
         matched = wanted.get("channels") or names[:3]
         expected = [payload for channel, payload in published if channel in matched]
