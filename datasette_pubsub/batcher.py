@@ -1,9 +1,10 @@
 """Group commit: many publishes, one transaction.
 
 The law of this module: while one transaction is being written, further
-publishes gather; the next transaction takes all of them. No timer. A publish
-is acknowledged after COMMIT and never before. The queue is bounded in messages
-and bytes and pushes back with a clear error when it is full.
+publishes gather; the next transaction takes all of them. No timer: no publish
+waits for others to come. A publish is acknowledged after COMMIT and never
+before. The queue is bounded in messages and bytes and pushes back with a clear
+error when it is full.
 
 Handing a write to Datasette's write thread costs as much as a small commit. So
 that thread, once it has been called, goes on from one transaction to the next
@@ -52,14 +53,6 @@ SESSION_SECONDS = 0.02
 #: a hundred times a second, send the next publish within this time, and it is spared the hand-over.
 LINGER_SECONDS = 0.01
 
-#: How many publishes a transaction must have held for the session to wait for the next of them, in publishes: with
-#: fewer it gains nothing, and with more writing them takes longer than the sync that is saved.
-GATHER_PUBLISHES = range(4, 65)
-
-#: How long that wait may be, in seconds: longer than publishers take for their next publish once they have their
-#: answer. A publish that comes in between, when they do not come again, is written so much later at most.
-GATHER_SECONDS = 0.001
-
 #: Runs a function in a transaction on the write connection; errors are handed back.
 Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"]], "Committed | PubsubError"]
 
@@ -85,8 +78,6 @@ class Batcher:
         self._write = write
         self._committed = committed
         self._waiting: deque[_Submission] = deque()
-        #: How many publishes were ever put into it, and taken out of it.
-        self._arrived = self._taken = 0
         self._cursors: dict[int, int] = {}
         #: By subscription, the newest cursor ever handed over: at most one entry per row of theirs.
         self._newest: dict[int, int] = {}
@@ -102,9 +93,8 @@ class Batcher:
         self._failed = False
         #: Whether others want to write: set by them, cleared before a session is handed over, behind them.
         self._others = False
-        #: Whether the session waits for more, for how many publishes, and what ends its wait.
+        #: Whether the session waits for more, and what ends its wait.
         self._lingers = False
-        self._wanted = 1
         self._wake_session: SimpleQueue[None] = SimpleQueue()
         #: What the write thread is writing.
         self._writing: list[_Submission] = []
@@ -144,10 +134,9 @@ class Batcher:
             raise Unavailable("the server is going away; nothing was published")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Submission(publishes, messages, size, done))
-        self._arrived += len(publishes)
         self._messages += messages
         self._bytes += size
-        self._wake(self._arrived - self._taken >= self._wanted)
+        self._wake()
         return done
 
     async def room(self, messages: int, size: int) -> None:
@@ -183,11 +172,10 @@ class Batcher:
         self._cursors.clear()
         self._newest.clear()
 
-    def _wake(self, enough: bool = True) -> None:
+    def _wake(self) -> None:
         self._idle.clear()
         self._work.set()
-        if enough:
-            self._rouse()
+        self._rouse()
 
     def make_way(self) -> None:
         """Let the session end after its present transaction: called by who is about to write through Datasette."""
@@ -246,8 +234,8 @@ class Batcher:
         while True:
             taken, cursors = self._take(), self._take_cursors()
             if not taken and not cursors:
-                self._linger(1, LINGER_SECONDS)
-                if not self._waiting and not self._cursors:
+                # Without SQL threads (num_sql_threads) this is the event loop, which must not wait.
+                if self._closed or threading.get_ident() == self._loop_thread or not self._linger():
                     return
                 continue
             self._writing = taken
@@ -263,25 +251,16 @@ class Batcher:
             # Not looked at before: beside others who write all the time, each session writes something.
             if isinstance(result, PubsubError) or self._others or time.monotonic() >= end:
                 return
-            # Publishers that wait for their answers: those that are answered now come again at once. One transaction
-            # for the first of them and one for the rest are two syncs; so half of all that are on their way come first.
-            answered, waiting = sum(len(submission.publishes) for submission in taken), self._arrived - self._taken
-            if answered in GATHER_PUBLISHES and waiting < answered:
-                self._linger((answered + waiting + 1) // 2, GATHER_SECONDS)
 
-    def _linger(self, publishes: int, seconds: float) -> None:
-        """Wait a moment for so many publishes; for less if there is something else to do."""
-        if self._closed or threading.get_ident() == self._loop_thread:
-            # Without SQL threads (num_sql_threads) this is the event loop, which must not wait.
-            return
-        self._wanted = publishes
+    def _linger(self) -> bool:
+        """Wait a moment for something to write; whether there is something."""
         self._lingers = True
         # Looked at after that is set: what came before it woke nobody.
-        if not (self._arrived - self._taken >= publishes or self._cursors or self._others):
+        if not (self._waiting or self._cursors or self._others):
             with contextlib.suppress(Empty):
-                self._wake_session.get(timeout=seconds)
+                self._wake_session.get(timeout=LINGER_SECONDS)
         self._lingers = False
-        self._wanted = 1
+        return bool(self._waiting or self._cursors)
 
     def _take(self) -> list[_Submission]:
         taken: list[_Submission] = []
@@ -292,7 +271,6 @@ class Batcher:
                 if taken and (messages + first.messages > COMMIT_MESSAGES or size + first.size > COMMIT_BYTES):
                     break
                 taken.append(self._waiting.popleft())
-                self._taken += len(first.publishes)
                 messages += first.messages
                 size += first.size
         return taken

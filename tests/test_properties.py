@@ -363,12 +363,10 @@ async def test_the_batcher_makes_way_for_other_writes(tmp_path: Path, monkeypatc
     monkeypatch.setattr(batcher, "SESSION_SECONDS", 3600.0)
     monkeypatch.setattr(batcher, "LINGER_SECONDS", 3600.0)
     async with in_world(tmp_path, monkeypatch) as world:
-        with monkeypatch.context() as patch:
-            patch.setattr(batcher, "GATHER_SECONDS", 3600.0)
-            for publishers in (1, 8):
-                await asyncio.gather(*[world.publish(["a"], wait=True) for _ in range(publishers)])
-                async with asyncio.timeout(DEADLINE):
-                    await world.write_in_datasette(["b"], fails=False)
+        for publishers in (1, 8):
+            await asyncio.gather(*[world.publish(["a"], wait=True) for _ in range(publishers)])
+            async with asyncio.timeout(DEADLINE):
+                await world.write_in_datasette(["b"], fails=False)
         written = False
 
         async def publish_on() -> int:
