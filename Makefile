@@ -14,9 +14,9 @@ demo: $(VENV)/demo-installed
 test: system-packages $(VENV)/test-installed
 	$(MAKE) check
 
-# Two at a time: the tests mostly wait for servers, browsers and clients.
+# Three at a time: the tests mostly wait for servers, browsers and clients.
 check: lint types generated
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint:
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ async def _everything(client: DbServiceClient, server: Server) -> None:
     assert [(message.message_id, message.channel) for message in found] == [(1, "a"), (2, "b"), (3, "a")]
     assert [(message.payload, message.blob) for message in found] == [(item.payload, item.blob) for item in items]
     ((stored,),) = server.rows("SELECT created_at FROM pubsub_messages WHERE id = 1")
-    assert found[0].created_at.ToJsonString() == stored
+    assert found[0].created_at.ToDatetime(UTC) == datetime.fromisoformat(stored)
 
     work = _follow(server, subscription_name="work", channel="a", ack_mode=AckMode.ACK_MODE_EXPLICIT)
     for _ in range(2):

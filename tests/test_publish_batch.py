@@ -112,7 +112,8 @@ def test_a_statement_that_is_broken_off_publishes_full_batches_only(
 ) -> None:
     """SQLite ends an aggregate in the same way, whether its statement goes on or was broken off."""
     install(tmp_path / "data.db")
-    server = serve(config=GRANT)
+    # Twenty commits on a slow disk must not take longer than a query may.
+    server = serve(config=GRANT, options=["--setting", "sql_time_limit_ms", "30000"])
     failing = f"sum(json_extract(CASE WHEN i = {bad} THEN '{{' ELSE '1' END, '$'))"
     answer = query(server, "writer", SAME_ORIGIN, f"{ROWS} SELECT publish_batch('feed', i), {failing} FROM n")
     assert (answer.status_code, answer.json()["error"]) == (400, "malformed JSON")
