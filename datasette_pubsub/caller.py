@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from datasette.utils.asgi import Request
 
 from .broker import Broker
 from .brokers import brokers
+from .collector import resting
 from .errors import FailedPrecondition, PermissionDenied, TooMany, Unavailable
 from .models import Item
 from .permissions import require_publish
@@ -103,12 +105,18 @@ class Bridge:
         if loop is None or loop is _running_loop():
             work.close()
             raise FailedPrecondition("publish_batch needs a running server with SQL threads (num_sql_threads)")
-        future = asyncio.run_coroutine_threadsafe(work, loop)
-        try:
-            return future.result(WAIT_SECONDS)
-        except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
-            future.cancel()
-            raise Unavailable("the server is going away; whether this was published is not known") from None
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(resting())
+            except Unavailable:
+                work.close()
+                raise
+            future = asyncio.run_coroutine_threadsafe(work, loop)
+            try:
+                return future.result(WAIT_SECONDS)
+            except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+                future.cancel()
+                raise Unavailable("the server is going away; whether this was published is not known") from None
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -10,7 +10,7 @@ import datasette_pubsub
 PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
-    {"errors", "config", "models"},
+    {"errors", "config", "models", "collector"},
     {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot"},
     {"expressions", "broadcast", "broadcast_file"},
     {"sql", "transaction", "batcher"},
