@@ -59,6 +59,8 @@ CONFIG = {
 MAX_GROWTH = 96 * 1024 * 1024
 
 #: What an answer must not hold. Words of ours that a caller may send, too, are not in it.
+#: How what gzip has packed begins.
+GZIP = b"\x1f\x8b"
 LEAKS = re.compile(rb"Traceback|site-packages|sqlite3\.|\.py\b|line \d+, in |datasette_pubsub[./]|0x[0-9a-f]{8,}")
 SQL = re.compile(rb"INSERT INTO|CREATE TABLE|FROM pubsub_|PRAGMA|BEGIN IMMEDIATE|SQL logic")
 
@@ -467,6 +469,9 @@ def check(server: Server, ask: Ask) -> None:
     status, kind, body = send(server, ask)
     # 501 is how Connect says that it does not know a compression.
     assert status < 500 or status in (501, 503), (ask, status, body)
+    if body.startswith(GZIP):
+        # Asked for, by Accept-Encoding.
+        body = gzip.decompress(body)
     assert str(server.folder.parent).encode() not in body, (ask, body)
     told = json.loads(body, parse_constant=_refuse) if kind.startswith("application/json") and body else None
     if status == 503:
