@@ -10,28 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import log, retention, schema, snapshot, subscriptions
+from .admission import Admission
 from .batcher import Batcher
 from .catchup import CatchUp
 from .config import Settings
-from .errors import InvalidArgument, NotFound, PubsubError, TooLarge, TooMany, Unavailable
+from .errors import InvalidArgument, NotFound, TooLarge
 from .holders import Holders
 from .hub import Encoder, Hub
 from .inflow import Inflow
-from .models import ANYWHERE, AckMode, Bye, Item, Page, Where, check_subscription_name, utc_text
+from .models import ANYWHERE, AckMode, Item, Page, Where, check_subscription_name
+from .reader import Reader
 from .selector import ALL, Rights, Selector, Verdicts
 from .store import Store
 from .stream import Stream
 from .subscriptions import Subscription
 from .transaction import Committed
+from .upkeep import Upkeep
 from .watcher import Watcher
 
 if TYPE_CHECKING:
@@ -47,12 +47,6 @@ FILL_IDS = 5_000
 #: How long the shutdown waits for the batcher, in seconds; an operator expects
 #: Ctrl+C to end the server within three.
 DRAIN_SECONDS = 2.0
-
-#: How old ``last_seen_at`` of a connected subscription may become, in seconds; and
-#: as a part of ``subscription_days``, so that none expires at once when its
-#: connection ends, or when the server comes back before its reader does.
-SEEN_SECONDS = 60.0
-SEEN_PART = 0.1
 
 #: True inside the batcher's own writes, which tell the hub themselves.
 in_batcher: ContextVar[bool] = ContextVar("datasette_pubsub_in_batcher", default=False)
@@ -74,12 +68,10 @@ class Broker:
         self._batcher = Batcher(settings, self.store.session, self._committed)
         self._watcher = Watcher(db.connect, self.refresh, settings.poll_seconds)
         #: Of subscribers and of publishers.
-        self._streams: set[Stream | Inflow] = set()
-        #: How many streams are open for each actor or address.
-        self._parties: Counter[str] = Counter()
+        self._admission = Admission(self.name, settings)
         self._holders = Holders(self._batcher)
+        self._upkeep = Upkeep(self.name, settings, self, self._holders, lambda: self._removed)
         self._started = False
-        self._closing = False
         self._refreshing = asyncio.Lock()
 
     # -- life ---------------------------------------------------------------
@@ -112,11 +104,19 @@ class Broker:
     async def _run_watcher(self, _datasette: Datasette) -> None:
         await self._watcher.run()
 
+    async def _run_cursors(self, _datasette: Datasette) -> None:
+        in_batcher.set(True)
+        await self._upkeep.run_cursors()
+        # The database was removed.
+        self.close_streams()
+
+    async def _run_retention(self, _datasette: Datasette) -> None:
+        in_batcher.set(True)
+        await self._upkeep.run_retention()
+
     def close_streams(self) -> None:
         """Tell every stream that the server is going away, and take no new ones."""
-        self._closing = True
-        for stream in list(self._streams):
-            stream.stop(Bye())
+        self._admission.close()
 
     async def stop(self) -> None:
         """End streams and write what was accepted. The tasks are cancelled by Datasette after this."""
@@ -144,16 +144,15 @@ class Broker:
         says what it may publish. Raises :class:`~.errors.PubsubError`.
         """
         self.store.check_writable()
-        self._admit(party)
         inflow = Inflow(self._batcher, self.settings, self.name, rights)
-        self._parties[party] += 1
-        self._streams.add(inflow)
+        self._admission.enter(party)
+        self._admission.add(inflow)
         try:
             await inflow.open()
             yield inflow
         finally:
-            self._streams.discard(inflow)
-            self._leave(party)
+            self._admission.discard(inflow)
+            self._admission.leave(party)
 
     async def acknowledge(self, owner: str, name: str, message_id: int) -> int:
         """Move a subscription's cursor forward to an id; returns where it stands, once that is on disk."""
@@ -269,7 +268,7 @@ class Broker:
                 top = log.head(conn)
                 if top <= known or top - known > FILL_IDS:
                     return Page([], top, top)
-                return log.Reader(Selector(patterns=("*",))).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
+                return Reader(Selector(patterns=("*",))).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
 
             page = await self.read(read)
             if page.head < known:
@@ -292,8 +291,26 @@ class Broker:
         await self.refresh()
         return self.hub.head
 
+    async def _subscription(
+        self, owner: str, name: str | None, selector: Selector, where: Where, ack: AckMode
+    ) -> Subscription | None:
+        """The named subscription, made if it is new; ``None`` for a reader without a name."""
+        if name is None:
+            if ack == "explicit":
+                raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
+            if not selector:
+                raise InvalidArgument("channel is required: name at least one channel or pattern")
+            return None
+        check_subscription_name(name)
+        self.store.check_writable()
+        subscription = await self._open(owner, name, selector, where)
+        if subscription.new:
+            # In a file of an earlier version it may have the number of one that was deleted by SQL.
+            self._holders.drop(subscription.id)
+        return subscription
+
     async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
-        """The named subscription, made if it is new; what it reads is as asked now, or as it was stored."""
+        """The named subscription's row; what it reads is as asked now, or as it was stored."""
 
         def open_or_create(conn: sqlite3.Connection) -> Subscription:
             found = subscriptions.find(conn, owner, name)
@@ -344,26 +361,14 @@ class Broker:
         asked now and then whether it still is. ``party`` is whom the stream
         counts for. Raises :class:`~.errors.PubsubError` before anything is sent.
         """
-        self._admit(party)
-        subscription = None
-        if name is not None:
-            check_subscription_name(name)
-            self.store.check_writable()
-            subscription = await self._open(owner, name, selector, where)
-            if subscription.new:
-                # In a file of an earlier version it may have the number of one that was deleted by SQL.
-                self._holders.drop(subscription.id)
-            selector = subscription.selector
-        elif ack == "explicit":
-            raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
-        elif not selector:
-            raise InvalidArgument("channel is required: name at least one channel or pattern")
-        selector = visible or selector
-        automatic = subscription is not None and ack == "auto"
-        # Entered before the head is read: what commits from here on wakes the waiter.
-        waiter = self.hub.register(selector)
-        self._parties[party] += 1
+        self._admission.enter(party)
+        waiter = None
         try:
+            subscription = await self._subscription(owner, name, selector, where, ack)
+            selector = visible or (subscription.selector if subscription else selector)
+            automatic = subscription is not None and ack == "auto"
+            # Entered before the head is read: what commits from here on wakes the waiter.
+            waiter = self.hub.register(selector)
             head = await self.log_head()
             wanted = await self._first_position(subscription, where)
             position = min(wanted, head)
@@ -396,102 +401,21 @@ class Broker:
                 recheck_seconds=self.settings.recheck_seconds,
                 max_unacked=self.settings.max_unacked_messages if ack == "explicit" else None,
             )
-            self._streams.add(stream)
             if subscription is not None:
                 self._holders.begin(subscription, stream, automatic)
                 if not automatic and where.resume is not None:
                     self._batcher.move_cursor(subscription.id, position)
-            if self._closing:
-                stream.stop(Bye())
+            self._admission.add(stream)
             try:
                 yield stream
             finally:
-                self._streams.discard(stream)
+                self._admission.discard(stream)
                 if subscription is not None:
                     self._holders.leave(subscription.id, stream)
         finally:
-            self.hub.unregister(waiter)
-            self._leave(party)
-
-    def _admit(self, party: str) -> None:
-        """Raise, before a stream is opened, when there can be no more of them."""
-        if self._closing:
-            raise Unavailable("the server is going away; try again")
-        if len(self._streams) >= self.settings.max_subscribers:
-            raise TooMany(
-                f"{len(self._streams)} streams are open on database {self.name}; "
-                f"the limit is {self.settings.max_subscribers} (max_subscribers)"
-            )
-        if self._parties[party] >= self.settings.max_subscribers_per_actor:
-            raise TooMany(
-                f"{self._parties[party]} streams are open for this actor on database {self.name}; "
-                f"the limit is {self.settings.max_subscribers_per_actor} (max_subscribers_per_actor)"
-            )
-
-    def _leave(self, party: str) -> None:
-        self._parties[party] -= 1
-        if not self._parties[party]:
-            del self._parties[party]
-
-    async def _run_cursors(self, _datasette: Datasette) -> None:
-        """Save the cursors of live automatic subscriptions now and then, and look after the rows of all.
-
-        Ends the streams of a removed database.
-        """
-        in_batcher.set(True)
-        while True:
-            await asyncio.sleep(self.settings.cursor_save_seconds)
-            if self._removed:
-                self.close_streams()
-                return
-            self._holders.save()
-            try:
-                await self._look_after(self._holders.ids)
-            except PubsubError:
-                # Locked, or full: told where it was found, and the next round comes soon.
-                continue
-            except Exception:
-                logger.exception("database %s: could not look after its subscriptions; trying again", self.name)
-
-    async def _look_after(self, held: list[int]) -> None:
-        """Learn what was done by SQL to subscriptions that are held, and write that they are in use."""
-        if not held:
-            return
-        states = await self.read(lambda conn: subscriptions.states(conn, held))
-        self._holders.learn(held, states)
-        days = self.settings.subscription_days
-        age = min(SEEN_SECONDS, days * 86400 * SEEN_PART) if days else SEEN_SECONDS
-        limit = utc_text(datetime.now(UTC) - timedelta(seconds=age))
-        stale = [number for number, state in states.items() if state.last_seen_at < limit]
-        if stale:
-            await self._write(lambda conn: subscriptions.touch(conn, stale))
-
-    async def _run_retention(self, _datasette: Datasette) -> None:
-        """Trim in the background, in small transactions with pauses of their own length between them."""
-        in_batcher.set(True)
-        while not self._removed:
-            try:
-                await self.trim()
-            except PubsubError as error:
-                logger.warning("database %s: not trimmed: %s", self.name, error.message)
-            except Exception:
-                logger.exception("database %s: not trimmed; trying again later", self.name)
-            await asyncio.sleep(self.settings.trim_seconds)
-
-    async def trim(self) -> int:
-        """Remove what retention releases; how many messages went."""
-        left = await self.read(lambda conn: retention.goals(conn, self.settings))
-        removed = 0
-        while left:
-            began = time.monotonic()
-            removed += (await self._write(lambda conn: retention.trim(conn, left))).total()
-            await asyncio.sleep(time.monotonic() - began)
-        if self.settings.subscription_days and await self.read(schema.installed):
-            live = self._holders.ids
-            gone = await self._write(lambda conn: retention.expire(conn, self.settings.subscription_days, live))
-            for name in gone:
-                logger.info("database %s: subscription %s expired", self.name, name)
-        return removed
+            if waiter is not None:
+                self.hub.unregister(waiter)
+            self._admission.leave(party)
 
 
 def _start(conn: sqlite3.Connection, where: Where, default: str, selector: Selector | None = None) -> int:

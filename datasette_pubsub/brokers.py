@@ -30,7 +30,7 @@ class Brokers:
         self._closing = False
         #: Questions about permissions that many requests ask at once.
         self.rounds: Rounds[Any] = Rounds()
-        #: By database, what anonymous readers may view, and when that was asked; kept by :mod:`.permissions`.
+        #: By database, what anonymous readers may view, and when that was asked; kept by :mod:`.recheck`.
         self.anonymous_rights: dict[str, tuple[float, Verdicts]] = {}
         #: The event loop that serves, once there is one; SQL threads hand their work to it.
         self.loop: asyncio.AbstractEventLoop | None = None

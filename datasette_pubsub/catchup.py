@@ -10,9 +10,10 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
 
-from . import log, retention
+from . import retention
 from .config import PAGE_MESSAGES
 from .models import Page
+from .reader import Reader
 from .schema import installed
 from .selector import Selector
 
@@ -21,7 +22,7 @@ class CatchUp:
     """The pages of one stream. Each call may use another connection."""
 
     def __init__(self, selector: Selector, max_bytes: int) -> None:
-        self._reader = log.Reader(selector)
+        self._reader = Reader(selector)
         self._max_bytes = max_bytes
         #: By channel, the newest removed id that this reader was told of.
         self._told: dict[str, int] = {}

@@ -21,9 +21,14 @@ from .errors import Unavailable
 #: longer is taken to wait for the caller's connection.
 UNDER_WAY_SECONDS = 1.0
 
+#: After how many seconds without a pause, while one function or another waited, the next of them collects for all.
+#: Its own thread may: whatever connection it has to wait for, nobody waits for it.
+STARVING_SECONDS = 1.0
+
 _lock = threading.Lock()
 _waiting = 0
 _enabled = False
+_since = 0.0
 
 
 @contextmanager
@@ -32,13 +37,20 @@ def resting() -> Iterator[None]:
 
     Raises :class:`Unavailable`, before the block, when a collection is under way that does not end.
     """
-    global _waiting, _enabled
+    global _waiting, _enabled, _since
+    starving = False
     with _lock:
         if _waiting == 0:
             _enabled = gc.isenabled()
             gc.disable()
+            _since = time.monotonic()
+        elif _enabled and time.monotonic() - _since > STARVING_SECONDS:
+            starving = True
+            _since = time.monotonic()
         _waiting += 1
     try:
+        if starving:
+            gc.collect()
         end = time.monotonic() + UNDER_WAY_SECONDS
         while _under_way():
             if time.monotonic() > end:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request
 
-from . import permissions, shutdown
+from . import permissions, recheck, shutdown
 from .broker import Broker
 from .config import BODY_SECONDS
 from .edge import check_uncompressed, cors_headers, error_fields, internal
@@ -155,7 +155,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
     check_uncompressed(request)
 
     async def rights() -> Any:
-        return await permissions.publish_rights(datasette, request, broker.name)
+        return await recheck.publish_rights(datasette, request, broker.name)
 
     async with broker.publishing(permissions.party_of(request), rights) as inflow:
         lines = Lines(broker.settings.max_body_bytes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,10 +15,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from datasette.permissions import Action, PermissionSQL, Resource, _permission_check_cache, _skip_permission_checks
-from datasette.plugins import pm
 from datasette.resources import DatabaseResource, TableResource
-from datasette.tokens import TokenInvalid
-from datasette.utils import actor_matches_allow, await_me_maybe
+from datasette.utils import actor_matches_allow
 from datasette.utils.asgi import Request
 from datasette.utils.permissions import (
     SKIP_PERMISSION_CHECKS,
@@ -34,7 +31,7 @@ from .config import Settings
 from .errors import InvalidArgument, PermissionDenied
 from .models import Item
 from .schema import LOG, SUBSCRIPTIONS
-from .selector import ALL, Rights, Selector, Verdicts
+from .selector import ALL, Selector, Verdicts
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -45,13 +42,6 @@ PUBLISH = "publish-message"
 #: Channels of one database that Datasette's lists of resources show, the first by name, in channels: each is a
 #: row of the SQL that decides, and there may be any number of them.
 MAX_LISTED = 1000
-
-#: How old an answer may be when it is looked again at what an anonymous reader may view, in seconds, and at most half
-#: of ``recheck_seconds``: of ten thousand readers each would ask the same, at a fifth of a core.
-SHARED_SECONDS = 1.0
-
-#: How long after the end of a token it is asked about, in seconds: its end is told in whole seconds.
-EXPIRY_SLACK_SECONDS = 0.1
 
 Actor = dict[str, Any] | None
 
@@ -374,72 +364,3 @@ def party_of(request: Request) -> str:
     owner = owner_of(request.actor)
     client = request.scope.get("client")
     return f"actor {owner}" if owner else f"address {client[0] if client else ''}"
-
-
-def expires_in(actor: Actor) -> float | None:
-    """Seconds until the actor's token has expired, ``None`` where nothing is known of that."""
-    expires = (actor or {}).get("token_expires")
-    if not isinstance(expires, (int, float)):
-        return None
-    return max(0.0, expires - time.time()) + EXPIRY_SLACK_SECONDS
-
-
-async def still_visible(
-    datasette: Datasette, request: Request, database: str, wanted: Selector, before: Selector
-) -> bool:
-    """Whether a request that is being answered still has its actor, and the actor still sees the same."""
-    found, actor = await _actor_now(datasette, request)
-    if not found:
-        return False
-    token = _permission_check_cache.set({})
-    try:
-        shared = actor is None and not _skip_permission_checks.get()
-        known = await _anonymous_rights(datasette, database) if shared else None
-        return await visible(datasette, actor, database, wanted, known) == before
-    except PermissionDenied:
-        return False
-    finally:
-        _permission_check_cache.reset(token)
-
-
-async def _anonymous_rights(datasette: Datasette, database: str) -> Verdicts:
-    """What everybody may view, at most :data:`SHARED_SECONDS` old."""
-    kept = brokers(datasette).anonymous_rights
-    broker = brokers(datasette).find(database)
-    age = SHARED_SECONDS if broker is None else min(SHARED_SECONDS, broker.settings.recheck_seconds / 2)
-    now = time.monotonic()
-    if database not in kept or kept[database][0] < now - age:
-        ask = brokers(datasette).rounds.ask
-        kept[database] = now, await ask((VIEW, None, database), lambda: rights(datasette, None, VIEW, database))
-    return kept[database][1]
-
-
-async def publish_rights(datasette: Datasette, request: Request, database: str) -> Rights | None:
-    """What a request that is being answered may publish now; ``None`` if it has not its actor any more."""
-    found, actor = await _actor_now(datasette, request)
-    if not found:
-        return None
-    token = _permission_check_cache.set({})
-    try:
-        may_publish_to = await rights(datasette, actor, PUBLISH, database)
-        return Rights(may_publish_to, await rights(datasette, actor, VIEW, database))
-    finally:
-        _permission_check_cache.reset(token)
-
-
-async def _actor_now(datasette: Datasette, request: Request) -> tuple[bool, Actor]:
-    """Whether the request's cookie or token is still taken for the same actor, and what is known of it now.
-
-    It may have expired, and a plugin may give the actor other properties than before.
-    """
-    before = request.actor
-    if not ("cookie" in request.headers or "authorization" in request.headers):
-        return True, before
-    found: Actor = None
-    for result in pm.hook.actor_from_request(datasette=datasette, request=request):
-        try:
-            found = found or await await_me_maybe(result)
-        except TokenInvalid:
-            return False, None
-    same = owner_of(found) == owner_of(before) and (found or {}).get("_r") == (before or {}).get("_r")
-    return same, found

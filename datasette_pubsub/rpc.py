@@ -18,7 +18,7 @@ from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from datasette.utils.asgi import Request, Response
 
-from . import permissions, rpc_publish, shutdown
+from . import permissions, recheck, rpc_publish, shutdown
 from .brokers import Brokers, brokers
 from .codecs import CODECS, Published, PublishRequest, StreamRequest
 from .config import MAX_CHANNEL_BYTES
@@ -135,7 +135,7 @@ class Service:
             encoder = ConnectEncoder(as_json, request.status, request.heartbeat_seconds > 0)
 
             async def allowed() -> bool:
-                return await permissions.still_visible(self._datasette, call.request, broker.name, wanted, visible)
+                return await recheck.still_visible(self._datasette, call.request, broker.name, wanted, visible)
 
             async with broker.subscribe(
                 selector,
@@ -148,7 +148,7 @@ class Service:
                 heartbeat_seconds=float(request.heartbeat_seconds) or None,
                 party=permissions.party_of(call.request),
                 allowed=allowed,
-                expires_in=permissions.expires_in(actor),
+                expires_in=recheck.expires_in(actor),
             ) as live:
                 call.sender.taking_over = True
                 yield SubscribeResponse()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from . import permissions, shutdown
+from . import permissions, recheck, shutdown
 from .brokers import brokers
 from .codecs import Published, PublishRequest, StreamRequest, answer_frames
 from .config import BODY_SECONDS
@@ -56,7 +56,7 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
         as_json = "json" in call.request.headers.get("content-type", "")
 
         async def rights() -> Any:
-            return await permissions.publish_rights(datasette, call.request, broker.name)
+            return await recheck.publish_rights(datasette, call.request, broker.name)
 
         async with broker.publishing(permissions.party_of(call.request), rights) as inflow:
             feed = _feed(broker.name, first, requests, inflow)

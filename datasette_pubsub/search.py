@@ -14,8 +14,8 @@ from heapq import nlargest
 from typing import Any
 
 from . import log
-from .log import MERGED_CHANNELS
 from .models import Message, text_of
+from .reader import MERGED_CHANNELS
 from .schema import LOG, installed
 from .selector import Selector
 

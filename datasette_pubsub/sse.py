@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
 
-from . import permissions, shutdown
+from . import permissions, recheck, shutdown
 from .edge import broker_of, cors_headers, mapped, refuse_elsewhere, selector_from, where_from
 from .endless import endless
 from .errors import InvalidArgument, MethodNotAllowed
@@ -99,7 +99,7 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
         return Response("", headers=dict(HEADERS), content_type="text/event-stream; charset=utf-8")
 
     async def allowed() -> bool:
-        return await permissions.still_visible(datasette, request, broker.name, wanted, visible)
+        return await recheck.still_visible(datasette, request, broker.name, wanted, visible)
 
     async with broker.subscribe(
         selector,
@@ -111,7 +111,7 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
         ack=ack,
         party=permissions.party_of(request),
         allowed=allowed,
-        expires_in=permissions.expires_in(request.actor),
+        expires_in=recheck.expires_in(request.actor),
     ) as live:
         try:
             await _answer(live, scope, receive, send, cors_headers(datasette), broker.settings.send_timeout_seconds)

@@ -25,6 +25,7 @@ from datasette_pubsub import log, retention, schema, search
 from datasette_pubsub.cli import pubsub
 from datasette_pubsub.config import Settings
 from datasette_pubsub.models import Item
+from datasette_pubsub.reader import Reader
 from datasette_pubsub.selector import Selector
 
 PUBSUB = [sys.executable, "-W", "error", "-m", "datasette", "pubsub"]
@@ -276,7 +277,7 @@ def test_before_newest_is_where_newest_begins() -> None:
         for selector in (Selector(patterns=("*",)), Selector.of(["a"]), Selector.of(["b", "x"], ["[ac]"])):
             for count in (1, 2, 7, 16, 17, 49, 50, 51, 1000):
                 after = log.before_newest(conn, selector, count)
-                read = log.Reader(selector).page(conn, after, 10**6).messages
+                read = Reader(selector).page(conn, after, 10**6).messages
                 assert read == search.newest(conn, selector, count).messages[::-1]
             assert log.before_newest(conn, selector, 0) == 50
 

@@ -78,6 +78,26 @@ def test_a_collection_that_waits_for_the_caller_is_not_waited_for() -> None:
     assert gc.isenabled()
 
 
+def test_those_who_wait_one_after_the_other_do_not_keep_it_away_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "STARVING_SECONDS", 0.0)
+    freed = threading.Event()
+
+    class Cyclic:
+        def __init__(self) -> None:
+            self.self = self
+
+        def __del__(self) -> None:
+            freed.set()
+
+    with collector.resting():
+        old = Cyclic()
+        gc.collect()  # now it belongs to the oldest generation
+        del old
+        assert not freed.is_set()
+        with collector.resting():
+            assert freed.is_set(), "what is in the oldest generation, too"
+
+
 def test_it_stays_as_it_was() -> None:
     gc.disable()
     try:

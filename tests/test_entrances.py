@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import sqlite3
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import httpx
 import itsdangerous
 import pytest
-from conftest import Server, Sse, sqlite_shell, wait_for
+from conftest import DEADLINE, Server, Sse, sqlite_shell, wait_for
 
 from datasette_pubsub import schema
 from datasette_pubsub.config import Settings
@@ -398,6 +401,21 @@ def test_streams_per_actor_are_bounded(serve: Callable[..., Server]) -> None:
         with Sse(url, channel="a"), Sse(url, headers=headers("bob"), channel="a"):
             assert "limit is 4 (max_subscribers)" in full("eve").json()["error"]
     wait_for(lambda: view_sse(server, "ada", "a"), "a place is free again")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_crowd_that_comes_at_once_is_counted(serve: Callable[..., Server], named: bool) -> None:
+    """All are let in, or not, before the first of them is answered."""
+    server = serve(config={"plugins": {"datasette-pubsub": {"max_subscribers": 5}}})
+    path = f"/{server.database}/-/pubsub/-/stream?channel=a"
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(40)]
+        for number, sock in enumerate(crowd):
+            sock.settimeout(DEADLINE)
+            target = path + f"&subscription=s{number}" * named
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        answers = [sock.recv(12).decode() for sock in crowd]
+        assert Counter(answers) == {"HTTP/1.1 200": 5, "HTTP/1.1 429": 35}
 
 
 def test_tokens_with_restrictions(serve: Callable[..., Server]) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from datasette_pubsub import log, retention, schema
 from datasette_pubsub.config import Rule, Settings
 from datasette_pubsub.models import Item, utc_text
+from datasette_pubsub.reader import Reader
 from datasette_pubsub.selector import Selector
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -129,7 +130,7 @@ def test_records_are_dropped_beyond_their_number(conn: sqlite3.Connection, monke
 
 def test_a_reader_by_pattern_learns_of_channels_that_come_between_its_pages(conn: sqlite3.Connection) -> None:
     log.append(conn, [Item(f"c{n % 70}", str(n)) for n in range(500)], log.now())
-    reader, position, read, count = log.Reader(Selector.of((), ["c*"])), 0, [], 500
+    reader, position, read, count = Reader(Selector.of((), ["c*"])), 0, [], 500
     while len(read) < 2000:
         page = reader.page(conn, position, 10_000, limit=100)
         read.extend(message.payload for message in page.messages)

@@ -13,6 +13,7 @@ from datasette_pubsub import log, schema, subscriptions
 from datasette_pubsub.config import Settings
 from datasette_pubsub.errors import SchemaConflict
 from datasette_pubsub.models import Item
+from datasette_pubsub.reader import Reader
 from datasette_pubsub.selector import Selector
 
 INSERT = "INSERT INTO vpubsub (channel, payload) VALUES (?, ?)"
@@ -238,7 +239,7 @@ def test_reading_by_pages_leaves_nothing_out(conn: sqlite3.Connection) -> None:
         Selector.of([f"c{n}" for n in range(60)]),
         Selector.of(["unknown"]),
     ):
-        reader, position, read = log.Reader(selector), 0, []
+        reader, position, read = Reader(selector), 0, []
         while True:
             page = reader.page(conn, position, 5000, limit=100)
             read.extend(message.payload for message in page.messages)
