@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
@@ -196,9 +196,16 @@ def _where(request: SubscribeRequest) -> Where:
     )
 
 
-def application(datasette: Datasette, large: bool = True) -> DbServiceASGIApplication:
-    """The ASGI application of this Datasette's service, for bodies of any allowed size or small ones; made once."""
-    found: dict[bool, DbServiceASGIApplication] | None = getattr(datasette, "_pubsub_service", None)
+class Served(NamedTuple):
+    """The ASGI application of a Datasette's service, and the largest body that it reads."""
+
+    app: DbServiceASGIApplication
+    limit: Limit
+
+
+def application(datasette: Datasette, large: bool = True) -> Served:
+    """What serves this Datasette's calls, with bodies of any allowed size or small ones; made once."""
+    found: dict[bool, Served] | None = getattr(datasette, "_pubsub_service", None)
     if found is None:
         known = brokers(datasette)
         settings = [known.instance_settings, *(known.settings(name) for name in list(datasette.databases))]
@@ -207,12 +214,15 @@ def application(datasette: Datasette, large: bool = True) -> DbServiceASGIApplic
         publish = Limit(settings[0].max_body_bytes, "max_body_bytes")
         small = Limit(min(publish, SMALL_BODY_BYTES + names), "of a request that publishes nothing, or max_body_bytes")
         found = {
-            size: DbServiceASGIApplication(
-                cast(Any, Service(datasette)),
-                codecs=CODECS,
-                read_max_bytes=limit,
-                # Requests may be compressed, as the Python client's are; what goes past the library never is.
-                compressions=[Gzip()],
+            size: Served(
+                DbServiceASGIApplication(
+                    cast(Any, Service(datasette)),
+                    codecs=CODECS,
+                    read_max_bytes=limit,
+                    # Requests may be compressed, as the Python client's are; what goes past the library never is.
+                    compressions=[Gzip()],
+                ),
+                limit,
             )
             for size, limit in ((True, publish), (False, small))
         }
@@ -232,13 +242,26 @@ async def _may_be_large(datasette: Datasette, request: Request) -> bool:
     return False
 
 
-def _receiver(receive: Any) -> Any:
-    """A ``receive`` for the library: a body that is too slow looks like one that was broken off."""
+def _receiver(receive: Any, limit: int) -> Any:
+    """A ``receive`` for the library: a body in one piece, unless it is larger than ``limit`` bytes.
+
+    The library refuses a gRPC call as soon as it has read the message, and hypercorn 0.18 ends the connection when
+    the end of the body comes after the answer. A body that is too slow looks like one that was broken off.
+    """
     bounded = in_time(receive)
 
     async def received() -> Any:
-        message = await bounded()
-        return {"type": "http.disconnect"} if message["type"] == TOO_SLOW else message
+        parts, size = [], 0
+        while True:
+            message = await bounded()
+            if message["type"] == TOO_SLOW:
+                return {"type": "http.disconnect"}
+            if message["type"] != "http.request":
+                return message
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit or not message.get("more_body", False):
+                return {**message, "body": b"".join(parts)}
 
     return received
 
@@ -264,9 +287,9 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
         streams = request.url_vars["method"] == rpc_publish.STREAM
-        receiver = rpc_publish.receiver(receive) if streams else _receiver(receive)
         served = application(datasette, await _may_be_large(datasette, request))
-        await served(inner, receiver, cast(Any, sender))
+        receiver = rpc_publish.receiver(receive) if streams else _receiver(receive, served.limit)
+        await served.app(inner, receiver, cast(Any, sender))
     except OSError:
         if not sender.stuck:
             raise

@@ -6,6 +6,7 @@ method is found here.
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,11 @@ class Sender:
         self.retry_after: int | None = None
 
     async def __call__(self, message: dict[str, Any]) -> None:
-        if self.stuck:
-            raise OSError("the reader takes nothing")
+        task = asyncio.current_task()
+        if self.stuck or (task is not None and task.cancelling()):
+            # The library writes how a call ended even after the server has given it up: hypercorn, which has ended
+            # the connection's own sender by then, would have it wait for ever, and keep the connection.
+            raise OSError("nobody takes this any more")
         if message["type"] == "http.response.start":
             more = [*self._headers]
             if self.retry_after is not None and message["status"] >= 400:

@@ -11,8 +11,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -204,6 +206,7 @@ def reports(v2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
             for transport, name in names.items()
         }
@@ -211,7 +214,8 @@ def reports(v2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
             try:
                 output, errors = client.communicate(timeout=2 * DEADLINE)
             except subprocess.TimeoutExpired:
-                client.kill()
+                # tsx alone would leave the node that it started, which holds the pipes.
+                os.killpg(client.pid, signal.SIGKILL)
                 output, errors = client.communicate()
             if client.returncode:
                 found[transport] = {"failed": f"{transport} ended with {client.returncode}: {errors}"}
@@ -345,9 +349,17 @@ def test_errors(reports: Report, transport: str, case: str, code: str, said: str
     assert said in error["message"]
 
 
+#: hypercorn 0.18 ends a connection when data comes for a call that it has answered: pgjones/hypercorn#329.
+DATA_AFTER_THE_ANSWER = re.compile(
+    r"^Unhandled exception in client_connected_cb\n(?:(?!Unhandled exception).*\n)*?"
+    r".* in _handle_events\n.*self\.streams\[event\.stream_id\]\.handle\(\n.*\n.*KeyError: \d+\n +\+-+\n",
+    re.MULTILINE,
+)
+
+
 @every_transport
 def test_the_server_saw_no_failure(reports: Report, transport: str) -> None:
-    log = reports(transport)["log"]
+    log = DATA_AFTER_THE_ANSWER.sub("", reports(transport)["log"])
     assert "Traceback" not in log
     assert "internal error" not in log
     assert "Exception" not in log
