@@ -29,7 +29,8 @@ logger = logging.getLogger("datasette_pubsub")
 #: How many rows one statement appends at most, in rows. All of them are bound
 #: to it, so that a commit makes few calls: each call needs the interpreter
 #: lock, which the event loop holds while it is busy. There is a statement for
-#: each of these sizes; what is left over is NULL.
+#: each of these sizes, which stops before what is left over. That is filled
+#: with 0, as binding NULL takes Python half as long as a row takes SQLite.
 _ROWS = (1, 4, 16, 64, 256, 1024)
 _APPEND_ONE = f"INSERT INTO {LOG} (channel, payload, created_at, key) VALUES (?, ?, ?, ?)"
 
@@ -97,7 +98,7 @@ def _append_rows(rows: int) -> str:
     values = ", ".join(["(?, ?)"] * rows)
     return f"""
         INSERT INTO {LOG} (channel, payload, created_at)
-        SELECT column1, column2, ? FROM (VALUES {values}) WHERE column1 IS NOT NULL"""
+        SELECT column1, column2, ? FROM (VALUES {values}) LIMIT ?"""
 
 
 def _insert_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> int:
@@ -110,7 +111,8 @@ def _insert_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: s
         values: list[Any] = [created_at]
         for item in chunk:
             values += (item.channel, item.payload)
-        values += [None] * (2 * (rows - len(chunk)))
+        values += [0] * (2 * (rows - len(chunk)))
+        values.append(len(chunk))
         last = int(conn.execute(_append_rows(rows), values).lastrowid or 0)
     return last
 
