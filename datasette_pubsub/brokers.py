@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 from .broker import Broker
 from .config import PLUGIN, Settings, read_settings
 from .errors import InvalidArgument, NotFound
+from .recent import Recent
 from .rounds import Rounds
-from .selector import Verdicts
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+#: How old an answer about rights may be, in seconds, and at most half of ``recheck_seconds``. Asking Datasette takes
+#: longer than all the rest of a small publish; and of ten thousand readers each would ask the same, at a fifth of a
+#: core.
+MOMENT_SECONDS = 1.0
 
 
 class Brokers:
@@ -30,14 +35,19 @@ class Brokers:
         self._closing = False
         #: Questions about permissions that many requests ask at once.
         self.rounds: Rounds[Any] = Rounds()
-        #: By database, what anonymous readers may view, and when that was asked; kept by :mod:`.recheck`.
-        self.anonymous_rights: dict[str, tuple[float, Verdicts]] = {}
+        #: What was answered to such questions a moment ago.
+        self.recent = Recent()
         #: The event loop that serves, once there is one; SQL threads hand their work to it.
         self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether the signals that end the server are heard.
         self.listening = False
         #: The server, where it is one that lets its connections be aborted.
         self.server: object = None
+
+    def moment(self, name: str) -> float:
+        """How old an answer about the rights in a database may be, in seconds."""
+        broker = self.find(name)
+        return MOMENT_SECONDS if broker is None else min(MOMENT_SECONDS, broker.settings.recheck_seconds / 2)
 
     def begin(self) -> None:
         """Remember the event loop; called on it, by Datasette's startup."""

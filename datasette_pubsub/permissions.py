@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -252,22 +253,31 @@ async def _require(datasette: Datasette, actor: Actor, action: str, database: st
     """Raise :class:`PermissionDenied`, naming the channel, unless the actor may do this to all of them.
 
     One question to Datasette costs more than all the rest of a small publish.
-    So those who ask the same while one is being answered get one answer, which
-    is not older than any of them (:mod:`.rounds`); none is kept.
+    So those who ask the same while one is being answered get one answer
+    (:mod:`.rounds`), and who was allowed a moment ago is not asked about again.
+    A refusal is always new.
     """
     if _skip_permission_checks.get():
         return
-    ask = brokers(datasette).rounds.ask
-    if len(wanted) == 1:
-        (channel,) = wanted
-        key = (action, _known(actor), database, channel)
-        refused = [] if await ask(key, lambda: _may(datasette, actor, action, database, channel)) else [channel]
-    else:
-        everywhere = (action, _known(actor), database, None)
-        verdicts = await ask(everywhere, lambda: rights(datasette, actor, action, database))
-        refused = sorted(channel for channel in wanted if not verdicts.allows(channel))
+    known = brokers(datasette)
+    # One channel, or the database as a whole.
+    channel = next(iter(wanted)) if len(wanted) == 1 else None
+    key = (action, _known(actor), database, channel)
+    verdicts: Verdicts | None = known.recent.get(key, known.moment(database))
+    if verdicts is None or not all(map(verdicts.allows, wanted)):
+        asked = time.monotonic()
+        verdicts = await known.rounds.ask(key, lambda: _verdicts(datasette, actor, action, database, channel))
+        known.recent.put(key, asked, verdicts)
+    refused = sorted(name for name in wanted if not verdicts.allows(name))
     if refused:
         raise PermissionDenied(f"permission denied: {action} on channel {refused[0]!r} of database {database}")
+
+
+async def _verdicts(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> Verdicts:
+    """What the actor may do to a channel, or to all of the database."""
+    if channel is None:
+        return await rights(datasette, actor, action, database)
+    return Verdicts(await _may(datasette, actor, action, database, channel))
 
 
 def _known(actor: Actor) -> str | None:

@@ -23,10 +23,6 @@ from .selector import Rights, Selector, Verdicts
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: How old an answer may be when it is looked again at what an anonymous reader may view, in seconds, and at most half
-#: of ``recheck_seconds``: of ten thousand readers each would ask the same, at a fifth of a core.
-SHARED_SECONDS = 1.0
-
 #: How long after the end of a token it is asked about, in seconds: its end is told in whole seconds.
 EXPIRY_SLACK_SECONDS = 0.1
 
@@ -58,15 +54,15 @@ async def still_visible(
 
 
 async def _anonymous_rights(datasette: Datasette, database: str) -> Verdicts:
-    """What everybody may view, at most :data:`SHARED_SECONDS` old."""
-    kept = brokers(datasette).anonymous_rights
-    broker = brokers(datasette).find(database)
-    age = SHARED_SECONDS if broker is None else min(SHARED_SECONDS, broker.settings.recheck_seconds / 2)
-    now = time.monotonic()
-    if database not in kept or kept[database][0] < now - age:
-        ask = brokers(datasette).rounds.ask
-        kept[database] = now, await ask((VIEW, None, database), lambda: rights(datasette, None, VIEW, database))
-    return kept[database][1]
+    """What everybody may view, at most a moment old."""
+    known = brokers(datasette)
+    key = (VIEW, None, database)
+    found: Verdicts | None = known.recent.get(key, known.moment(database))
+    if found is None:
+        asked = time.monotonic()
+        found = await known.rounds.ask(key, lambda: rights(datasette, None, VIEW, database))
+        known.recent.put(key, asked, found)
+    return found
 
 
 async def publish_rights(datasette: Datasette, request: Request, database: str) -> Rights | None:

@@ -2,7 +2,7 @@
 
 The law of this module: an answer is never older than the question. Who asks
 while a question is being answered waits for the next round, which begins after
-that; nothing is kept once nobody waits. Event loop only, without locks.
+that; nothing is kept here once nobody waits. Event loop only, without locks.
 """
 
 from __future__ import annotations

@@ -330,6 +330,34 @@ def test_a_stream_ends_when_its_right_ends(serve: Callable[..., Server], tmp_pat
     assert httpx.get(url, params={"channel": "a"}).status_code == 403
 
 
+def test_who_may_publish_is_asked_about_once_a_moment(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """A right that has ended is soon gone; one that is new is there at once."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    granted, asked = tmp_path / "granted", tmp_path / "asked"
+    (plugins / "rule.py").write_text(
+        "import os\nfrom datasette import hookimpl\nfrom datasette.permissions import PermissionSQL\n"
+        "@hookimpl\ndef permission_resources_sql(datasette, actor, action):\n"
+        "    if action == 'publish-message':\n"
+        f"        open({str(asked)!r}, 'a').write('.')\n"
+        f"        if os.path.exists({str(granted)!r}):\n"
+        "            return PermissionSQL(sql=\"SELECT NULL AS parent, NULL AS child, 1 AS allow, 'r' AS reason\")\n"
+    )
+    server = serve(config={}, options=["--plugins-dir", str(plugins)])
+
+    def status(*channels: str) -> int:
+        body = {"items": [{"channel": channel, "payload": "x"} for channel in channels]}
+        return httpx.post(f"{server.pubsub}/-/publish", json=body).status_code
+
+    for channels in (["a"], ["a", "b"]):
+        granted.unlink(missing_ok=True)
+        wait_for(lambda channels=channels: status(*channels) == 403, "the right has ended")
+        granted.touch()
+        before = asked.stat().st_size
+        assert [status(*channels) for _ in range(50)] == [200] * 50
+        assert asked.stat().st_size - before < 50
+
+
 def test_a_stream_ends_when_its_actor_loses_a_role(serve: Callable[..., Server], tmp_path: Path) -> None:
     """What a plugin says of the actor now is what counts, not what it said when the stream began."""
     plugins = tmp_path / "plugins"

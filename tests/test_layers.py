@@ -15,7 +15,7 @@ LAYERS = [
     {"expressions", "broadcast", "broadcast_file"},
     {"sql", "transaction", "batcher"},
     {"store"},
-    {"hub", "watcher", "rounds", "admission"},
+    {"hub", "watcher", "rounds", "recent", "admission"},
     {"stream", "inflow"},
     {"holders"},
     {"upkeep"},

@@ -1,11 +1,13 @@
-"""One answer for all who ask at the same time, and never one that is older than the question."""
+"""One answer for all who ask at the same time, never older than the question; and answers that are kept a moment."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
+from datasette_pubsub import recent
 from datasette_pubsub.rounds import Rounds
 
 
@@ -70,3 +72,19 @@ async def test_an_asker_that_leaves_takes_nobody_along_and_an_error_reaches_all(
         await leaves
     question.truth = "right"
     assert await rounds.ask("key", question.answer) == "right"
+
+
+def test_answers_are_kept_by_age_and_not_without_end() -> None:
+    answers = recent.Recent()
+    now = time.monotonic()
+    answers.put("old", now - 10, "yes")
+    assert answers.get("old", 5) is None
+    assert answers.get("old", 3600) == "yes"
+    answers.put("old", now, "newer")
+    assert answers.get("old", 3600) == "newer"
+    assert answers.get("never asked", 3600) is None
+    for number in range(recent.MOST):
+        answers.put(number, now, number)
+    kept = [number for number in ("old", *range(recent.MOST)) if answers.get(number, 3600) is not None]
+    assert recent.MOST - 1 in kept
+    assert len(kept) <= recent.MOST
