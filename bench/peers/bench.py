@@ -786,6 +786,7 @@ def open_project(options: argparse.Namespace) -> list[Target]:
             print(f"left out: {project.name}: {reason}")
     first = targets[0]
     assert isinstance(first, Project)
+    targets += [ProjectStream(each, fanout=True) for each in targets if isinstance(each, Project)]
     targets += [ProjectStream(first), ProjectConnect(first, binary=False), ProjectConnect(first, binary=True)]
     if options.empty_route:
         targets.append(EmptyRoute(first, options.empty_route))

@@ -140,11 +140,12 @@ class Project(Target):
 class ProjectStream(Project):
     """datasette-pubsub, published to through one publish stream per connection."""
 
-    def __init__(self, project: Project) -> None:
-        Target.__init__(self, "project:stream", project.port, project.pid)
+    def __init__(self, project: Project, fanout: bool = False) -> None:
+        name = f"{project.name}+streams" if fanout else "project:stream"
+        Target.__init__(self, name, project.port, project.pid)
         self.prefix, self.database, self.headers = project.prefix, project.database, project.headers
-        self.stream_format = "raw"
-        self.scenarios = frozenset({"publish", "pipeline", "latency"})
+        self.stream_format = project.stream_format
+        self.scenarios = frozenset({"fanout"} if fanout else {"publish", "pipeline", "latency"})
 
     def publish(self, channel: str, payloads: list[str], *, push: bool) -> Publish:
         """A batch is one line, sent as one chunk of the request that the preamble begins."""
