@@ -200,13 +200,17 @@ def subscribe_all(stack: ExitStack, server: Server, count: int, named: bool = Fa
 
 
 def _one_message(server: Server, sock: Any, channel: str) -> float:
-    """Milliseconds from a publish request to the message's arrival at a subscriber."""
-    drain(sock)
-    start = time.perf_counter()
-    server.publish(channel, PAYLOAD)
-    sock.settimeout(20)
-    while b"~" not in sock.recv(1 << 16):
-        pass
+    """Milliseconds from a publish request to the message's arrival at a subscriber.
+
+    The second of two messages, as who may publish to the channel is asked about with the first.
+    """
+    for _ in range(2):
+        drain(sock)
+        start = time.perf_counter()
+        server.publish(channel, PAYLOAD)
+        sock.settimeout(20)
+        while b"~" not in sock.recv(1 << 16):
+            pass
     return (time.perf_counter() - start) * 1000
 
 
