@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import sha256
@@ -198,7 +198,10 @@ async def may_publish(datasette: Datasette, actor: Actor, database: str, channel
 
 async def publishes(datasette: Datasette, actor: Actor, database: str) -> bool:
     """Whether the actor may publish to any channel."""
-    return not (await rights(datasette, actor, PUBLISH, database)).nothing
+    if _skip_permission_checks.get():
+        return True
+    found = await recent_rights(datasette, actor, PUBLISH, database, None, lambda verdicts: not verdicts.nothing)
+    return not found.nothing
 
 
 async def may_view(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
@@ -250,31 +253,45 @@ async def require_items(datasette: Datasette, actor: Actor, database: str, items
 
 
 async def _require(datasette: Datasette, actor: Actor, action: str, database: str, wanted: set[str]) -> None:
-    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may do this to all of them.
-
-    One question to Datasette costs more than all the rest of a small publish.
-    So those who ask the same while one is being answered get one answer
-    (:mod:`.rounds`), and who was allowed a moment ago is not asked about again.
-    A refusal is always new.
-    """
+    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may do this to all of them."""
     if _skip_permission_checks.get():
         return
-    known = brokers(datasette)
-    # One channel, or the database as a whole.
+    # About one channel, which is answered sooner, or about the database as a whole.
     channel = next(iter(wanted)) if len(wanted) == 1 else None
-    key = (action, _known(actor), database, channel)
-    verdicts: Verdicts | None = known.recent.get(key, known.moment(database))
-    if verdicts is None or not all(map(verdicts.allows, wanted)):
-        asked = time.monotonic()
-        verdicts = await known.rounds.ask(key, lambda: _verdicts(datasette, actor, action, database, channel))
-        known.recent.put(key, asked, verdicts)
+    verdicts = await recent_rights(
+        datasette, actor, action, database, channel, lambda verdicts: all(map(verdicts.allows, wanted))
+    )
     refused = sorted(name for name in wanted if not verdicts.allows(name))
     if refused:
         raise PermissionDenied(f"permission denied: {action} on channel {refused[0]!r} of database {database}")
 
 
+async def recent_rights(
+    datasette: Datasette,
+    actor: Actor,
+    action: str,
+    database: str,
+    channel: str | None,
+    suffices: Callable[[Verdicts], bool],
+) -> Verdicts:
+    """What the actor may do to a channel, or to all of the database: a moment ago, if that suffices, else now.
+
+    One question to Datasette costs more than all the rest of a small publish.
+    So those who ask the same while one is being answered get one answer
+    (:mod:`.rounds`), and it is kept for a moment (:mod:`.recent`). Not for
+    callers for whom nothing is checked.
+    """
+    known = brokers(datasette)
+    key = (action, _known(actor), database, channel)
+    found: Verdicts | None = known.recent.get(key, known.moment(database))
+    if found is None or not suffices(found):
+        asked = time.monotonic()
+        found = await known.rounds.ask(key, lambda: _verdicts(datasette, actor, action, database, channel))
+        known.recent.put(key, asked, found)
+    return found
+
+
 async def _verdicts(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> Verdicts:
-    """What the actor may do to a channel, or to all of the database."""
     if channel is None:
         return await rights(datasette, actor, action, database)
     return Verdicts(await _may(datasette, actor, action, database, channel))

@@ -15,10 +15,9 @@ from datasette.tokens import TokenInvalid
 from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request
 
-from .brokers import brokers
 from .errors import PermissionDenied
-from .permissions import PUBLISH, VIEW, Actor, owner_of, rights, visible
-from .selector import Rights, Selector, Verdicts
+from .permissions import PUBLISH, VIEW, Actor, owner_of, recent_rights, rights, visible
+from .selector import Rights, Selector
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -45,24 +44,13 @@ async def still_visible(
     token = _permission_check_cache.set({})
     try:
         shared = actor is None and not _skip_permission_checks.get()
-        known = await _anonymous_rights(datasette, database) if shared else None
+        # Ten thousand anonymous readers would all ask the same.
+        known = await recent_rights(datasette, None, VIEW, database, None, lambda _: True) if shared else None
         return await visible(datasette, actor, database, wanted, known) == before
     except PermissionDenied:
         return False
     finally:
         _permission_check_cache.reset(token)
-
-
-async def _anonymous_rights(datasette: Datasette, database: str) -> Verdicts:
-    """What everybody may view, at most a moment old."""
-    known = brokers(datasette)
-    key = (VIEW, None, database)
-    found: Verdicts | None = known.recent.get(key, known.moment(database))
-    if found is None:
-        asked = time.monotonic()
-        found = await known.rounds.ask(key, lambda: rights(datasette, None, VIEW, database))
-        known.recent.put(key, asked, found)
-    return found
 
 
 async def publish_rights(datasette: Datasette, request: Request, database: str) -> Rights | None:
