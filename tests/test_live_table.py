@@ -84,18 +84,20 @@ def cells(page: Page, column: str = "name") -> list[str]:
 
 
 def test_rows_appear_change_and_go(serve: Callable[..., Server], watched: Watched) -> None:
+    """In one transaction each, as a row that goes before its message has come is not marked."""
     server = with_items(serve)
     page = opened(watched, f"{server.url}/data/items")
     page.evaluate("document.querySelector('tr[data-row=\"1\"]').same = true")
     sqlite_shell(
-        server.path, "INSERT INTO items VALUES (4, '<b>four</b>', 4); UPDATE items SET name = 'TWO' WHERE id = 2;"
+        server.path,
+        "BEGIN; INSERT INTO items VALUES (4, '<b>four</b>', 4); UPDATE items SET name = 'TWO' WHERE id = 2; COMMIT;",
     )
     expect(row(page, "4")).to_have_class(re.compile("pubsub-new"))
     expect(row(page, "4").locator(".col-name")).to_have_text("<b>four</b>")
     expect(row(page, "2")).to_have_class(re.compile("pubsub-changed"))
     assert cells(page) == ["one", "TWO", "three", "<b>four</b>"]
     expect(page.locator("h3.table-summary")).to_have_text("4 rows")
-    sqlite_shell(server.path, "DELETE FROM items WHERE id = 3; UPDATE items SET id = 9 WHERE id = 4;")
+    sqlite_shell(server.path, "BEGIN; DELETE FROM items WHERE id = 3; UPDATE items SET id = 9 WHERE id = 4; COMMIT;")
     expect(row(page, "3")).to_have_class(re.compile("pubsub-gone"))
     expect(row(page, "4")).to_have_class(re.compile("pubsub-gone"))
     expect(row(page, "9")).to_have_class(re.compile("pubsub-new"))
@@ -111,7 +113,9 @@ def test_nothing_is_missed_between_the_page_and_the_stream(serve: Callable[..., 
     server = with_items(serve)
 
     def late(route: Route) -> None:
-        sqlite_shell(server.path, "DELETE FROM items WHERE id = 1; INSERT INTO items VALUES (4, 'between', 4);")
+        sqlite_shell(
+            server.path, "BEGIN; DELETE FROM items WHERE id = 1; INSERT INTO items VALUES (4, 'between', 4); COMMIT;"
+        )
         route.continue_()
 
     watched.context.route("**/pubsub_table.js*", late)
@@ -234,7 +238,9 @@ def test_the_server_goes_away_and_comes_back(serve: Callable[..., Server], watch
     page = opened(watched, f"{server.url}/data/items")
     server.kill()
     expect(page.get_by_role("status")).to_contain_text("Reconnecting")
-    sqlite_shell(server.path, "INSERT INTO items VALUES (4, 'meanwhile', 4); DELETE FROM items WHERE id = 1;")
+    sqlite_shell(
+        server.path, "BEGIN; INSERT INTO items VALUES (4, 'meanwhile', 4); DELETE FROM items WHERE id = 1; COMMIT;"
+    )
     server.start()
     expect(row(page, "4")).to_have_class(re.compile("pubsub-new"))
     expect(row(page, "1")).to_have_class(re.compile("pubsub-gone"))
