@@ -71,19 +71,18 @@ def test_a_connection_that_the_server_gives_up_is_closed(link: Link) -> None:
     link.until_closed()
 
 
-@pytest.mark.parametrize(
-    ("method", "message", "status"),
-    [
-        ("PublishBatch", PublishBatchRequest(db_name="data", items=[PublishItem(channel="a", payload="x")]), 0),
-        ("PublishBatch", PublishBatchRequest(db_name="data", items=[PublishItem(channel="", payload="x")]), 3),
-        ("Subscribe", SubscribeRequest(db_name="nowhere", channel="a"), 5),
-        ("Ack", AckRequest(db_name="data", subscription_name="nobody", message_id=1), 5),
-    ],
-)
-def test_a_body_whose_end_comes_late(link: Link, method: str, message: Message, status: int) -> None:
+CALLS: list[tuple[str, Message, int]] = [
+    ("PublishBatch", PublishBatchRequest(db_name="data", items=[PublishItem(channel="a", payload="x")]), 0),
+    ("PublishBatch", PublishBatchRequest(db_name="data", items=[PublishItem(channel="", payload="x")]), 3),
+    ("Subscribe", SubscribeRequest(db_name="nowhere", channel="a"), 5),
+    ("Ack", AckRequest(db_name="data", subscription_name="nobody", message_id=1), 5),
+]
+
+
+def test_a_body_whose_end_comes_late(link: Link) -> None:
     """A gRPC call is one message, and could be refused before the body's end: that came too late for hypercorn."""
-    body = message.SerializeToString()
-    for stream in (1, 3):
+    for stream, (method, message, status) in zip((1, 3, 5, 7), CALLS, strict=True):
+        body = message.SerializeToString()
         link.headers(stream, f"/db.v1.DbService/{method}", "application/grpc-web+proto")
         link.data(stream, struct.pack(">BI", 0, len(body)) + body)
         time.sleep(0.3)
