@@ -287,7 +287,9 @@ async def recent_rights(
     if found is None or not suffices(found):
         asked = time.monotonic()
         found = await known.rounds.ask(key, lambda: _verdicts(datasette, actor, action, database, channel))
-        known.recent.put(key, asked, found)
+        # A refusal is not kept: it would be asked again, and many of them would push out what is.
+        if suffices(found):
+            known.recent.put(key, asked, found)
     return found
 
 
