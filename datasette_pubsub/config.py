@@ -104,7 +104,7 @@ class Settings:
         10,
     )
     cursor_save_seconds: float = _option(
-        1.0, "seconds", "how often the cursors of live subscriptions are saved", 0.05, 60
+        1.0, "seconds", "how often the cursors of live subscriptions that were sent something are saved", 0.05, 60
     )
     retention_days: float = _option(
         30.0, "days", "messages older than this are trimmed; 0 keeps them for ever", 0, MAX_DAYS

@@ -26,8 +26,10 @@ class Holders:
         #: Streams whose row read something else at the last look. A reader that names other channels
         #: changes its row too, just before it takes over: so only what is still so at the next look counts.
         self._differing: set[Stream] = set()
-        #: Those of them whose cursor follows the stream, with the position saved last.
-        self._automatic: dict[int, int | None] = {}
+        #: Those of them whose cursor follows the stream, with the sends it had had when it was last saved.
+        self._automatic: dict[int, int] = {}
+        #: What was last seen of each row.
+        self._states: dict[int, str] = {}
 
     def __contains__(self, number: int) -> bool:
         return number in self._streams
@@ -42,7 +44,7 @@ class Holders:
         previous = self._streams.pop(number, None)
         if previous is None:
             return position
-        del self._reads[number]
+        self._forget(number)
         previous.stop(Superseded())
         if number in self._automatic:
             del self._automatic[number]
@@ -56,12 +58,13 @@ class Holders:
         self._streams[subscription.id] = stream
         self._reads[subscription.id] = subscription.reads
         if automatic:
-            self._automatic[subscription.id] = None
+            self._automatic[subscription.id] = stream.sends
 
     def leave(self, number: int, stream: Stream) -> None:
         """A stream has ended; its cursor is saved if it still held the subscription."""
         if self._streams.get(number) is stream:
-            del self._streams[number], self._reads[number]
+            del self._streams[number]
+            self._forget(number)
             if number in self._automatic:
                 del self._automatic[number]
                 self._batcher.move_cursor(number, stream.settled)
@@ -72,8 +75,12 @@ class Holders:
         self._automatic.pop(number, None)
         stream = self._streams.pop(number, None)
         if stream is not None:
-            del self._reads[number]
+            self._forget(number)
             stream.stop(Superseded())
+
+    def _forget(self, number: int) -> None:
+        del self._reads[number]
+        self._states.pop(number, None)
 
     def acknowledged(self, number: int, cursor: int) -> None:
         """The reader of a subscription has finished everything up to here."""
@@ -82,26 +89,40 @@ class Holders:
             stream.acknowledged(cursor)
 
     def save(self) -> None:
-        """Have the cursors of automatic subscriptions written."""
-        for number, saved in self._automatic.items():
-            settled = self._streams[number].settled
-            if settled != saved:
-                self._automatic[number] = settled
-                self._batcher.move_cursor(number, settled)
+        """Have the cursors of automatic subscriptions written whose readers were sent something since the last time.
 
-    def learn(self, asked: Collection[int], states: Mapping[int, State]) -> None:
+        Where the others stand is of use to nobody: after what they have read, there is nothing for them.
+        """
+        for number, before in self._automatic.items():
+            stream = self._streams[number]
+            if stream.sends != before:
+                self._automatic[number] = stream.sends
+                self._batcher.move_cursor(number, stream.settled)
+
+    def save_quiet(self, numbers: Collection[int]) -> None:
+        """Have these cursors written, so far as they are automatic, though nothing was sent."""
+        for number in numbers:
+            if number in self._automatic:
+                self._batcher.move_cursor(number, self._streams[number].settled)
+
+    def learn(self, asked: Collection[int], states: Mapping[str, str]) -> None:
         """Take in what SQL did to the rows: cursors that were moved, other channels to read, rows that are gone."""
         differed, self._differing = self._differing, set()
         for number in asked:
             stream = self._streams.get(number)
             if stream is None:
                 continue
-            if number not in states:
+            text = states.get(str(number))
+            if text is None:
                 self.drop(number)
                 continue
-            if states[number].reads != self._reads[number]:
+            if text == self._states.get(number) and stream not in differed:
+                continue
+            self._states[number] = text
+            state = State.of(text)
+            if state.reads != self._reads[number]:
                 self._differing.add(stream)
                 if stream in differed:
                     stream.stop(Changed())
             if number not in self._automatic:
-                stream.acknowledged(states[number].cursor)
+                stream.acknowledged(state.cursor)

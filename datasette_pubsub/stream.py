@@ -55,6 +55,8 @@ class Stream:
         expires_in: float | None = None,
     ) -> None:
         self.position = position
+        #: How many sends have told this reader of something: messages, or a gap.
+        self.sends = 0
         self._hub = hub
         self._waiter = waiter
         self._read_page = read_page
@@ -169,6 +171,7 @@ class Stream:
                 continue
             if data:
                 yield data
+                self.sends += 1
             self._move(position)
             if not self._missed:
                 self._untold = None

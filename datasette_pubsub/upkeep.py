@@ -71,13 +71,13 @@ class Upkeep:
         """Learn what was done by SQL to subscriptions that are held, and write that they are in use."""
         if not held:
             return
-        states = await self._file.read(lambda conn: subscriptions.states(conn, held))
-        self._holders.learn(held, states)
         days = self._settings.subscription_days
         age = min(SEEN_SECONDS, days * 86400 * SEEN_PART) if days else SEEN_SECONDS
         limit = utc_text(datetime.now(UTC) - timedelta(seconds=age))
-        stale = [number for number, state in states.items() if state.last_seen_at < limit]
+        states, stale = await self._file.read(lambda conn: subscriptions.states(conn, held, limit))
+        self._holders.learn(held, states)
         if stale:
+            self._holders.save_quiet(stale)
             await self._file.change(lambda conn: subscriptions.touch(conn, stale))
 
     async def run_retention(self) -> None:

@@ -137,6 +137,29 @@ def test_who_was_connected_is_not_expired_when_the_server_comes_back(serve: Call
     assert server.rows(names) == [("s",)]
 
 
+def test_a_reader_of_a_quiet_channel_is_not_written_beside_a_busy_one(serve: Callable[..., Server]) -> None:
+    server = serve(config=options(cursor_save_seconds=0.05))
+
+    def cursor(name: str) -> int:
+        return int(server.rows(f"SELECT cursor FROM pubsub_subscriptions WHERE name = '{name}'")[0][0])
+
+    server.publish(channel="quiet", payload="x")
+    with stream(server, channel="busy", subscription="busy") as busy:
+        with stream(server, channel="quiet", subscription="quiet") as quiet:
+            assert payloads(quiet, 1) == ["x"]
+            quiet.until("ready")
+            wait_for(lambda: cursor("quiet") == 1, "what was handed over is written")
+            for number in range(2, 6):
+                server.publish(channel="busy", payload=str(number))
+                busy.messages(1)
+                wait_for(lambda number=number: cursor("busy") == number, "each is saved")
+            assert cursor("quiet") == 1, "it was not, in all these rounds"
+            sqlite_shell(server.path, "UPDATE pubsub_subscriptions SET last_seen_at = '2020-01-01T00:00:00.000Z'")
+            wait_for(lambda: cursor("quiet") == 5, "but when it is written that it is in use")
+            server.publish(channel="busy", payload="6")
+        wait_for(lambda: cursor("quiet") == 6, "and at its end")
+
+
 def test_rows_that_read_nothing(serve: Callable[..., Server]) -> None:
     config = options(retention_messages=2, retention_hold_bytes=1000, trim_seconds=0.05)
     server = serve(config=config)
