@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from .models import Event, Message
 from .selector import Selector
@@ -25,6 +26,10 @@ MAX_SPANS = 64
 #: are answered. Where there are more, sending takes longer than a publisher needs
 #: for its next publish: answered first, many publish in time for the next send.
 WAKE_AT_ONCE = 16
+
+#: So many subscribers are woken at once. What a thousand wakes allocate would all be alive together, and make the
+#: garbage collector look through it; and what is committed meanwhile goes with what is sent to the others.
+RELEASED_AT_ONCE = 100
 
 
 class Encoder(Protocol):
@@ -55,7 +60,7 @@ class Waiter:
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
-        #: Set by the hub, cleared by :meth:`wait`: something happened since the last wait ended.
+        #: Set by the hub, cleared by :meth:`sleep`: something has happened since the last wait began.
         self.woken = True
         #: Up to here there is nothing for this subscriber, if it had read all before it waited.
         self.resume: int | None = None
@@ -84,24 +89,18 @@ class Waiter:
         if self._future is not None and not self._future.done():
             self._future.set_result(None)
 
-    def rest(self) -> None:
-        """Say that everything up to the hub's head has been read; call it before a last look, then wait."""
+    def sleep(self, timeout: float) -> asyncio.Future[None]:
+        """Say that everything up to the hub's head has been read; what to await then, without a look at anything else.
+
+        It is done when woken, and after ``timeout`` seconds; ``woken`` says which of the two it was.
+        """
         self.woken = False
         self.resume = None
-
-    async def wait(self, timeout: float) -> bool:
-        """Wait until woken, at most ``timeout`` seconds; whether it was."""
-        if self.woken:
-            return True
-        future = self._future = self._loop.create_future()
+        self._future = self._loop.create_future()
         self._deadline = self._loop.time() + timeout
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline, self._expire)
-        try:
-            await future
-        finally:
-            self._future = None
-        return self.woken
+        return self._future
 
     def _expire(self) -> None:
         self._timer = None
@@ -119,9 +118,13 @@ class Waiter:
             self._timer = None
 
 
-def _release(waiters: list[Waiter]) -> None:
-    for waiter in waiters:
+def _release(waiters: list[Waiter], start: int = 0) -> None:
+    """End the waits of these, so many at once, from ``start`` on."""
+    end = start + RELEASED_AT_ONCE
+    for waiter in waiters[start:end]:
         waiter.release()
+    if end < len(waiters):
+        asyncio.get_running_loop().call_soon(_release, waiters, end)
 
 
 class Tail:
@@ -223,12 +226,15 @@ class Hub:
         self._by_channel: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._by_pattern: set[Waiter] = set()
         self._waiters: set[Waiter] = set()
+        self._selectors: WeakValueDictionary[Selector, Selector] = WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._waiters)
 
     def register(self, selector: Selector) -> Waiter:
         """Enter a subscriber. Register before reading the head: nothing committed after can then be overlooked."""
+        # All who follow the same hold the same: what they share is found without comparing.
+        selector = self._selectors.setdefault(selector, selector)
         waiter = Waiter(selector)
         self._waiters.add(waiter)
         for channel in selector.channels:

@@ -7,6 +7,7 @@ kept in the hub's tail (it would write one at a time, 4 to 75 times slower).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -152,8 +153,7 @@ class Service:
             ) as live:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
-                async for data in live.frames():
-                    await call.sender.raw(data, broker.settings.send_timeout_seconds)
+                await asyncio.create_task(call.sender.all(live.frames(), broker.settings.send_timeout_seconds))
                 end = live.end
         except ReaderStuck:
             call.sender.stuck = True

@@ -122,7 +122,7 @@ class Rights:
 class Selector:
     """A set of channels and patterns; equal selectors compare and hash equal."""
 
-    __slots__ = ("_hash", "_key", "_known", "_regexes", "channels", "everything", "patterns", "verdicts")
+    __slots__ = ("__weakref__", "_hash", "_key", "_known", "_regexes", "channels", "everything", "patterns", "verdicts")
 
     def __init__(
         self,

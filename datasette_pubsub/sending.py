@@ -7,7 +7,8 @@ the frames nor who reads them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import aclosing
 from types import coroutine
 from typing import Any, TypeVar, cast
 
@@ -30,6 +31,17 @@ async def send_frames(send: Send, data: bytes, seconds: float) -> None:
         await within(send({"type": "http.response.body", "body": data, "more_body": True}), seconds)
     except TimeoutError:
         raise ReaderStuck from None
+
+
+async def send_all(frames: AsyncGenerator[bytes, None], send: Send, seconds: float) -> None:
+    """Send everything that a stream yields, as :func:`send_frames` does.
+
+    Run it as a task of its own: who is woken goes through every coroutine that awaits him, and a server, Datasette
+    and connectrpc have a dozen around a view, each somewhere else in memory.
+    """
+    async with aclosing(frames):
+        async for data in frames:
+            await send_frames(send, data, seconds)
 
 
 async def within(work: Awaitable[T], seconds: float) -> T:

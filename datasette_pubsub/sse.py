@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
@@ -19,7 +18,7 @@ from .edge import broker_of, cors_headers, mapped, refuse_elsewhere, selector_fr
 from .endless import endless
 from .errors import InvalidArgument, MethodNotAllowed
 from .models import AckMode
-from .sending import ReaderStuck, send_frames
+from .sending import ReaderStuck, send_all
 from .stream import Stream
 from .wire import SseEncoder
 
@@ -45,30 +44,42 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 async def _answer(live: Stream, scope: Any, receive: Any, send: Any, headers: dict[str, str], seconds: float) -> None:
     """The whole response: until the stream ends or its reader has gone. Raises :class:`ReaderStuck`."""
     await send({"type": "http.response.start", "status": 200, "headers": _raw({**HEADERS, **headers})})
-    if scope["method"] != "HEAD":
-        task = asyncio.current_task()
-        assert task is not None
-        watch = asyncio.create_task(_cancel_when_gone(receive, task))
-        try:
-            async with aclosing(live.frames()) as frames:
-                async for data in frames:
-                    await send_frames(send, data, seconds)
-        except asyncio.CancelledError:
-            if not watch.done() or watch.cancelled():
-                raise
-            # What was being sent does not count as taken.
-            task.uncancel()
-            return
-        finally:
-            watch.cancel()
+    if scope["method"] != "HEAD" and not await _send_until_gone(live, receive, send, seconds):
+        return
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _cancel_when_gone(receive: Any, answer: asyncio.Task[Any]) -> None:
-    """Wait until the reader has gone, and end its answer."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    answer.cancel()
+async def _send_until_gone(live: Stream, receive: Any, send: Any, seconds: float) -> bool:
+    """Send all of the stream; whether its reader is still there. Raises :class:`ReaderStuck`."""
+    task = asyncio.current_task()
+    assert task is not None
+    waiting, ended = True, False
+
+    async def run() -> None:
+        nonlocal ended
+        try:
+            await send_all(live.frames(), send, seconds)
+        finally:
+            ended = True
+            if waiting:
+                task.cancel()  # nobody waits any more for the reader to go
+
+    sending = asyncio.create_task(run())
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except asyncio.CancelledError:
+        if not ended or task.uncancel():
+            raise
+    finally:
+        waiting = False
+        gone = not ended
+        sending.cancel()  # what is being sent does not count as taken
+        await asyncio.wait([sending])
+        failed = None if sending.cancelled() else sending.exception()
+    if failed is not None and not gone:
+        raise failed
+    return not gone
 
 
 @endless

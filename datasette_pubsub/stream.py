@@ -146,9 +146,11 @@ class Stream:
                 continue
             room = self._room()
             if not room:
-                frame = await self._wait_for_acks()
-                if frame:
-                    yield frame
+                await waiter.sleep(self._wait_seconds())
+                if not waiter.woken:
+                    frame = encoder.event(Heartbeat(self.position))
+                    if frame:
+                        yield frame
                 continue
             if self.position < hub.tail.base or (self._missed and self.position < hub.head):
                 data, position, count, last = await self._from_log(room)
@@ -165,7 +167,14 @@ class Stream:
                     if frame:
                         yield frame
                         continue
-                frame = await self._wait()
+                await waiter.sleep(self._wait_seconds())
+                if waiter.woken:
+                    if waiter.resume is not None:
+                        self._move(waiter.resume)
+                    continue
+                # Everything up to the head was for others.
+                self._move(hub.head)
+                frame = encoder.event(Heartbeat(self.position))
                 if frame:
                     yield frame
                 continue
@@ -232,25 +241,6 @@ class Stream:
             parts.append(self._encoder.message(message, self._missed))
             self._missed = 0
         return b"".join(parts), position, len(messages), messages[-1].id if messages else 0
-
-    async def _wait_for_acks(self) -> bytes:
-        """Wait until something is acknowledged; the heartbeat if nothing was in time."""
-        self._waiter.rest()
-        woken = await self._waiter.wait(self._wait_seconds())
-        return b"" if woken else self._encoder.event(Heartbeat(self.position))
-
-    async def _wait(self) -> bytes:
-        """Wait for the next message of this subscriber; the heartbeat if none came in time."""
-        waiter = self._waiter
-        waiter.rest()
-        woken = await waiter.wait(self._wait_seconds())
-        if not woken:
-            # Not woken: everything up to the head was for others.
-            self._move(self._hub.head)
-            return self._encoder.event(Heartbeat(self.position))
-        if waiter.resume is not None:
-            self._move(waiter.resume)
-        return b""
 
     async def _first_message(self) -> None:
         if self._end is not None:

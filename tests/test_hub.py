@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -151,6 +152,31 @@ async def test_a_waiting_reader_costs_nothing_while_others_are_served() -> None:
     world.commit(["quiet"], told=True)
     assert await task == b"6 "
     await frames.aclose()
+
+
+async def turns_until(done: Callable[[], bool]) -> None:
+    """Let the event loop turn, no further than needed."""
+    while not done():  # noqa: ASYNC110 - each turn counts
+        await asyncio.sleep(0)
+
+
+@pytest.mark.asyncio
+async def test_many_are_woken_some_at_a_time_and_the_last_get_what_came_meanwhile() -> None:
+    world = World(Hub(1 << 20, lambda idle: None))
+    streams = [world.stream(Selector.of(["a"]), 0, 1000) for _ in range(350)]
+    readers = [stream.frames() for stream in streams]
+    tasks = [asyncio.ensure_future(anext(frames)) for frames in readers]
+    await turns_until(lambda: not any(stream._waiter.woken for stream in streams))
+    world.commit(["a"], told=True)
+    await turns_until(lambda: any(task.done() for task in tasks))
+    assert not all(task.done() for task in tasks)
+    world.commit(["a"], told=True)
+    got = [await task for task in tasks]
+    assert set(got) == {b"1 ", b"1 2 "}
+    for frames, data in zip(readers, got, strict=True):
+        if data == b"1 ":
+            assert await anext(frames) == b"2 "
+        await frames.aclose()
 
 
 @pytest.mark.asyncio
