@@ -89,6 +89,8 @@ class Batcher:
         #: Set after every transaction: there may be room again.
         self._written = asyncio.Event()
         self._closed = False
+        #: The newest id that the batcher has written, or 0. It is told of by the event loop a moment later.
+        self.last = 0
         #: Whether the newest transaction has failed.
         self._failed = False
         #: Whether others want to write: set by them, cleared before a session is handed over, behind them.
@@ -243,6 +245,8 @@ class Batcher:
                 result = transaction(partial(_write_one, taken, cursors))
             except Exception as error:
                 result = _known(error)
+            if isinstance(result, Committed) and result.last:
+                self.last = result.last
             try:
                 self._loop.call_soon_threadsafe(self._finish, taken, cursors, result)
             except RuntimeError:

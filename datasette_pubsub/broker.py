@@ -66,7 +66,7 @@ class Broker:
         self._datasette = datasette
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
         self._batcher = Batcher(settings, self.store.session, self._committed)
-        self._watcher = Watcher(db.connect, self.refresh, settings.poll_seconds)
+        self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.poll_seconds)
         #: Of subscribers and of publishers.
         self._admission = Admission(self.name, settings)
         self._holders = Holders(self._batcher)
@@ -258,6 +258,11 @@ class Broker:
         return await self.read(
             lambda conn: snapshot.take(conn, statement, params, settings.max_snapshot_rows, milliseconds)
         )
+
+    def _knows(self, conn: sqlite3.Connection) -> bool:
+        """Whether the hub has all that is in the log, or is about to be told by the batcher."""
+        head = log.head(conn)
+        return head == self.hub.head or (head == self._batcher.last and head > self.hub.head)
 
     async def refresh(self) -> None:
         """Bring the hub up to the log's head."""

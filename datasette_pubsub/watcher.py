@@ -18,15 +18,20 @@ logger = logging.getLogger("datasette_pubsub")
 
 
 class Watcher:
-    """Calls ``changed`` after commits. :meth:`run` is a supervised task."""
+    """Calls ``changed`` after commits, but those of which ``known`` says, by a look at the file, that it is not needed.
+
+    :meth:`run` is a supervised task.
+    """
 
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],
+        known: Callable[[sqlite3.Connection], bool],
         changed: Callable[[], Awaitable[None]],
         poll_seconds: float,
     ) -> None:
         self._connect = connect
+        self._known = known
         self._changed = changed
         self._poll_seconds = poll_seconds
         self._conn: sqlite3.Connection | None = None
@@ -86,18 +91,19 @@ class Watcher:
         return await found
 
     def _moved(self) -> bool:
-        """Whether another connection has committed since the last call. Never waits for a lock."""
+        """Whether another connection has committed what is not known since the last call. Never waits for a lock."""
         if self._conn is None:
             self._conn = self._connect()
             self._conn.execute("PRAGMA busy_timeout = 0")
             self._version = None
         try:
             version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+            if version == self._version:
+                return False
+            moved = self._version is None or not self._known(self._conn)
         except sqlite3.OperationalError as error:
             if "locked" in str(error) or "busy" in str(error):
                 return False
             raise
-        if version == self._version:
-            return False
         self._version = version
-        return True
+        return moved

@@ -1,0 +1,88 @@
+"""The watcher calls for what is not known, and for nothing else; and what the batcher wrote is not read again."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from datasette.app import Datasette
+
+from datasette_pubsub import log
+from datasette_pubsub.brokers import brokers
+from datasette_pubsub.models import Item
+from datasette_pubsub.selector import Selector
+from datasette_pubsub.watcher import Watcher
+
+POLL_SECONDS = 0.001
+
+
+@pytest.mark.asyncio
+async def test_a_known_commit_calls_nobody_and_a_look_calls_for_any(tmp_path: Path) -> None:
+    path = tmp_path / "watched.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (a)")
+        asked: list[int] = []
+        calls: asyncio.Queue[int] = asyncio.Queue()
+        looked = asyncio.Event()
+
+        def known(conn: sqlite3.Connection) -> bool:
+            asked.append(conn.execute("SELECT coalesce(max(a), 0) FROM t").fetchone()[0])
+            looked.set()
+            return asked[-1] % 2 == 0
+
+        async def changed() -> None:
+            await calls.put(asked[-1] if asked else 0)
+
+        async def look_at(number: int) -> None:
+            looked.clear()
+            writer.execute("INSERT INTO t VALUES (?)", [number])
+            await asyncio.wait_for(looked.wait(), 10)
+
+        watcher = Watcher(lambda: sqlite3.connect(path), known, changed, POLL_SECONDS)
+        watcher.watch(True)
+        task = asyncio.create_task(watcher.run())
+        assert await asyncio.wait_for(calls.get(), 10) == 0, "the first look calls, whatever is known"
+        await look_at(2)
+        await look_at(4)
+        await look_at(5)
+        assert await asyncio.wait_for(calls.get(), 10) == 5
+        assert calls.empty()
+        await look_at(6)
+        watcher.look()
+        assert await asyncio.wait_for(calls.get(), 10) == 6, "known, but asked for"
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.asyncio
+async def test_what_the_batcher_wrote_is_not_read_again_and_what_others_wrote_is(tmp_path: Path) -> None:
+    path = tmp_path / "data.db"
+    sqlite3.connect(path).close()
+    datasette = Datasette([str(path)], config={"plugins": {"datasette-pubsub": {"poll_seconds": POLL_SECONDS}}})
+    await datasette.start_background_tasks()
+    broker = brokers(datasette).of("data")
+    try:
+        await broker.publish([Item("a", "installs the log")])
+        waiter = broker.hub.register(Selector.of(["a"]))
+        await broker.log_head()
+        looks: list[bool] = []
+        with closing(broker._db.connect()) as conn:
+            for number in range(20):
+                (last,) = await broker.publish([Item("a", str(number))])
+                looks.append(broker._knows(conn))
+            assert broker.hub.head == broker._batcher.last == last
+            assert looks == [True] * 20
+            with closing(sqlite3.connect(path)) as other, other:
+                other.execute("INSERT INTO vpubsub (channel, payload) VALUES ('a', 'by another')")
+            assert not broker._knows(conn) or broker.hub.head == log.head(conn)
+        async with asyncio.timeout(10):
+            while broker.hub.head != last + 1:  # noqa: ASYNC110 - the watcher says nothing that could be waited for
+                await asyncio.sleep(POLL_SECONDS)
+        broker.hub.unregister(waiter)
+    finally:
+        brokers(datasette).close_streams()
+        await datasette.invoke_shutdown()
