@@ -8,9 +8,10 @@ that, in the log. Everything runs on the event loop's thread, without locks.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -133,7 +134,9 @@ class Tail:
     def __init__(self, max_bytes: int) -> None:
         self.base = 0
         self._max_bytes = max_bytes
-        self._bytes = 0
+        #: How many bytes have ever been dropped; for each message, how many had ever been added with it.
+        self._dropped = 0
+        self._ends: list[int] = []
         self._ids: list[int] = []
         self._messages: list[Message] = []
         self._frames: dict[str, list[bytes | None]] = {}
@@ -142,7 +145,8 @@ class Tail:
     def reset(self, position: int) -> None:
         """Forget everything; the tail now begins after this position."""
         self.base = position
-        self._bytes = 0
+        self._dropped = 0
+        self._ends.clear()
         self._ids.clear()
         self._messages.clear()
         self._frames.clear()
@@ -152,22 +156,21 @@ class Tail:
         """Add the messages that follow the head, and drop the oldest over the byte bound."""
         self._spans.clear()
         self._ids.extend([message.id for message in messages])
-        self._bytes += sum([message.size for message in messages])
+        sizes = [message.size for message in messages]
+        sizes[0] += self._ends[-1] if self._ends else self._dropped
+        self._ends.extend(accumulate(sizes))
         self._messages.extend(messages)
         for frames in self._frames.values():
             frames.extend([None] * len(messages))
-        if self._bytes > self._max_bytes:
+        if self._ends[-1] - self._dropped > self._max_bytes:
             self._shrink()
 
     def _shrink(self) -> None:
         # Down to three quarters, so that the lists are not cut at every commit.
-        goal = self._max_bytes * 3 // 4
-        drop = 0
-        while drop < len(self._messages) and self._bytes > goal:
-            self._bytes -= self._messages[drop].size
-            drop += 1
+        drop = bisect_left(self._ends, self._ends[-1] - self._max_bytes * 3 // 4) + 1
+        self._dropped = self._ends[drop - 1]
         self.base = self._ids[drop - 1]
-        del self._ids[:drop], self._messages[:drop]
+        del self._ids[:drop], self._messages[:drop], self._ends[:drop]
         for frames in self._frames.values():
             del frames[:drop]
 
