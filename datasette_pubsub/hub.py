@@ -86,8 +86,8 @@ class Waiter:
             self.resume = resume
 
     def release(self) -> None:
-        """End the present wait, if there is one."""
-        if self._future is not None and not self._future.done():
+        """End the present wait, if there is one, and if something has happened since it began."""
+        if self.woken and self._future is not None and not self._future.done():
             self._future.set_result(None)
 
     def sleep(self, timeout: float) -> asyncio.Future[None]:
