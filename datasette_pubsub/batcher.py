@@ -169,8 +169,9 @@ class Batcher:
         self._cursors.pop(subscription_id, None)
         self._newest.pop(subscription_id, None)
 
-    def forget_cursors(self) -> None:
-        """Drop all of them: they are of a log that was replaced."""
+    def forget_log(self) -> None:
+        """Drop all cursors, and the newest id: they are of a log that was replaced."""
+        self.last = 0
         self._cursors.clear()
         self._newest.clear()
 

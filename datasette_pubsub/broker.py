@@ -279,7 +279,7 @@ class Broker:
             if page.head < known:
                 # Restored from a backup: this is not the log that the tail, the cursors and the streams are of.
                 self.hub.rewind(page.head)
-                self._batcher.forget_cursors()
+                self._batcher.forget_log()
                 self._watcher.look()
                 return
             # A hole is what a trim has left: readers that need it must be told, by the log.

@@ -41,26 +41,23 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
-async def _answer(live: Stream, scope: Any, receive: Any, send: Any, headers: dict[str, str], seconds: float) -> None:
+async def _answer(live: Stream, receive: Any, send: Any, headers: dict[str, str], seconds: float) -> None:
     """The whole response: until the stream ends or its reader has gone. Raises :class:`ReaderStuck`."""
     await send({"type": "http.response.start", "status": 200, "headers": _raw({**HEADERS, **headers})})
-    if scope["method"] != "HEAD" and not await _send_until_gone(live, receive, send, seconds):
-        return
-    await send({"type": "http.response.body", "body": b""})
+    if await _send_until_gone(live, receive, send, seconds):
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_until_gone(live: Stream, receive: Any, send: Any, seconds: float) -> bool:
     """Send all of the stream; whether its reader is still there. Raises :class:`ReaderStuck`."""
     task = asyncio.current_task()
     assert task is not None
-    waiting, ended = True, False
+    waiting = True
 
     async def run() -> None:
-        nonlocal ended
         try:
             await send_all(live.frames(), send, seconds)
         finally:
-            ended = True
             if waiting:
                 task.cancel()  # nobody waits any more for the reader to go
 
@@ -69,11 +66,11 @@ async def _send_until_gone(live: Stream, receive: Any, send: Any, seconds: float
         while (await receive())["type"] != "http.disconnect":
             pass
     except asyncio.CancelledError:
-        if not ended or task.uncancel():
+        if not sending.done() or task.uncancel():
             raise
     finally:
         waiting = False
-        gone = not ended
+        gone = not sending.done()
         sending.cancel()  # what is being sent does not count as taken
         await asyncio.wait([sending])
         failed = None if sending.cancelled() else sending.exception()
@@ -125,7 +122,7 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
         expires_in=recheck.expires_in(request.actor),
     ) as live:
         try:
-            await _answer(live, scope, receive, send, cors_headers(datasette), broker.settings.send_timeout_seconds)
+            await _answer(live, receive, send, cors_headers(datasette), broker.settings.send_timeout_seconds)
         except ReaderStuck:
             shutdown.cut_off(datasette, scope)
             logger.info(

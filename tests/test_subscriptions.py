@@ -95,6 +95,24 @@ def test_a_backup_restored_under_a_server_is_noticed(serve: Callable[..., Server
     assert "Traceback" not in server.log
 
 
+def test_after_a_restored_backup_the_old_newest_id_is_nothing_known(serve: Callable[..., Server]) -> None:
+    """Another program may write up to the very id that the server had written last in the log before."""
+    server = serve()
+    server.publish(channel="a", payload="kept")
+    backup = server.path.with_suffix(".backup")
+    sqlite_shell(server.path, f".backup {backup}")
+    with stream(server, channel="a") as live:
+        live.until("ready")
+        server.publish(*[{"channel": "a", "payload": f"lost {n}"} for n in range(50)])
+        live.messages(50)
+        sqlite_shell(server.path, f".restore {backup}")
+        assert live.until("gap")["data"]["ahead"]
+        numbers = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 50) SELECT 'a', n FROM t"
+        sqlite_shell(server.path, f"INSERT INTO vpubsub (channel, payload) {numbers}")
+        assert payloads(live, 50) == [str(n) for n in range(1, 51)]
+    assert server.rows("SELECT max(id) FROM pubsub_messages") == [(51,)], "the same id as before"
+
+
 def test_a_cursor_that_is_ahead_of_the_log_begins_anew(serve: Callable[..., Server]) -> None:
     """The log was made anew and the subscriptions were kept, or a row was made with such a cursor."""
     server = serve()
