@@ -29,8 +29,9 @@ logger = logging.getLogger("datasette_pubsub")
 
 _ENCODERS = {"": SseEncoder(), "json": SseEncoder(), "raw": SseEncoder(raw=True)}
 
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+
 HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
     # Neither cached nor rewritten on the way, and passed on at once by nginx.
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
@@ -43,7 +44,13 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 
 async def _answer(live: Stream, receive: Any, send: Any, headers: dict[str, str], seconds: float) -> None:
     """The whole response: until the stream ends or its reader has gone. Raises :class:`ReaderStuck`."""
-    await send({"type": "http.response.start", "status": 200, "headers": _raw({**HEADERS, **headers})})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": _raw({"Content-Type": CONTENT_TYPE, **HEADERS, **headers}),
+        }
+    )
     if await _send_until_gone(live, receive, send, seconds):
         await send({"type": "http.response.body", "body": b""})
 
@@ -104,7 +111,7 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     if name:
         refuse_elsewhere(request, "a named subscription")
     if request.method == "HEAD":
-        return Response("", headers=dict(HEADERS), content_type="text/event-stream; charset=utf-8")
+        return Response("", headers=dict(HEADERS), content_type=CONTENT_TYPE)
 
     async def allowed() -> bool:
         return await recheck.still_visible(datasette, request, broker.name, wanted, visible)

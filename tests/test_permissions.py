@@ -151,7 +151,8 @@ def test_subscriptions_belong_to_their_actor(server: Server) -> None:
     assert gone.status_code == 404
     # To ask for the headers alone opens no stream, and moves nothing.
     asked = {"channel": "open", "subscription": "new", "last_event_id": "2"}
-    assert httpx.head(stream, params=asked, headers=cookie("bob")).status_code == 200
+    head = httpx.head(stream, params=asked, headers=cookie("bob"))
+    assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     (own,) = httpx.get(f"{server.pubsub}/-/subscriptions.json", headers=cookie("bob")).json()["subscriptions"]
     assert own["cursor"] == 2
 
