@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
@@ -23,14 +23,10 @@ from .selector import Selector
 MAX_SPANS = 64
 
 
-#: Up to so many subscribers are served before the publishers of what they get
-#: are answered. Where there are more, sending takes longer than a publisher needs
-#: for its next publish: answered first, many publish in time for the next send.
-WAKE_AT_ONCE = 16
-
-#: So many subscribers are woken at once. What a thousand wakes allocate would all be alive together, and make the
-#: garbage collector look through it; and what is committed meanwhile goes with what is sent to the others.
-RELEASED_AT_ONCE = 100
+#: So many subscribers are served at once, before others have their turn. Publishers go on meanwhile, so that each send
+#: carries what they have published since the last. Fewer than these are served before the publishers of what they
+#: get are answered.
+SERVED_AT_ONCE = 16
 
 
 class Encoder(Protocol):
@@ -57,7 +53,7 @@ class Span(NamedTuple):
 class Waiter:
     """One live subscriber, from :meth:`Hub.register` to :meth:`Hub.unregister`."""
 
-    __slots__ = ("_deadline", "_future", "_loop", "_timer", "resume", "selector", "woken")
+    __slots__ = ("_deadline", "_future", "_loop", "_timer", "due", "resume", "selector", "serve", "woken")
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
@@ -65,6 +61,11 @@ class Waiter:
         self.woken = True
         #: Up to here there is nothing for this subscriber, if it had read all before it waited.
         self.resume: int | None = None
+        #: Whether the hub will serve this one; it is then in the hub's line.
+        self.due = False
+        #: Serves the subscriber in place of the task that waits. Given the time on the loop's clock, it says how long
+        #: to wait for more, in seconds, or 0 when the task is needed.
+        self.serve: Callable[[float], float] | None = None
         #: Asked for once: on Python 3.11 that is a system call.
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] | None = None
@@ -77,55 +78,66 @@ class Waiter:
     def wake(self, resume: int | None = None) -> None:
         """End the present or the next wait."""
         self.mark(resume)
-        self.release()
+        if self._waits():
+            self._end()
 
     def mark(self, resume: int | None = None) -> None:
-        """Something has happened; :meth:`release` then ends the wait."""
+        """Something has happened; :meth:`release` is to follow."""
         if not self.woken:
             self.woken = True
             self.resume = resume
 
-    def release(self) -> None:
-        """End the present wait, if there is one, and if something has happened since it began."""
-        if self.woken and self._future is not None and not self._future.done():
-            self._future.set_result(None)
+    def release(self, now: float) -> None:
+        """Serve who waits, if something has happened since, or let him look himself. Called outside of any task."""
+        if not self.woken or not self._waits():
+            return
+        seconds = 0.0
+        try:
+            if self.serve is not None:
+                seconds = self.serve(now)
+        finally:
+            if seconds:
+                self._wait_until(now + seconds)
+            else:
+                self._end()
 
     def sleep(self, timeout: float) -> asyncio.Future[None]:
         """Say that everything up to the hub's head has been read; what to await then, without a look at anything else.
 
         It is done when woken, and after ``timeout`` seconds; ``woken`` says which of the two it was.
         """
-        self.woken = False
-        self.resume = None
         self._future = self._loop.create_future()
-        self._deadline = self._loop.time() + timeout
+        self._wait_until(self._loop.time() + timeout)
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline, self._expire)
         return self._future
 
+    def _wait_until(self, deadline: float) -> None:
+        self.woken = False
+        self.resume = None
+        self._deadline = deadline
+
+    def _waits(self) -> bool:
+        return self._future is not None and not self._future.done()
+
+    def _end(self) -> None:
+        assert self._future is not None
+        self._future.set_result(None)
+
     def _expire(self) -> None:
         self._timer = None
-        if self._future is None or self._future.done():
+        if not self._waits():
             return
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._expire)
         else:
-            self._future.set_result(None)
+            self._end()
 
     def leave(self) -> None:
         """There will be no further wait."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _release(waiters: list[Waiter], start: int = 0) -> None:
-    """End the waits of these, so many at once, from ``start`` on."""
-    end = start + RELEASED_AT_ONCE
-    for waiter in waiters[start:end]:
-        waiter.release()
-    if end < len(waiters):
-        asyncio.get_running_loop().call_soon(_release, waiters, end)
 
 
 class Tail:
@@ -229,6 +241,9 @@ class Hub:
         self._by_channel: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._by_pattern: set[Waiter] = set()
         self._waiters: set[Waiter] = set()
+        #: Who has something to get, in the order in which they are served, and whether that is under way.
+        self._due: deque[Waiter] = deque()
+        self._serves = False
         self._selectors: WeakValueDictionary[Selector, Selector] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -295,16 +310,34 @@ class Hub:
         if not messages:
             return
         self.tail.extend(messages)
-        woken: list[Waiter] = []
         for channel in {message.channel for message in messages}:
-            woken.extend(self._by_channel.get(channel, ()))
-            woken.extend(waiter for waiter in self._by_pattern if waiter.selector.matches(channel))
-        for waiter in woken:
-            waiter.mark(previous)
-        if len(woken) <= WAKE_AT_ONCE:
-            _release(woken)
-        else:
-            asyncio.get_running_loop().call_soon(_release, woken)
+            self._line_up(self._by_channel.get(channel, ()), previous)
+            self._line_up([waiter for waiter in self._by_pattern if waiter.selector.matches(channel)], previous)
+        if self._due and not self._serves:
+            self._serves = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def _line_up(self, waiters: Iterable[Waiter], resume: int) -> None:
+        """Put these in line, who had nothing to get up to ``resume``."""
+        for waiter in waiters:
+            waiter.mark(resume)
+            if not waiter.due:
+                waiter.due = True
+                self._due.append(waiter)
+
+    def _serve(self) -> None:
+        """Serve the first in line, and go on after others have had their turn. Runs outside of any task."""
+        loop = asyncio.get_running_loop()
+        due, now = self._due, loop.time()
+        try:
+            for _ in range(min(len(due), SERVED_AT_ONCE)):
+                waiter = due.popleft()
+                waiter.due = False
+                waiter.release(now)
+        finally:
+            self._serves = bool(due)
+            if due:
+                loop.call_soon(self._serve)
 
     def skip_to(self, head: int) -> None:
         """Move to a head without knowing what lies before it; subscribers read it from the log."""

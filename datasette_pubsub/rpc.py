@@ -7,7 +7,6 @@ kept in the hub's tail (it would write one at a time, 4 to 75 times slower).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -153,7 +152,9 @@ class Service:
             ) as live:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
-                await asyncio.create_task(call.sender.all(live.frames(), broker.settings.send_timeout_seconds))
+                outlet = call.sender.outlet(broker.settings.send_timeout_seconds)
+                live.through(outlet.begin)
+                await outlet.start(live.frames())
                 end = live.end
         except ReaderStuck:
             call.sender.stuck = True

@@ -7,7 +7,6 @@ method is found here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from datasette.utils.asgi import Request
 from .codecs import connect_error
 from .edge import internal
 from .errors import PubsubError
-from .sending import send_all, send_frames
+from .sending import Outlet, send_frames
 
 
 class Sender:
@@ -53,9 +52,9 @@ class Sender:
         """Send frames as they are. Raises :class:`ReaderStuck` when that takes longer than ``seconds``."""
         await send_frames(self._send, data, seconds)
 
-    async def all(self, frames: AsyncGenerator[bytes, None], seconds: float) -> None:
-        """Send everything that a stream yields, as :meth:`raw` does."""
-        await send_all(frames, self._send, seconds)
+    def outlet(self, seconds: float) -> Outlet:
+        """What sends the frames of a stream, as :meth:`raw` does."""
+        return Outlet(self._send, seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ the frames nor who reads them.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing
 from types import coroutine
@@ -15,6 +17,8 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_Begun = tuple[Generator[Any, Any, None], Any]
 
 
 class ReaderStuck(Exception):
@@ -28,20 +32,83 @@ async def send_frames(send: Send, data: bytes, seconds: float) -> None:
     that waits is given a timer, which costs as much as the send.
     """
     try:
-        await within(send({"type": "http.response.body", "body": data, "more_body": True}), seconds)
+        await within(send(_body(data)), seconds)
     except TimeoutError:
         raise ReaderStuck from None
 
 
-async def send_all(frames: AsyncGenerator[bytes, None], send: Send, seconds: float) -> None:
-    """Send everything that a stream yields, as :func:`send_frames` does.
+def _body(data: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": True}
 
-    Run it as a task of its own: who is woken goes through every coroutine that awaits him, and a server, Datasette
-    and connectrpc have a dozen around a view, each somewhere else in memory.
+
+class Outlet:
+    """Where the frames of one stream go, and the task that sends them.
+
+    It is a task of its own: who is woken goes through every coroutine that awaits him, and a server, Datasette and
+    connectrpc have a dozen around a view, each somewhere else in memory. And a send that does not wait needs no turn
+    of the task at all: see :meth:`begin`.
     """
-    async with aclosing(frames):
-        async for data in frames:
-            await send_frames(send, data, seconds)
+
+    __slots__ = ("_begun", "_context", "_loop", "_seconds", "_send", "_task")
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send = send
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._task: asyncio.Task[None]
+        #: A send that has been begun outside of the task: what is left of it, and what that waits for.
+        self._begun: _Begun | None = None
+
+    def start(self, frames: AsyncGenerator[bytes, None]) -> asyncio.Task[None]:
+        """The task, which sends all that ``frames`` yields. It raises what :func:`send_frames` raises."""
+        self._task = self._loop.create_task(self._send_all(frames), context=self._context)
+        return self._task
+
+    def begin(self, data: bytes) -> bool:
+        """Send this, if that does not wait; whether it was sent. While the task waits for more, and outside of any.
+
+        A send that waits has begun then, and one that fails has failed: the task goes on with it when it is given
+        something to send. To the send all is as if its task had called it
+        (https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support).
+        """
+        _enter_task(self._loop, self._task)
+        try:
+            self._begun = self._context.run(_first_step, self._send, data)
+        finally:
+            _leave_task(self._loop, self._task)
+        return self._begun is None
+
+    async def _send_all(self, frames: AsyncGenerator[bytes, None]) -> None:
+        try:
+            async with aclosing(frames):
+                async for data in frames:
+                    if self._begun is None:
+                        await send_frames(self._send, data, self._seconds)
+                    else:
+                        await self._finish(*self._begun)
+        finally:
+            if self._begun is not None:
+                self._begun[0].close()
+
+    async def _finish(self, steps: Generator[Any, Any, None], waits_for: Any) -> None:
+        self._begun = None
+        try:
+            async with asyncio.timeout(self._seconds):
+                await _go_on(steps, waits_for)
+        except TimeoutError:
+            raise ReaderStuck from None
+
+
+def _first_step(send: Send, data: bytes) -> _Begun | None:
+    """Begin to send; what is left of it, which also tells of an error."""
+    try:
+        steps = send(_body(data)).__await__()
+        return steps, next(steps)
+    except StopIteration:
+        return None
+    except (Exception, asyncio.CancelledError) as error:
+        return _fail(error), None
 
 
 async def within(work: Awaitable[T], seconds: float) -> T:
@@ -68,3 +135,8 @@ def _go_on(steps: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any,
                 waits_for = steps.send(value)
         except StopIteration as done:
             return cast(T, done.value)
+
+
+def _fail(error: BaseException) -> Generator[Any, Any, None]:
+    raise error
+    yield

@@ -18,7 +18,7 @@ from .edge import broker_of, cors_headers, mapped, refuse_elsewhere, selector_fr
 from .endless import endless
 from .errors import InvalidArgument, MethodNotAllowed
 from .models import AckMode
-from .sending import ReaderStuck, send_all
+from .sending import Outlet, ReaderStuck
 from .stream import Stream
 from .wire import SseEncoder
 
@@ -61,14 +61,14 @@ async def _send_until_gone(live: Stream, receive: Any, send: Any, seconds: float
     assert task is not None
     waiting = True
 
-    async def run() -> None:
-        try:
-            await send_all(live.frames(), send, seconds)
-        finally:
-            if waiting:
-                task.cancel()  # nobody waits any more for the reader to go
+    def ended(_: asyncio.Task[None]) -> None:
+        if waiting:
+            task.cancel()  # nobody waits any more for the reader to go
 
-    sending = asyncio.create_task(run())
+    outlet = Outlet(send, seconds)
+    live.through(outlet.begin)
+    sending = outlet.start(live.frames())
+    sending.add_done_callback(ended)
     try:
         while (await receive())["type"] != "http.disconnect":
             pass

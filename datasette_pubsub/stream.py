@@ -13,11 +13,14 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from .hub import Encoder, Hub, Waiter
+from .hub import Encoder, Hub, Span, Waiter
 from .models import AHEAD, End, Gap, Heartbeat, Page, Ready, Revoked
 
 #: Reads one page of the log after a position, of at most so many messages.
 ReadPage = Callable[[int, int], Awaitable[Page]]
+
+#: Begins to send something, outside of the consumer's task; whether it was sent at once. What was not is also yielded.
+Begin = Callable[[bytes], bool]
 
 #: How long a subscription with an automatic cursor rests after its very first
 #: message, in seconds. A reader that takes one message and leaves (``break``,
@@ -73,15 +76,18 @@ class Stream:
         self._max_unacked = max_unacked
         self._allowed = allowed
         self._recheck_seconds = recheck_seconds
-        #: When the reader's token ends, on the loop's clock; then its rights are looked at, too.
         #: The loop's clock, kept for the reason that is told at the waiter's loop.
         self._now = asyncio.get_running_loop().time
+        #: When the reader's token ends, on the loop's clock; then its rights are looked at, too.
         self._expiry = math.inf if expires_in is None else self._now() + expires_in
         self._checked = self._now()
         #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
         self._unacked: deque[tuple[int, int]] | None = None if max_unacked is None else deque()
         self._in_flight = 0
         self._end: End | None = None
+        self._begin: Begin | None = None
+        #: What was given to it and is not sent yet.
+        self._begun: Span | None = None
         #: Ends the pause after a first message; made for it.
         self._ended: asyncio.Event | None = None
 
@@ -106,6 +112,11 @@ class Stream:
             if self._ended is not None:
                 self._ended.set()
             self._waiter.wake()
+
+    def through(self, begin: Begin) -> None:
+        """Let the hub serve this reader while :meth:`frames` waits, which saves a turn of the consumer's task."""
+        self._begin = begin
+        self._waiter.serve = self._serve
 
     def acknowledged(self, cursor: int) -> None:
         """The reader has finished everything up to here."""
@@ -134,8 +145,8 @@ class Stream:
             if frame:
                 yield frame
         while self._end is None:
-            if self._allowed is not None and self._recheck_due():
-                if not await self._allowed():
+            if self._recheck_due(now := self._now()):
+                if not await self._recheck(now):
                     self.stop(Revoked())
                     break
                 continue
@@ -153,13 +164,11 @@ class Stream:
                         yield frame
                 continue
             if self.position < hub.tail.base or (self._missed and self.position < hub.head):
-                data, position, count, last = await self._from_log(room)
+                span = await self._from_log(room)
                 if self._end is not None:
                     break
             elif self.position < hub.head:
-                data, position, count, last = hub.tail.span(
-                    waiter.selector, encoder, self.position, hub.head, self._send_bytes, room
-                )
+                span = self._from_tail(room)
             else:
                 if not ready:
                     ready = True
@@ -168,31 +177,62 @@ class Stream:
                         yield frame
                         continue
                 await waiter.sleep(self._wait_seconds())
-                if waiter.woken:
-                    if waiter.resume is not None:
-                        self._move(waiter.resume)
+                if self._begun is None:
+                    if waiter.woken:
+                        if waiter.resume is not None:
+                            self._move(waiter.resume)
+                        continue
+                    # Everything up to the head was for others.
+                    self._move(hub.head)
+                    frame = encoder.event(Heartbeat(self.position))
+                    if frame:
+                        yield frame
                     continue
-                # Everything up to the head was for others.
-                self._move(hub.head)
-                frame = encoder.event(Heartbeat(self.position))
-                if frame:
-                    yield frame
-                continue
-            if data:
-                yield data
-                self.sends += 1
-            self._move(position)
-            if not self._missed:
-                self._untold = None
-            if count and self._unacked is not None:
-                self._unacked.append((last, count))
-                self._in_flight += count
-            if count and self._first_alone:
+                span, self._begun = self._begun, None
+            if span.data:
+                yield span.data
+            self._taken(span)
+            if span.messages and self._first_alone:
                 self._first_alone = False
                 await self._first_message()
         frame = encoder.event(self._end) if self._end is not None else b""
         if frame:
             yield frame
+
+    def _serve(self, now: float) -> float:
+        """What :meth:`frames` does when it is woken, in the ordinary case; see :attr:`.hub.Waiter.serve`."""
+        assert self._begin is not None
+        hub, waiter = self._hub, self._waiter
+        if self._end is not None or self._rewinds != hub.rewinds or self._missed or self._first_alone:
+            return 0.0
+        if self._recheck_due(now):
+            return 0.0
+        if waiter.resume is not None:
+            self._move(waiter.resume)
+        room = self._room()
+        if not room or self.position < hub.tail.base:
+            return 0.0
+        span = self._from_tail(room)
+        if span.data and not self._begin(span.data):
+            self._begun = span
+            return 0.0
+        self._taken(span)
+        return self._wait_seconds() if self.position == hub.head else 0.0
+
+    def _from_tail(self, room: int) -> Span:
+        hub = self._hub
+        return hub.tail.span(self._waiter.selector, self._encoder, self.position, hub.head, self._send_bytes, room)
+
+    def _taken(self, span: Span) -> None:
+        """The consumer has taken this; all up to where it ends has been handed over or passed by."""
+        if span.data:
+            self.sends += 1
+        self._move(span.position)
+        if not self._missed:
+            self._untold = None
+        if span.messages and self._unacked is not None:
+            self._unacked.append((span.last, span.messages))
+            self._in_flight += span.messages
 
     def _wait_seconds(self) -> float:
         """How long to wait for something to do."""
@@ -200,15 +240,17 @@ class Stream:
             return self._patience
         return min(self._patience, max(0.0, self._expiry - self._now()))
 
-    def _recheck_due(self) -> bool:
+    def _recheck_due(self, now: float) -> bool:
         """Whether the reader's rights are to be looked at: every ``recheck_seconds``, and when its token ends."""
-        now = self._now()
+        return self._allowed is not None and (now >= self._expiry or now - self._checked >= self._recheck_seconds)
+
+    async def _recheck(self, now: float) -> bool:
+        """Whether the reader still has them."""
+        assert self._allowed is not None
+        self._checked = now
         if now >= self._expiry:
             self._expiry = math.inf
-        elif now - self._checked < self._recheck_seconds:
-            return False
-        self._checked = now
-        return True
+        return await self._allowed()
 
     def _move(self, position: int) -> None:
         if position > self.position:
@@ -226,7 +268,7 @@ class Stream:
         self._in_flight = 0
         return self._encoder.event(Gap(AHEAD, self.position))
 
-    async def _from_log(self, room: int) -> tuple[bytes, int, int, int]:
+    async def _from_log(self, room: int) -> Span:
         page = await self._read_page(self.position, room)
         messages, position = page.messages, page.position
         parts: list[bytes] = []
@@ -240,7 +282,7 @@ class Stream:
         for message in messages:
             parts.append(self._encoder.message(message, self._missed))
             self._missed = 0
-        return b"".join(parts), position, len(messages), messages[-1].id if messages else 0
+        return Span(b"".join(parts), position, len(messages), messages[-1].id if messages else 0)
 
     async def _first_message(self) -> None:
         if self._end is not None:

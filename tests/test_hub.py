@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasette_pubsub.hub import Hub
+from datasette_pubsub.hub import SERVED_AT_ONCE, Hub
 from datasette_pubsub.models import Bye, Event, Message, Page, Superseded
 from datasette_pubsub.selector import Selector
+from datasette_pubsub.sending import Outlet
 from datasette_pubsub.stream import Stream
 
 
@@ -56,7 +59,7 @@ class World:
         else:
             self.hub.fill(self.messages[known:], len(self.messages))
 
-    def stream(self, selector: Selector, position: int, size: int) -> Stream:
+    def stream(self, selector: Selector, position: int, size: int, heartbeat: float = 0.005) -> Stream:
         waiter = self.hub.register(selector)
         self.refresh()
 
@@ -67,7 +70,7 @@ class World:
             position = found[-1].id if len(found) == min(limit, 3) else head
             return Page(found, position, head)
 
-        return Stream(self.hub, waiter, read, Numbers(), position, send_bytes=size, heartbeat_seconds=0.005)
+        return Stream(self.hub, waiter, read, Numbers(), position, send_bytes=size, heartbeat_seconds=heartbeat)
 
 
 channel = st.sampled_from(["a", "b", "c"])
@@ -81,12 +84,12 @@ step = st.one_of(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(step, max_size=40), st.integers(0, 900), st.integers(1, 20))
-def test_any_interleaving(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int) -> None:
-    asyncio.run(run(steps, tail_bytes, send_bytes))
+@given(st.lists(step, max_size=40), st.integers(0, 900), st.integers(1, 20), st.booleans())
+def test_any_interleaving(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int, served: bool) -> None:
+    asyncio.run(run(steps, tail_bytes, send_bytes, served))
 
 
-async def run(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int) -> None:
+async def run(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int, served: bool) -> None:
     world = World(Hub(tail_bytes, lambda idle: None))
     world.commit(["a", "b"], told=False)
     selectors = [Selector.of(["a"]), Selector.of(["c"], ["[ab]"]), Selector.of((), ["*"])]
@@ -94,10 +97,18 @@ async def run(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int)
     got: list[list[int]] = [[], [], []]
     may_read = [asyncio.Semaphore(0) for _ in streams]
 
+    async def take(n: int, data: bytes) -> None:
+        got[n].extend(int(part) for part in data.split() if part.isdigit())
+        await may_read[n].acquire()
+
     async def reader(n: int) -> None:
+        if served:
+            outlet = Outlet(lambda message: take(n, message["body"]), 60)
+            streams[n].through(outlet.begin)
+            await outlet.start(streams[n].frames())
+            return
         async for data in streams[n].frames():
-            got[n].extend(int(part) for part in data.split() if part.isdigit())
-            await may_read[n].acquire()
+            await take(n, data)
 
     readers = [asyncio.ensure_future(reader(n)) for n in range(3)]
     for name, value in steps:
@@ -167,31 +178,99 @@ async def turns_until(done: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+@dataclass
+class Reader:
+    """A live subscriber whose send does not wait while ``open``, and what it was sent."""
+
+    stream: Stream
+    got: list[bytes] = field(default_factory=list)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.open.set()
+        outlet = Outlet(self.send, 60)
+        self.stream.through(outlet.begin)
+        self.task = outlet.start(self.stream.frames())
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.got.append(message["body"])
+        await self.open.wait()
+
+    @property
+    def waits(self) -> bool:
+        return not self.stream._waiter.woken
+
+
 @pytest.mark.asyncio
-async def test_many_are_woken_some_at_a_time_and_the_last_get_what_came_meanwhile() -> None:
+async def test_many_are_served_some_at_a_time_and_the_last_get_what_came_meanwhile() -> None:
     world = World(Hub(1 << 20, lambda idle: None))
-    streams = [world.stream(Selector.of(["a"]), 0, 1000) for _ in range(350)]
-    for stream in streams:
-        stream._encoder = Loud()
-    got: list[list[bytes]] = [[] for _ in streams]
-
-    async def collect(stream: Stream, into: list[bytes]) -> None:
-        async for data in stream.frames():
-            into.append(data)
-
-    tasks = [asyncio.create_task(collect(stream, into)) for stream, into in zip(streams, got, strict=True)]
-    await turns_until(lambda: not any(stream._waiter.woken for stream in streams))
+    readers = [Reader(world.stream(Selector.of(["a"]), 0, 1000, 60)) for _ in range(350)]
+    for reader in readers:
+        reader.stream._encoder = Loud()
+    await turns_until(lambda: all(reader.waits for reader in readers))
     world.commit(["a"], told=True)
-    await turns_until(lambda: any(got))
-    assert not all(got)
-    world.commit(["a"], told=True)
-    for _ in range(50):
+    served = []
+    while not all(reader.got for reader in readers):
         await asyncio.sleep(0)
+        served.append(sum(len(reader.got) for reader in readers))
+        if served[-1] and world.hub.head == 1:
+            world.commit(["a"], told=True)
+    assert all(0 <= after - before <= SERVED_AT_ONCE for before, after in pairwise(served))
+    await turns_until(lambda: all(reader.stream.position == 2 for reader in readers))
     # Who is woken for nothing says that nothing came: a heartbeat.
-    assert {tuple(each) for each in got} == {(b"1 ", b"2 "), (b"1 2 ",)}
-    for stream in streams:
-        stream.stop(Bye())
-    await asyncio.gather(*tasks)
+    assert {tuple(reader.got) for reader in readers} == {(b"1 ", b"2 "), (b"1 2 ",)}
+    assert sum(reader.got == [b"1 ", b"2 "] for reader in readers) <= SERVED_AT_ONCE
+    for reader in readers:
+        reader.stream.stop(Bye())
+    await asyncio.gather(*(reader.task for reader in readers))
+
+
+@pytest.mark.asyncio
+async def test_who_is_served_at_once_is_behind_nothing_and_who_must_wait_gets_it_once() -> None:
+    world = World(Hub(1 << 20, lambda idle: None))
+    reader = Reader(world.stream(Selector.of(["a"]), 0, 1000, 60))
+    await turns_until(lambda: reader.waits)
+    world.commit(["a", "b"], told=True)
+    await turns_until(lambda: bool(reader.got))
+    # In the very turn in which it was sent.
+    assert (reader.got, reader.stream.position, reader.stream.sends, reader.waits) == ([b"1 "], 2, 1, True)
+    reader.open.clear()
+    world.commit(["a"], told=True)
+    await turns_until(lambda: len(reader.got) == 2)
+    world.commit(["a"], told=True)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (reader.got, reader.stream.position, reader.stream.sends) == ([b"1 ", b"3 "], 2, 1)
+    reader.open.set()
+    await turns_until(lambda: reader.stream.position == 4)
+    assert (reader.got, reader.stream.sends) == ([b"1 ", b"3 ", b"4 "], 3)
+    reader.stream.stop(Bye())
+    await reader.task
+    assert reader.got[3:] == [b"Bye"]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_that_fails_does_not_keep_the_next_from_being_served() -> None:
+    class Broken(Numbers):
+        name = "broken"
+
+        def message(self, message: Message, missed: int = 0) -> bytes:
+            raise ValueError("no frame for this")
+
+    world = World(Hub(1 << 20, lambda idle: None))
+    readers = [Reader(world.stream(Selector.of([channel]), 0, 1000, 60)) for channel in "abc"]
+    readers[1].stream._encoder = Broken()
+    await turns_until(lambda: all(reader.waits for reader in readers))
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    world.commit(["a", "b", "c"], told=True)
+    await turns_until(lambda: bool(readers[0].got and readers[2].got))
+    with pytest.raises(ValueError, match="no frame"):
+        await readers[1].task
+    assert [str(error) for error in told] == ["no frame for this"]
+    for reader in readers[::2]:
+        reader.stream.stop(Bye())
+        await reader.task
 
 
 @pytest.mark.asyncio
