@@ -26,6 +26,7 @@ from .hub import Encoder, Hub
 from .inflow import Inflow
 from .models import ANYWHERE, AckMode, Item, Page, Where, check_subscription_name
 from .reader import Reader
+from .rounds import Rounds
 from .selector import ALL, Rights, Selector, Verdicts
 from .store import Store
 from .stream import Stream
@@ -73,6 +74,8 @@ class Broker:
         self._upkeep = Upkeep(self.name, settings, self, self._holders, lambda: self._removed)
         self._started = False
         self._refreshing = asyncio.Lock()
+        #: Many subscribers that begin at the same time are told the head together.
+        self._heads: Rounds[int] = Rounds()
 
     # -- life ---------------------------------------------------------------
 
@@ -293,6 +296,9 @@ class Broker:
 
     async def log_head(self) -> int:
         """The log's head now, with the hub brought up to it."""
+        return await self._heads.ask(self.name, self._refreshed)
+
+    async def _refreshed(self) -> int:
         await self.refresh()
         return self.hub.head
 
@@ -385,7 +391,7 @@ class Broker:
                 position = self._holders.take_over(subscription.id, position, automatic, resumes)
             if subscription is not None:
                 catch_up.know(subscription.gone)
-            elif where.position is None:
+            elif where.position is None and position < head:
                 await self.read(lambda conn: catch_up.forgive(conn, position))
 
             async def read_page(after: int, limit: int) -> Page:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import sha256
@@ -277,31 +277,39 @@ async def recent_rights(
     """What the actor may do to a channel, or to all of the database: a moment ago, if that suffices, else now.
 
     One question to Datasette costs more than all the rest of a small publish.
-    So those who ask the same while one is being answered get one answer
-    (:mod:`.rounds`), and it is kept for a moment (:mod:`.recent`). Not for
-    callers for whom nothing is checked.
+    So the answer is kept for a moment (:mod:`.recent`). Not for callers for whom
+    nothing is checked.
     """
     known = brokers(datasette)
-    key = (action, _known(actor), database, channel)
+    key = _key(actor, action, database, channel)
     found: Verdicts | None = known.recent.get(key, known.moment(database))
     if found is None or not suffices(found):
         asked = time.monotonic()
-        found = await known.rounds.ask(key, lambda: _verdicts(datasette, actor, action, database, channel))
+        found = await _together(datasette, actor, action, database, channel)
         # A refusal is not kept: it would be asked again, and many of them would push out what is.
         if suffices(found):
             known.recent.put(key, asked, found)
     return found
 
 
-async def _verdicts(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> Verdicts:
-    if channel is None:
-        return await rights(datasette, actor, action, database)
-    return Verdicts(await _may(datasette, actor, action, database, channel))
+async def _together(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> Verdicts:
+    """What the actor may do now to a channel, or to all of the database; those who ask the same are told together."""
+    if _skip_permission_checks.get():
+        return ALL
+
+    async def answer() -> Verdicts:
+        if channel is None:
+            return await rights(datasette, actor, action, database)
+        return Verdicts(await _may(datasette, actor, action, database, channel))
+
+    found: Verdicts = await brokers(datasette).rounds.ask(_key(actor, action, database, channel), answer)
+    return found
 
 
-def _known(actor: Actor) -> str | None:
-    """What makes two actors the same: all that they are."""
-    return None if actor is None else json.dumps(actor, sort_keys=True, default=repr)
+def _key(actor: Actor, action: str, database: str, channel: str | None) -> Hashable:
+    """What the answer depends on. Two actors are the same when all that they are is the same."""
+    who = None if actor is None else json.dumps(actor, sort_keys=True, default=repr)
+    return (action, who, database, channel)
 
 
 async def visible(
@@ -313,11 +321,12 @@ async def visible(
     now and later. Raises :class:`PermissionDenied`.
     """
     for channel in selector.channels:
-        if not (await may_view(datasette, actor, database, channel) if known is None else known.allows(channel)):
+        found = await _together(datasette, actor, VIEW, database, channel) if known is None else known
+        if not found.allows(channel):
             raise PermissionDenied(f"permission denied: {VIEW} on channel {channel!r} of database {database}")
     if not selector.patterns:
         return selector
-    found = await rights(datasette, actor, VIEW, database) if known is None else known
+    found = await _together(datasette, actor, VIEW, database, None) if known is None else known
     if found.nothing and not selector.channels:
         raise PermissionDenied(f"permission denied: {VIEW} on the channels of database {database}")
     return Selector(selector.channels, selector.patterns, ALL if found.everything else found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -356,6 +357,49 @@ def test_who_may_publish_is_asked_about_once_a_moment(serve: Callable[..., Serve
         before = asked.stat().st_size
         assert [status(*channels) for _ in range(50)] == [200] * 50
         assert asked.stat().st_size - before < 50
+
+
+@pytest.mark.asyncio
+async def test_many_who_begin_at_once_are_asked_about_together(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """As after a restart of the server; each actor by itself."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    asked = tmp_path / "asked"
+    asked.touch()
+    (plugins / "rule.py").write_text(
+        "from datasette import hookimpl\nfrom datasette.permissions import PermissionSQL\n"
+        "@hookimpl\ndef permission_resources_sql(datasette, actor, action):\n"
+        "    if action == 'view-channel':\n"
+        f"        open({str(asked)!r}, 'a').write('.')\n"
+        "        if actor is None:\n"
+        "            return PermissionSQL(sql=\"SELECT 'data' AS parent, 'a' AS child, 0 AS allow, 'r' AS reason\")\n"
+        "@hookimpl\ndef actor_from_request(request):\n"
+        "    if request.headers.get('authorization'):\n"
+        "        return {'id': request.headers['authorization']}\n"
+    )
+    config = {"permissions": {"publish-message": True}}
+    server = serve(config=config, options=["--plugins-dir", str(plugins)])
+    server.publish(channel="a", payload="before")
+    answers: list[int] = []
+
+    async def read(client: httpx.AsyncClient, actor: str) -> None:
+        headers = {"Authorization": actor} if actor else {}
+        async with client.stream("GET", f"{server.pubsub}/-/stream?channel=a&format=raw", headers=headers) as response:
+            answers.append(response.status_code)
+            if response.status_code == 200:
+                async for line in response.aiter_lines():
+                    if line == "data: after":
+                        return
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=30, limits=limits) as client:
+        readers = [asyncio.ensure_future(read(client, actor)) for actor in 60 * ["ada", "bob", ""]]
+        while len(answers) < len(readers):  # noqa: ASYNC110 - the server decides
+            await asyncio.sleep(0.01)
+        assert sorted(answers) == [200] * 120 + [403] * 60
+        assert 3 <= asked.stat().st_size < 90
+        server.publish(channel="a", payload="after")
+        await asyncio.gather(*readers)
 
 
 def test_a_stream_ends_when_its_actor_loses_a_role(serve: Callable[..., Server], tmp_path: Path) -> None:
