@@ -135,6 +135,8 @@ class Waiter:
 
     def leave(self) -> None:
         """There will be no further wait."""
+        # It knows the stream, which knows this: neither would be freed before a garbage collection.
+        self.serve = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

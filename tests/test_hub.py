@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -271,6 +273,33 @@ async def test_a_reader_that_fails_does_not_keep_the_next_from_being_served() ->
     for reader in readers[::2]:
         reader.stream.stop(Bye())
         await reader.task
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_has_ended_is_freed_without_the_garbage_collector() -> None:
+    world = World(Hub(1 << 20, lambda idle: None))
+    got: list[bytes] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        got.append(message["body"])
+
+    stream = world.stream(Selector.of(["a"]), 0, 1000, 60)
+    waiter, ended = stream._waiter, weakref.ref(stream)
+    outlet = Outlet(send, 60)
+    stream.through(outlet.begin)
+    task = outlet.start(stream.frames())
+    await turns_until(lambda: not waiter.woken)
+    world.commit(["a"], told=True)
+    await turns_until(lambda: bool(got))
+    stream.stop(Bye())
+    await task
+    world.hub.unregister(waiter)
+    gc.disable()
+    try:
+        del stream
+        assert ended() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.asyncio
