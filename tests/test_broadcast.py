@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from datasette_pubsub import broadcast as text
-from datasette_pubsub import broadcast_file, schema
+from datasette_pubsub import broadcast_file, cli, schema
 from datasette_pubsub.broadcast import Broadcast
 from datasette_pubsub.config import Settings
 from datasette_pubsub.errors import InvalidArgument, NotFound
@@ -408,9 +409,8 @@ def test_the_command(tmp_path: Path) -> None:
         conn.execute('CREATE TABLE "it\'s" (id INTEGER PRIMARY KEY, a, b UNIQUE)')
 
     def pubsub(*arguments: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-m", "datasette", "pubsub", "broadcast", str(path), "it's", *arguments]
-        done = subprocess.run(command, text=True, capture_output=True, timeout=60, check=False)
-        return done.returncode, done.stdout, done.stderr
+        done = CliRunner().invoke(cli.pubsub, ["broadcast", str(path), "it's", *arguments])
+        return done.exit_code, done.stdout, done.stderr
 
     assert pubsub("--show") == (1, "", "Error: it's is not broadcast\n")
     code, printed, _ = pubsub("--column", "a", "--no-old", "--when-update", "NEW.a > 1", "--dry-run")

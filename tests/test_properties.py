@@ -27,7 +27,7 @@ TRIMMER = Path(__file__).parent / "trimmer.py"
 
 #: A failure in real threads is not shrunk: each attempt at one that hangs would cost its deadline.
 QUICK = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
