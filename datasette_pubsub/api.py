@@ -13,7 +13,7 @@ from datasette.resources import DatabaseResource, TableResource
 from datasette.utils import CustomJSONEncoder, InvalidSql, validate_sql_select
 from datasette.utils.asgi import Request, Response
 
-from . import ndjson, permissions
+from . import ndjson, permissions, rules
 from .edge import (
     SMALL_LIMIT,
     broker_of,
@@ -48,7 +48,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
         await ndjson.publish(scope, receive, send, request, datasette, broker)
         return None
     if is_large(request) and not await permissions.publishes(datasette, request.actor, broker.name):
-        raise PermissionDenied(f"permission denied: {permissions.PUBLISH} on database {broker.name}")
+        raise PermissionDenied(f"permission denied: {rules.PUBLISH} on database {broker.name}")
     items = items_of_json(await read_json_body(request, receive, publish_limit(broker)), "the body")
     await permissions.require_items(datasette, request.actor, broker.name, items)
     ids = await broker.publish(items)

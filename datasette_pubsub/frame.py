@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from datasette.utils.asgi import Request, Response
 
-from . import permissions
+from . import permissions, rules
 from .broker import Broker
 from .brokers import brokers
 from .edge import View, internal
@@ -90,7 +90,7 @@ async def place(datasette: Datasette, request: Request, broker: Broker, channel:
     """What the templates of a database's pages need to know to lead to each other; see ``pubsub_nav.html``."""
     actor, name = request.actor, broker.name
     base = datasette.urls.database(name) + "/-/pubsub"
-    views = not (await permissions.rights(datasette, actor, permissions.VIEW, name)).nothing
+    views = not (await permissions.rights(datasette, actor, rules.VIEW, name)).nothing
     publish = await publish_path(datasette, actor, name, channel)
     return {
         "database": name,
@@ -108,7 +108,7 @@ async def publish_path(
     broker = brokers(datasette).find(database)
     if broker is None or not broker.store.writable:
         return None
-    if (await permissions.rights(datasette, actor, permissions.PUBLISH, database)).nothing:
+    if (await permissions.rights(datasette, actor, rules.PUBLISH, database)).nothing:
         return None
     query = f"?{urlencode({'channel': channel})}" if channel else ""
     return str(datasette.urls.database(database)) + f"/-/pubsub/-/publish-form{query}"

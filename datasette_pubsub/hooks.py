@@ -30,6 +30,7 @@ from . import (
     panel,
     permissions,
     rpc,
+    rules,
     shutdown,
     sql,
     sse,
@@ -211,13 +212,13 @@ def register_routes() -> list[tuple[str, Callable[..., Awaitable[Any]]]]:
 
 @hookimpl
 def register_actions() -> list[Any]:
-    return permissions.ACTIONS
+    return rules.ACTIONS
 
 
 @hookimpl
 async def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
     return [
-        *await permissions.own_rules(datasette, actor, action),
+        *await rules.own_rules(datasette, actor, action),
         *await tables.own_rules(datasette, actor, action),
     ]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.jump import JumpSQL
 from datasette.utils import tilde_encode
 
-from . import activity, permissions
+from . import activity, permissions, rules
 from .brokers import brokers
 from .errors import PubsubError
 from .schema import installed
@@ -39,7 +39,7 @@ async def channels(datasette: Datasette, actor: dict[str, Any] | None, words: st
         broker = brokers(datasette).find(database)
         if broker is None:
             continue
-        verdicts = await permissions.rights(datasette, actor, permissions.VIEW, database)
+        verdicts = await permissions.rights(datasette, actor, rules.VIEW, database)
         if verdicts.nothing:
             continue
         base = datasette.urls.database(database) + "/-/pubsub/"

@@ -17,7 +17,7 @@ from datasette.resources import TableResource
 from datasette.utils import tilde_decode, tilde_encode
 from datasette.utils.asgi import Request, Response
 
-from . import activity, log, permissions, search
+from . import activity, log, permissions, rules, search
 from .brokers import brokers
 from .edge import broker_of
 from .frame import place, shown, silence
@@ -170,7 +170,7 @@ def database_link(
     async def link() -> list[dict[str, str]]:
         if brokers(datasette).find(database) is None:
             return []
-        if (await permissions.rights(datasette, actor, permissions.VIEW, database)).nothing:
+        if (await permissions.rights(datasette, actor, rules.VIEW, database)).nothing:
             return []
         return [
             {

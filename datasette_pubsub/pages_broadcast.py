@@ -17,7 +17,7 @@ from datasette.utils import MultiParams, tilde_decode, tilde_encode
 from datasette.utils.asgi import Request, Response
 
 from . import broadcast_file as files
-from . import permissions
+from . import permissions, rules
 from .broadcast import OPERATIONS, Broadcast, Shape, Trigger, default_channel
 from .broadcast_file import Found
 from .broker import Broker
@@ -167,10 +167,10 @@ async def _require_publish(datasette: Datasette, request: Request, broker: Broke
     if not wanted.per_row:
         await permissions.require_publish(datasette, request.actor, broker.name, {wanted.channel})
         return
-    found = await permissions.rights(datasette, request.actor, permissions.PUBLISH, broker.name)
+    found = await permissions.rights(datasette, request.actor, rules.PUBLISH, broker.name)
     if not found.everything:
         raise PermissionDenied(
-            f"permission denied: a channel for each row needs {permissions.PUBLISH} on every channel of "
+            f"permission denied: a channel for each row needs {rules.PUBLISH} on every channel of "
             f"database {broker.name}"
         )
 

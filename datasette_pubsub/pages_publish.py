@@ -16,7 +16,7 @@ from datasette.resources import TableResource
 from datasette.utils import tilde_encode
 from datasette.utils.asgi import Request, Response
 
-from . import permissions
+from . import permissions, rules
 from .broker import Broker
 from .edge import broker_of, publish_limit, read_form
 from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied, PubsubError
@@ -70,9 +70,9 @@ async def publish_form(scope: Any, receive: Any, send: Any, request: Request, da
         raise MethodNotAllowed("this address is used with GET and POST")
     broker = broker_of(datasette, request)
     broker.store.check_writable()
-    allowed = await permissions.rights(datasette, request.actor, permissions.PUBLISH, broker.name)
+    allowed = await permissions.rights(datasette, request.actor, rules.PUBLISH, broker.name)
     if allowed.nothing:
-        raise PermissionDenied(f"permission denied: {permissions.PUBLISH} on database {broker.name}")
+        raise PermissionDenied(f"permission denied: {rules.PUBLISH} on database {broker.name}")
     if request.method != "POST":
         return await _page(datasette, request, broker, allowed, Typed(channel=request.args.get("channel") or ""))
     form = await read_form(request, receive, publish_limit(broker))
@@ -151,7 +151,7 @@ async def _page(
     patterns = [pattern for pattern, ok in allowed.patterns if ok]
     match = _FIELD.match(error.message) if error is not None else None
     base = datasette.urls.database(database) + "/-/pubsub"
-    everybody = await permissions.rights(datasette, None, permissions.PUBLISH, database)
+    everybody = await permissions.rights(datasette, None, rules.PUBLISH, database)
     may_view_log = await datasette.allowed(
         action="view-table", resource=TableResource(database, LOG), actor=request.actor
     )

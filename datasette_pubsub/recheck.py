@@ -16,7 +16,8 @@ from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request
 
 from .errors import PermissionDenied
-from .permissions import PUBLISH, VIEW, Actor, owner_of, recent_rights, rights, visible
+from .permissions import owner_of, recent_rights, rights, visible
+from .rules import PUBLISH, VIEW, Actor
 from .selector import Rights, Selector
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from datasette.utils.permissions import SKIP_PERMISSION_CHECKS, build_rules_unio
 
 from . import schema
 from .brokers import brokers
-from .permissions import PUBLISH, VIEW, Actor, in_plain, plain, rights, rows_rule
+from .permissions import rights
+from .rules import PUBLISH, VIEW, Actor, in_plain, plain, rows_rule
 from .schema import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
 from .schema import VIEW as VIEW_OF_LOG
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"upkeep"},
     {"broker"},
     {"brokers"},
-    {"permissions", "recheck", "tables", "caller", "shutdown"},
+    {"rules", "permissions", "recheck", "tables", "caller", "shutdown"},
     {"wire", "codecs", "edge", "endless", "sending", "texts", "plot", "unpacking"},
     {"rpc_call"},
     {"frame", "messages", "links", "rpc_publish", "ndjson"},
