@@ -41,7 +41,7 @@ from datasette_pubsub import (
     pages_publish,
     pages_subscriptions,
     panel,
-    permissions,
+    rules,
     schema,
     sql,
     sse,
@@ -120,12 +120,12 @@ def test_configurations_in_the_docs_are_valid() -> None:
         read_settings(instance)
         for database in config.get("databases", {}).values():
             read_settings(instance, database["plugins"][PLUGIN])
-        assert set(config.get("permissions", {})) <= {action.name for action in permissions.ACTIONS}
+        assert set(config.get("permissions", {})) <= {action.name for action in rules.ACTIONS}
 
 
 def test_every_action() -> None:
     assert [row[0].strip("`") for row in table(DOCS["configuration"], "action")] == [
-        action.name for action in permissions.ACTIONS
+        action.name for action in rules.ACTIONS
     ]
 
 
