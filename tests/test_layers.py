@@ -10,7 +10,7 @@ import datasette_pubsub
 PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
-    {"errors", "config", "models", "collector"},
+    {"errors", "config", "models", "collector", "utf8_sql"},
     {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot", "reader"},
     {"expressions", "broadcast", "broadcast_file"},
     {"sql", "transaction", "batcher"},
