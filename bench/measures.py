@@ -59,7 +59,7 @@ def fill(path: Path, messages: int, channels: int, payload: str = PAYLOAD) -> No
         conn.execute("PRAGMA journal_mode = WAL").fetchone()
         conn.execute(
             "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-            "INSERT INTO pubsub_messages (channel, payload) SELECT 'chan-' || (i % ?), ? FROM n",
+            "INSERT INTO vpubsub (channel, payload) SELECT 'chan-' || (i % ?), ? FROM n",
             [messages - 1, channels, payload],
         )
         conn.commit()
@@ -169,8 +169,7 @@ def _select(conn: sqlite3.Connection, rows: int) -> float:
     start, last, count = time.perf_counter(), 0, 0
     while count < rows:
         page = conn.execute(
-            "SELECT id, channel, payload, created_at FROM pubsub_messages WHERE channel = ? AND id > ? "
-            "ORDER BY id LIMIT 1000",
+            "SELECT id, channel, payload, created_at FROM vpubsub WHERE channel = ? AND id > ? ORDER BY id LIMIT 1000",
             ["chan-0", last],
         ).fetchall()
         count, last = count + len(page), page[-1][0]

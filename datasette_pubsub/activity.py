@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from . import log
 from .models import Message, utc_text
-from .schema import LOG, installed
+from .names import OF_CHANNEL, Name, exact, shown
+from .objects import LOG
+from .schema import installed
 
 #: How far back, in spans, and how long a span is, in seconds: ten minutes, in bars that a small picture can hold.
 #: As in pubsub_plot.js.
@@ -70,43 +72,30 @@ def recent(conn: sqlite3.Connection, allows: Callable[[str], bool], limit: int) 
     span = present_span()
     if not installed(conn):
         return Activity(span)
-    names = [name for name in walk(conn, WALKED_NAMES) if allows(name)]
-    newest = f"SELECT id, channel, payload, created_at FROM {LOG} WHERE channel = ? ORDER BY id DESC LIMIT 1"
+    names = [name for name in walk(conn, WALKED_NAMES) if allows(shown(name))]
+    newest = f"SELECT id, channel, payload, created_at FROM {LOG} WHERE {OF_CHANNEL} ORDER BY id DESC LIMIT 1"
     last = {name: _last_id(conn, name) for name in names}
     found = sorted(last, key=lambda name: last[name], reverse=True)
-    messages = [Message(*conn.execute(newest, [name]).fetchone()) for name in found[:limit]]
-    spans = counts(conn, [message.channel for message in messages], span)
-    return Activity(
-        span,
-        log.head(conn),
-        True,
-        [Active(message, spans[message.channel]) for message in messages],
-        len(found) > limit,
-    )
+    spans = counts(conn, found[:limit], span)
+    active = [Active(Message(*conn.execute(newest, [name]).fetchone()), spans[name]) for name in found[:limit]]
+    return Activity(span, log.head(conn), True, active, len(found) > limit)
 
 
-def walk(conn: sqlite3.Connection, limit: int) -> Iterator[str]:
+def walk(conn: sqlite3.Connection, limit: int) -> list[Name]:
     """Channels, each once: the first ``limit`` by name, and those of the newest messages when there are more."""
-    seen: set[str] = set()
-    after = ""
-    while len(seen) < limit:
-        row = conn.execute(f"SELECT min(channel) FROM {LOG} WHERE channel > ?", [after]).fetchone()
-        if row[0] is None:
-            return
-        after = row[0]
-        seen.add(after)
-        yield after
-    for (name,) in conn.execute(f"SELECT channel FROM {LOG} ORDER BY id DESC LIMIT ?", [WALKED_MESSAGES]):
-        if name not in seen:
-            seen.add(name)
-            yield name
+    names = log.channel_names(conn, limit)
+    if len(names) < limit:
+        return names
+    with exact(conn):
+        newest = conn.execute(f"SELECT channel FROM {LOG} ORDER BY id DESC LIMIT ?", [WALKED_MESSAGES]).fetchall()
+    return list(dict.fromkeys([*names, *(row[0] for row in newest)]))
 
 
-def _last_id(conn: sqlite3.Connection, channel: str) -> int:
-    return int(conn.execute(f"SELECT max(id) FROM {LOG} WHERE channel = ?", [channel]).fetchone()[0])
+def _last_id(conn: sqlite3.Connection, channel: Name) -> int:
+    return int(conn.execute(f"SELECT max(id) FROM {LOG} WHERE {OF_CHANNEL}", [channel]).fetchone()[0])
 
 
-def counts(conn: sqlite3.Connection, channels: list[str], span: int) -> dict[str, tuple[int, ...]]:
+def counts(conn: sqlite3.Connection, channels: list[Name], span: int) -> dict[Name, tuple[int, ...]]:
     """How many messages each channel got in each of the ``SPANS`` spans up to this one.
 
     Found by the times at which the ids of the log passed from one span to the
@@ -117,7 +106,7 @@ def counts(conn: sqlite3.Connection, channels: list[str], span: int) -> dict[str
     sql = f"""
         SELECT json_extract(value, '$[0]'),
                (SELECT count(*) FROM {LOG}
-                WHERE channel = ? AND id > json_extract(value, '$[1]') AND id <= json_extract(value, '$[2]'))
+                WHERE {OF_CHANNEL} AND id > json_extract(value, '$[1]') AND id <= json_extract(value, '$[2]'))
         FROM json_each(?)"""
     found = {}
     for channel in channels:

@@ -22,7 +22,7 @@ from .config import MAX_CHANNEL_BYTES
 from .errors import InvalidArgument
 from .expressions import check_expression
 from .models import check_channel
-from .schema import VIEW
+from .objects import LOG
 
 OPERATIONS = ("insert", "update", "delete")
 
@@ -269,7 +269,7 @@ class _Statements:
         rest = 100 + len(json.dumps(self._shape.table))
         lines = ",\n      ".join(row)
         return f"""\
-  INSERT INTO {VIEW} (channel, payload)
+  INSERT INTO {LOG} (channel, payload)
   SELECT channel, CASE
     WHEN length(CAST(payload AS BLOB)) <= {limit} THEN payload
     WHEN length(CAST(row_key AS BLOB)) <= {limit - rest}

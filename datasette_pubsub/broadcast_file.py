@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from . import broadcast as text
 from .broadcast import Broadcast, Column, Shape, Trigger, identifier
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError
-from .log import max_payload_bytes
-from .schema import EXPECTED, VIEW, installed
+from .objects import LOG, TABLES
+from .schema import installed, max_payload_bytes
 
 #: SQLite's names for a table's rowid, unless a column has the name (https://sqlite.org/rowidtable.html).
 _ROWIDS = ("rowid", "_rowid_", "oid")
@@ -47,7 +47,7 @@ def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
     if row is None:
         raise NotFound(f"table not found: {table}")
     name, kind, without_rowid, strict = row
-    if name in EXPECTED:
+    if name in TABLES:
         raise InvalidArgument(f"{name} belongs to the log itself and cannot be broadcast")
     if kind != "table":
         what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "part of a virtual table")
@@ -290,7 +290,7 @@ def _overheard(conn: sqlite3.Connection, made: Sequence[Trigger], table: str) ->
         if inside in ours:
             if action == sqlite3.SQLITE_FUNCTION and second:
                 heard["functions"].add(second.lower())
-            elif action == sqlite3.SQLITE_READ and first and first.lower() not in (table.lower(), VIEW):
+            elif action == sqlite3.SQLITE_READ and first and first.lower() not in (table.lower(), LOG):
                 heard["tables"].add(first)
         return sqlite3.SQLITE_OK
 

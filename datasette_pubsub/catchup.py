@@ -13,6 +13,7 @@ from dataclasses import replace
 from . import retention
 from .config import PAGE_MESSAGES
 from .models import Page
+from .names import Name
 from .reader import Reader
 from .schema import installed
 from .selector import Selector
@@ -25,7 +26,7 @@ class CatchUp:
         self._reader = Reader(selector)
         self._max_bytes = max_bytes
         #: By channel, the newest removed id that this reader was told of.
-        self._told: dict[str, int] = {}
+        self._told: dict[Name, int] = {}
         self._head = 0
 
     def forgive(self, conn: sqlite3.Connection, position: int) -> None:
@@ -33,7 +34,7 @@ class CatchUp:
         if installed(conn):
             self.know(retention.released(conn, self._reader.selector, position))
 
-    def know(self, gone: Mapping[str, int]) -> None:
+    def know(self, gone: Mapping[Name, int]) -> None:
         """Up to these ids, by channel, what is gone counts as told."""
         for channel, number in gone.items():
             self._told[channel] = max(number, self._told.get(channel, 0))

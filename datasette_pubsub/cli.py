@@ -33,6 +33,7 @@ from .cli_publish import Publisher
 from .cli_tail import follow_log, json_line, plain_line, print_up_to
 from .cli_trim import Trimmer, limits
 from .models import Item, check_item, check_message_id, check_since
+from .names import Name, shown
 from .selector import Selector
 
 #: Bytes of messages that ``tail`` holds in memory at a time.
@@ -54,10 +55,10 @@ def _open(file: str, writes: bool = False, create: bool = False) -> closing[sqli
     return closing(conn)
 
 
-def _install(conn: sqlite3.Connection) -> None:
+def _install(conn: sqlite3.Connection) -> tuple[str, ...]:
     settings = settings_of(conn)
     schema.set_durability(conn, settings)
-    schema.install(conn, settings)
+    return schema.install(conn, settings, repair=True)
 
 
 @click.group()
@@ -70,12 +71,13 @@ def pubsub() -> None:
 @click.option("--create", is_flag=True, help="Make the file if there is none.")
 @plainly
 def install(file: str, create: bool) -> None:
-    """Install the log in FILE, or bring it up to date.
+    """Install the log in FILE, bring it up to date, or repair it.
 
     From then on every program can publish: INSERT INTO vpubsub (channel, payload) VALUES (…).
     """
     with _open(file, writes=True, create=create) as conn:
-        _install(conn)
+        for name in _install(conn):
+            click.echo(f"Repaired {name}, which was not as datasette-pubsub makes it")
     click.echo(f"The log is installed in {file}")
 
 
@@ -286,8 +288,8 @@ def trim(
             _vacuum(conn, Path(file))
 
 
-def _print_counts(head: str, counts: Mapping[str, int]) -> None:
-    rows = [(channel, str(number)) for channel, number in sorted(counts.items()) if number]
+def _print_counts(head: str, counts: Mapping[Name, int]) -> None:
+    rows = sorted((shown(channel), str(number)) for channel, number in counts.items() if number)
     if rows:
         print_table(("channel", head), rows)
 

@@ -17,7 +17,7 @@ from typing import ParamSpec
 
 import click
 
-from . import log, schema
+from . import schema
 from .config import Settings
 from .errors import PubsubError
 
@@ -75,7 +75,7 @@ def require_log(conn: sqlite3.Connection, file: str) -> None:
         return
     what = (
         "the log is of an older version, or a part of it was dropped"
-        if schema.installed(conn)
+        if schema.inspect(conn).recorded
         else "no log is installed"
     )
     raise click.ClickException(f"{file}: {what}; run: datasette pubsub install {file}")
@@ -83,7 +83,7 @@ def require_log(conn: sqlite3.Connection, file: str) -> None:
 
 def settings_of(conn: sqlite3.Connection) -> Settings:
     """The defaults, and the payload limit that the file holds: a server may have been given another."""
-    limit = log.max_payload_bytes(conn)
+    limit = schema.max_payload_bytes(conn)
     return Settings() if limit is None else Settings(max_payload_bytes=limit)
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from . import log, retention
 from .cli_common import Progress, counted, transaction
 from .config import Rule, Settings
+from .names import Name
 from .selector import Selector
 
 
@@ -41,12 +42,11 @@ class Trimmer:
         with transaction(conn, "BEGIN"):
             self._goals = retention.goals(conn, settings)
             self.wanted = Counter({channel: self._up_to(channel, goal) for channel, goal in self._goals.items()})
-        self.done: Counter[str] = Counter()
+        self.done: Counter[Name] = Counter()
 
-    def _up_to(self, channel: str, goal: int) -> int:
+    def _up_to(self, channel: Name, goal: int) -> int:
         """How many messages of a channel have ids up to a goal."""
-        selector = Selector(frozenset([channel]))
-        return log.count_after(self._conn, selector, 0) - log.count_after(self._conn, selector, goal)
+        return log.count_up_to(self._conn, channel, goal)
 
     def run(self) -> None:
         """Remove what is to go, with a pause after each transaction as long as it took: others write then."""

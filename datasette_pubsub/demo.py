@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import schema
+from . import objects, schema
 from .config import PLUGIN, ConfigError
 from .errors import FailedPrecondition, PubsubError
 
@@ -123,7 +123,7 @@ def check(conn: sqlite3.Connection) -> bool:
     if is_demo(conn):
         return True
     names = [row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")]
-    others = [name for name in names if name not in schema.EXPECTED and not name.startswith(_INTERNAL)]
+    others = [name for name in names if name not in objects.TABLES and not name.startswith(_INTERNAL)]
     if others:
         raise FailedPrecondition(f"not a demo database: it has {', '.join(others[:3])}; name another file for the demo")
     return False

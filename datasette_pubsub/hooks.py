@@ -106,6 +106,9 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
             await demo.serve_demo(datasette, brokers(datasette).instance_settings.demo)
         for name in list(datasette.databases):
             brokers(datasette).settings(name)
+            broker = brokers(datasette).find(name)
+            if broker is not None:
+                await broker.store.look()
         for warning in permissions.warnings(datasette):
             logger.warning(warning)
 

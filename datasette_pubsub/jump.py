@@ -16,6 +16,7 @@ from datasette.utils import tilde_encode
 from . import activity, permissions, rules
 from .brokers import brokers
 from .errors import PubsubError
+from .names import shown
 from .schema import installed
 from .texts import visible
 
@@ -64,7 +65,7 @@ def _names(conn: Any, database: str, verdicts: Verdicts, terms: list[str]) -> li
     found: list[str] = []
     if not installed(conn):
         return found
-    for name in activity.walk(conn, MAX_WALKED):
+    for name in map(shown, activity.walk(conn, MAX_WALKED)):
         if verdicts.allows(name) and _in_order(f"{database} {name}".lower(), terms):
             found.append(name)
             if len(found) == MAX_FOUND:

@@ -13,7 +13,7 @@ from datasette.resources import DatabaseResource
 from datasette.utils.asgi import Request
 
 from .messages import LIMIT, Query
-from .schema import LOG
+from .objects import LOG
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -1,6 +1,6 @@
 """The log: append, head, channels, counts. Plain functions of a connection.
 
-The law of this module: SQL on ``pubsub_messages`` stands here, and in
+The law of this module: SQL on ``vpubsub`` stands here, and in
 :mod:`.reader` and :mod:`.search`, which read its pages. It knows no hub, no
 threads and no HTTP, and it never begins or ends a transaction that writes.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from typing import Any
 
 from .errors import Conflict, InvalidArgument
 from .models import Item, Message, utc_text
-from .schema import LOG, RELEASED, installed
+from .names import OF_CHANNEL, REPLACED, Name, exact, shown, sort_key
+from .objects import LOG, RELEASED
+from .schema import installed
 from .selector import Selector
 
 logger = logging.getLogger("datasette_pubsub")
@@ -65,7 +66,7 @@ def head(conn: sqlite3.Connection) -> int:
 def earliest(conn: sqlite3.Connection, selector: Selector | None = None) -> int:
     """The oldest id still in the log, of the selector's channels if given; one past the head when there is none."""
     if selector is not None and not selector.everything:
-        sql = f"SELECT min(id) FROM {LOG} WHERE channel = ?"
+        sql = f"SELECT min(id) FROM {LOG} WHERE {OF_CHANNEL}"
         found = [conn.execute(sql, [channel]).fetchone()[0] for channel in expand(conn, selector)]
         return min((int(number) for number in found if number is not None), default=head(conn) + 1)
     row = conn.execute(f"SELECT min(id) FROM {LOG}").fetchone()
@@ -236,8 +237,11 @@ def _id_of_key(conn: sqlite3.Connection, item: Item) -> int:
     return int(row[0]) if row else 0
 
 
-def channel_names(conn: sqlite3.Connection, limit: int = -1) -> list[str]:
-    """The channels of the log by name, all or the first ones, one index seek each; none where there is no log."""
+def channel_names(conn: sqlite3.Connection, limit: int = -1) -> list[Name]:
+    """The channels of the log by name, all or the first ones, one index seek each; none where there is no log.
+
+    SQL walks from each name to the next: a decoded copy might sort elsewhere.
+    """
     if not installed(conn):
         return []
     sql = f"""
@@ -247,17 +251,23 @@ def channel_names(conn: sqlite3.Connection, limit: int = -1) -> list[str]:
             SELECT (SELECT min(channel) FROM {LOG} WHERE channel > names.channel)
             FROM names WHERE names.channel IS NOT NULL
         ) SELECT channel FROM names WHERE channel IS NOT NULL LIMIT ?"""
-    return [row[0] for row in conn.execute(sql, [limit])]
+    with exact(conn):
+        return [row[0] for row in conn.execute(sql, [limit])]
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A channel with what the log holds of it: how many messages, and its newest."""
+    """A channel with what the log holds of it: how many messages, and its newest. ``exact`` is its name in the file."""
 
-    name: str
+    exact: Name
     count: int
     newest_id: int
     newest_at: str
+
+    @property
+    def name(self) -> str:
+        """The channel's name as it is shown."""
+        return shown(self.exact)
 
     def as_json(self) -> dict[str, Any]:
         """The channel as ``channels.json`` shows it."""
@@ -273,19 +283,26 @@ def channels(conn: sqlite3.Connection) -> list[Channel]:
     """All channels of the log by name; none where there is no log."""
     if not installed(conn):
         return []
-    rows = conn.execute(f"""
+    sql = f"""
         SELECT c.channel, c.count, c.newest, m.created_at
         FROM (SELECT channel, count(*) AS count, max(id) AS newest FROM {LOG} GROUP BY channel) AS c
-        JOIN {LOG} AS m ON m.id = c.newest ORDER BY c.channel""")
-    return [Channel(row[0], row[1], row[2], row[3]) for row in rows]
+        JOIN {LOG} AS m ON m.id = c.newest ORDER BY c.channel"""
+    with exact(conn):
+        return [Channel(row[0], row[1], row[2], shown(row[3])) for row in conn.execute(sql)]
 
 
 def count_after(conn: sqlite3.Connection, selector: Selector, after: int) -> int:
     """How many messages of the selector's channels come after an id."""
     if selector.everything:
         return int(conn.execute(f"SELECT count(*) FROM {LOG} WHERE id > ?", [after]).fetchone()[0])
-    one = f"SELECT count(*) FROM {LOG} WHERE channel = ? AND id > ?"
+    one = f"SELECT count(*) FROM {LOG} WHERE {OF_CHANNEL} AND id > ?"
     return sum(int(conn.execute(one, [channel, after]).fetchone()[0]) for channel in expand(conn, selector))
+
+
+def count_up_to(conn: sqlite3.Connection, channel: Name, last: int) -> int:
+    """How many messages of a channel have ids up to one."""
+    sql = f"SELECT count(*) FROM {LOG} WHERE {OF_CHANNEL} AND id <= ?"
+    return int(conn.execute(sql, [channel, last]).fetchone()[0])
 
 
 def before_newest(conn: sqlite3.Connection, selector: Selector, count: int) -> int:
@@ -301,21 +318,19 @@ def before_newest(conn: sqlite3.Connection, selector: Selector, count: int) -> i
         return int(row[0]) - 1 if row else 0
     ids: list[int] = []
     for channel in expand(conn, selector):
-        sql = f"SELECT id FROM {LOG} WHERE channel = ? ORDER BY id DESC LIMIT ?"
+        sql = f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} ORDER BY id DESC LIMIT ?"
         ids = nlargest(count, ids + [row[0] for row in conn.execute(sql, [channel, count])])
     return ids[-1] - 1 if len(ids) == count else 0
 
 
-def max_payload_bytes(conn: sqlite3.Connection) -> int | None:
-    """The payload limit that the file itself holds every publisher to, in bytes; ``None`` where there is none."""
-    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [f"{LOG}_guard"]).fetchone()
-    found = re.search(r"limit of (\d+) bytes \(max_payload_bytes\)", row[0]) if row else None
-    return int(found[1]) if found else None
+def expands(selector: Selector) -> bool:
+    """Whether what a selector names must be looked up in the log: patterns, and names that were not UTF-8."""
+    return bool(selector.patterns) or any(REPLACED in channel for channel in selector.channels)
 
 
-def expand(conn: sqlite3.Connection, selector: Selector) -> list[str]:
+def expand(conn: sqlite3.Connection, selector: Selector) -> list[Name]:
     """The selector's channels, its patterns resolved against the channels of the log."""
-    channels = set(selector.channels)
-    if selector.patterns:
-        channels.update(name for name in channel_names(conn) if selector.matches(name))
-    return sorted(channels)
+    channels: set[Name] = set(selector.channels)
+    if expands(selector):
+        channels.update(name for name in channel_names(conn) if selector.matches(shown(name)))
+    return sorted(channels, key=sort_key)

@@ -12,12 +12,17 @@ import msgspec
 from .config import MAX_CHANNEL_BYTES, MAX_SUBSCRIPTION_NAME_BYTES, Settings
 from .errors import InvalidArgument, TooLarge
 
+#: Below this, a whole number that is stored as REAL is exact, and is written in digits.
+WHOLE_REAL = 2.0**63
+
 #: What a payload may be: SQLite's own types, without NULL.
 Payload = str | bytes | int | float
 
 
 def text_of(payload: Payload) -> str:
-    """A text or number as text; a number as SQLite would print it."""
+    """A text or number as text. A whole number has no fraction, also where a driver stored it as REAL."""
+    if isinstance(payload, float) and payload.is_integer() and abs(payload) < WHOLE_REAL:
+        return str(int(payload))
     return payload if isinstance(payload, str) else repr(payload)
 
 

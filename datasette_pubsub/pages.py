@@ -24,8 +24,10 @@ from .frame import place, shown, silence
 from .links import links
 from .messages import Query, query_from
 from .models import Message, check_channel, text_of
+from .names import Name
+from .objects import LOG
 from .plot import drawn
-from .schema import LOG, installed
+from .schema import installed
 from .search import Found
 from .texts import present, visible
 
@@ -75,7 +77,7 @@ async def _page(request: Request, datasette: Datasette) -> str:
             "channel": None if channel is None else visible(channel),
             "query": query,
             "filtered": bool(parameters),
-            "channels": [_listed(row, seen.counts[row.name], base) for row in seen.channels],
+            "channels": [_listed(row, seen.counts[row.exact], base) for row in seen.channels],
             "unlisted": seen.unlisted,
             "plot": drawn(seen.counts[channel]) if live and channel is not None else None,
             "rows": [_row(message, base) for message in seen.found.messages],
@@ -106,7 +108,7 @@ class Seen:
     span: int
     channels: list[log.Channel]
     unlisted: int
-    counts: dict[str, tuple[int, ...]]
+    counts: dict[Name, tuple[int, ...]]
 
 
 def _read(conn: Any, query: Query, channel: str | None) -> Seen:
@@ -118,7 +120,7 @@ def _read(conn: Any, query: Query, channel: str | None) -> Seen:
             rows = [row for row in log.channels(conn) if query.selector.matches(row.name)]
         recent = sorted(rows, key=lambda row: row.newest_id)[-LISTED_CHANNELS:]
         listed = sorted(recent, key=lambda row: row.name)
-        plotted = [row.name for row in listed] if channel is None else [channel]
+        plotted: list[Name] = [row.exact for row in listed] if channel is None else [channel]
         counts = activity.counts(conn, plotted, span) if query.before is None and installed(conn) else {}
     if channel is not None:
         counts.setdefault(channel, (0,) * activity.SPANS)

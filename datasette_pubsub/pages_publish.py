@@ -22,7 +22,7 @@ from .edge import broker_of, publish_limit, read_form
 from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied, PubsubError
 from .frame import place, publish_path, shown
 from .models import Item, check_item
-from .schema import LOG
+from .objects import LOG
 from .selector import Verdicts
 from .texts import visible
 

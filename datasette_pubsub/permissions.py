@@ -27,8 +27,8 @@ from .brokers import brokers
 from .config import Settings
 from .errors import InvalidArgument, PermissionDenied
 from .models import Item
+from .objects import SUBSCRIPTIONS
 from .rules import PUBLISH, VIEW, Actor, ChannelResource, about, patterns_for, plain
-from .schema import SUBSCRIPTIONS
 from .selector import ALL, Selector, Verdicts
 
 if TYPE_CHECKING:

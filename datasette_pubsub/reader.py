@@ -14,9 +14,10 @@ from itertools import islice
 from typing import Any
 
 from .config import PAGE_MESSAGES
-from .log import expand, head
+from .log import expand, expands, head
 from .models import Message, Page
-from .schema import LOG
+from .names import OF_CHANNEL, Name, exact, shown, sort_key
+from .objects import LOG
 from .selector import Selector
 
 #: Up to so many channels, catch-up merges one index range per channel; above,
@@ -57,7 +58,7 @@ class Reader:
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
-        self._channels: list[str] = sorted(selector.channels)
+        self._channels: list[Name] = sorted(selector.channels)
         self._known_to = -1
 
     def page(self, conn: sqlite3.Connection, after: int, max_bytes: int, limit: int = PAGE_MESSAGES) -> Page:
@@ -79,7 +80,7 @@ class Reader:
         top = head(conn)
         if top <= after:
             return Page([], max(after, 0), top)
-        if self.selector.patterns and not self.selector.everything and top != self._known_to:
+        if top != self._known_to and not self.selector.everything and expands(self.selector):
             self._learn(conn, top)
         rows, end = self._select(conn, after, top, limit)
         messages: list[Message] = []
@@ -97,8 +98,10 @@ class Reader:
         """Bring the channels that the patterns match up to a head; where little is new, by looking at that only."""
         if self._known_to >= 0 and 0 <= top - self._known_to <= WINDOW_IDS:
             sql = f"SELECT DISTINCT channel FROM {LOG} WHERE id > ? AND id <= ?"
-            new = [row[0] for row in conn.execute(sql, [self._known_to, top]) if self.selector.matches(row[0])]
-            self._channels = sorted({*self._channels, *new}) if new else self._channels
+            with exact(conn):
+                names = [row[0] for row in conn.execute(sql, [self._known_to, top])]
+            new = [name for name in names if self.selector.matches(shown(name))]
+            self._channels = sorted({*self._channels, *new}, key=sort_key) if new else self._channels
         else:
             self._channels = expand(conn, self.selector)
         self._known_to = top
@@ -111,7 +114,7 @@ class Reader:
         if not channels:
             return [], top
         if len(channels) <= MERGED_CHANNELS:
-            one = f"SELECT {_COLUMNS} FROM {LOG} WHERE channel = ? AND id > ? AND id <= ?"
+            one = f"SELECT {_COLUMNS} FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ?"
             sql = " UNION ALL ".join([one] * len(channels)) + " ORDER BY id LIMIT ?"
             values = [value for channel in channels for value in (channel, after, top)]
             return conn.execute(sql, [*values, limit]), top

@@ -19,7 +19,9 @@ from itertools import islice
 from . import log, subscriptions
 from .config import Rule, Settings
 from .models import utc_text
-from .schema import LOG, RELEASED, SUBSCRIPTIONS, TRIMS, installed
+from .names import OF_CHANNEL, Name, exact, shown, sort_key
+from .objects import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
+from .schema import installed
 from .selector import Selector, glob_regex
 
 #: Messages removed in one transaction. About 10 ms of the write lock: publishers
@@ -43,7 +45,7 @@ MAX_RECORDS = 2_500
 SUM_MESSAGES = 10_000
 
 
-def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = None) -> dict[str, int]:
+def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = None) -> dict[Name, int]:
     """For each channel with something to remove: the id up to which its messages may go."""
     if not installed(conn):
         return {}
@@ -53,15 +55,15 @@ def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = N
     aged = _by_age(conn, database.days, now)
     if log.earliest(conn) > max(whole, aged) and not settings.retention_channels:
         return {}
-    found: dict[str, int] = {}
+    found: dict[Name, int] = {}
     for channel in log.channel_names(conn):
-        rule = _rule_of(settings, channel)
+        rule = _rule_of(settings, shown(channel))
         goal, days, old = whole, database.days, aged
         if rule is not None:
             goal = max(goal, _by_count(conn, rule.messages, channel), _by_bytes(conn, rule.bytes, channel))
             if rule.days is not None:
                 days, old = rule.days, _by_age(conn, rule.days, now)
-        oldest = conn.execute(f"SELECT min(id) FROM {LOG} WHERE channel = ?", [channel]).fetchone()[0]
+        oldest = conn.execute(f"SELECT min(id) FROM {LOG} WHERE {OF_CHANNEL}", [channel]).fetchone()[0]
         if oldest is None or oldest > max(goal, old):
             continue
         if days and old > goal:
@@ -85,35 +87,35 @@ def _by_age(conn: sqlite3.Connection, days: float | None, now: datetime) -> int:
     return 0 if not days else log.before_time(conn, utc_text(now - timedelta(days=days)))
 
 
-def _before_young(conn: sqlite3.Connection, channel: str, after: int, to: int, days: float, now: datetime) -> int:
+def _before_young(conn: sqlite3.Connection, channel: Name, after: int, to: int, days: float, now: datetime) -> int:
     """The id before the channel's first message between two that is not so old; ``to`` where all are.
 
     Publishers may give times of their own, and clocks are set back, so that times
     need not grow with ids. A time that is still to come says nothing of a message's age.
     """
     row = conn.execute(
-        f"SELECT id FROM {LOG} WHERE channel = ? AND id > ? AND id <= ? AND created_at BETWEEN ? AND ? "
+        f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ? AND created_at BETWEEN ? AND ? "
         "ORDER BY id LIMIT 1",
         [channel, after, to, utc_text(now - timedelta(days=days)), utc_text(now)],
     ).fetchone()
     return int(row[0]) - 1 if row else to
 
 
-def _by_count(conn: sqlite3.Connection, messages: int | None, channel: str | None = None) -> int:
+def _by_count(conn: sqlite3.Connection, messages: int | None, channel: Name | None = None) -> int:
     """The newest id beyond the newest so many messages."""
     if not messages:
         return 0
-    where, values = ("WHERE channel = ?", [channel]) if channel is not None else ("", [])
+    where, values = (f"WHERE {OF_CHANNEL}", [channel]) if channel is not None else ("", [])
     sql = f"SELECT id FROM {LOG} {where} ORDER BY id DESC LIMIT 1 OFFSET ?"
     row = conn.execute(sql, [*values, messages]).fetchone()
     return int(row[0]) if row else 0
 
 
-def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: str | None = None, top: int = 2**62) -> int:
+def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: Name | None = None, top: int = 2**62) -> int:
     """The newest id at which the payloads from the newest back are over the limit."""
     if not limit:
         return 0
-    where, values = ("AND channel = ?", [channel]) if channel is not None else ("", [])
+    where, values = (f"AND {OF_CHANNEL}", [channel]) if channel is not None else ("", [])
     newest = (
         f"SELECT id, length(CAST(payload AS BLOB)) AS size FROM {LOG} WHERE id <= ? {where} "
         f"ORDER BY id DESC LIMIT {SUM_MESSAGES}"
@@ -135,18 +137,18 @@ def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: str | None =
     return 0
 
 
-def _hold(conn: sqlite3.Connection, found: dict[str, int], hold_bytes: int) -> None:
+def _hold(conn: sqlite3.Connection, found: dict[Name, int], hold_bytes: int) -> None:
     """Lower the goals to what subscriptions have finished, within the cap."""
     readers = subscriptions.everyone(conn)
     left = hold_bytes
-    for channel in sorted(found):
-        cursors = [reader.cursor for reader in readers if reader.selector.matches(channel)]
+    for channel in sorted(found, key=sort_key):
+        cursors = [reader.cursor for reader in readers if reader.selector.matches(shown(channel))]
         if not cursors or min(cursors) >= found[channel]:
             continue
         needed = min(cursors)
         over = _by_bytes(conn, max(left, 1), channel, found[channel])
         held = max(needed, over)
-        sql = f"SELECT sum(length(CAST(payload AS BLOB))) FROM {LOG} WHERE channel = ? AND id > ? AND id <= ?"
+        sql = f"SELECT sum(length(CAST(payload AS BLOB))) FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ?"
         left -= conn.execute(sql, [channel, held, found[channel]]).fetchone()[0] or 0
         if held:
             found[channel] = held
@@ -154,52 +156,52 @@ def _hold(conn: sqlite3.Connection, found: dict[str, int], hold_bytes: int) -> N
             del found[channel]
 
 
-def trim(conn: sqlite3.Connection, left: dict[str, int], limit: int = TRIM_MESSAGES) -> Counter[str]:
+def trim(conn: sqlite3.Connection, left: dict[Name, int], limit: int = TRIM_MESSAGES) -> Counter[Name]:
     """Remove the oldest messages of the channels in ``left``, at most ``limit``, inside the caller's transaction.
 
     ``left`` maps channels to goals, as :func:`goals` returns them; what is done
     is taken out of it. Returns how many messages of each channel were removed.
     """
-    removed: Counter[str] = Counter()
+    removed: Counter[Name] = Counter()
     room = limit
     end = time.monotonic() + TRIM_SECONDS
     for channel, goal in list(islice(left.items(), limit)):
         if room <= 0 or (room < limit and time.monotonic() > end):
             break
-        sql = f"SELECT id FROM {LOG} WHERE channel = ? AND id <= ? ORDER BY id LIMIT ?"
+        sql = f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} AND id <= ? ORDER BY id LIMIT ?"
         ids = [int(row[0]) for row in conn.execute(sql, [channel, goal, room])]
         if len(ids) < room:
             del left[channel]
         if not ids:
             continue
         conn.execute(
-            f"INSERT INTO {RELEASED} (channel, id) VALUES (?, ?) "
+            f"INSERT INTO {RELEASED} (channel, id) VALUES (CAST(? AS TEXT), ?) "
             "ON CONFLICT (channel) DO UPDATE SET id = max(id, excluded.id)",
             [channel, ids[-1]],
         )
-        conn.execute(f"DELETE FROM {LOG} WHERE channel = ? AND id <= ?", [channel, ids[-1]])
+        conn.execute(f"DELETE FROM {LOG} WHERE {OF_CHANNEL} AND id <= ?", [channel, ids[-1]])
         _record(conn, channel, ids)
         removed[channel] = len(ids)
         room -= len(ids)
     return removed
 
 
-def _record(conn: sqlite3.Connection, channel: str, ids: list[int]) -> None:
+def _record(conn: sqlite3.Connection, channel: Name, ids: list[int]) -> None:
     """Remember which ids are gone, added to the channel's newest record while it is small."""
-    sql = f"SELECT last_id, messages, runs FROM {TRIMS} WHERE channel = ? ORDER BY last_id DESC LIMIT 1"
+    sql = f"SELECT last_id, messages, runs FROM {TRIMS} WHERE {OF_CHANNEL} ORDER BY last_id DESC LIMIT 1"
     row = conn.execute(sql, [channel]).fetchone()
     grows = row is not None and row[1] + len(ids) <= RECORD_MESSAGES
     if grows:
-        conn.execute(f"DELETE FROM {TRIMS} WHERE channel = ? AND last_id = ?", [channel, row[0]])
+        conn.execute(f"DELETE FROM {TRIMS} WHERE {OF_CHANNEL} AND last_id = ?", [channel, row[0]])
         ids = [*unpack(row[2]), *ids]
     conn.execute(
-        f"INSERT INTO {TRIMS} (channel, last_id, first_id, messages, runs) VALUES (?, ?, ?, ?, ?)",
+        f"INSERT INTO {TRIMS} (channel, last_id, first_id, messages, runs) VALUES (CAST(? AS TEXT), ?, ?, ?, ?)",
         [channel, ids[-1], ids[0], len(ids), pack(ids)],
     )
     if not grows:
         conn.execute(
-            f"DELETE FROM {TRIMS} WHERE channel = ? AND last_id <= "
-            f"(SELECT last_id FROM {TRIMS} WHERE channel = ? ORDER BY last_id DESC LIMIT 1 OFFSET ?)",
+            f"DELETE FROM {TRIMS} WHERE {OF_CHANNEL} AND last_id <= "
+            f"(SELECT last_id FROM {TRIMS} WHERE {OF_CHANNEL} ORDER BY last_id DESC LIMIT 1 OFFSET ?)",
             [channel, channel, MAX_RECORDS],
         )
 
@@ -233,20 +235,20 @@ class Missed:
     """How many messages of a reader's channels are gone, and by channel the newest id among them."""
 
     messages: int
-    released: Mapping[str, int]
+    released: Mapping[Name, int]
 
 
 def missed(
-    conn: sqlite3.Connection, selector: Selector, after: int, told: Mapping[str, int], to: int = 2**62
+    conn: sqlite3.Connection, selector: Selector, after: int, told: Mapping[Name, int], to: int = 2**62
 ) -> Missed:
     """What was removed between two positions, less what the reader was told of already (by channel, up to an id)."""
     total = 0
-    newest: dict[str, int] = {}
+    newest: dict[Name, int] = {}
     for channel, last in released(conn, selector, after).items():
         begin = max(after, told.get(channel, 0))
         if last <= begin or begin >= to:
             continue
-        where = "channel = ? AND last_id > ? AND first_id <= ?"
+        where = f"{OF_CHANNEL} AND last_id > ? AND first_id <= ?"
         sql = f"SELECT first_id, messages, runs, last_id FROM {TRIMS} WHERE {where}"
         for row in conn.execute(sql, [channel, begin, to]):
             whole = row[0] > begin and row[3] <= to
@@ -255,12 +257,13 @@ def missed(
     return Missed(total, newest)
 
 
-def released(conn: sqlite3.Connection, selector: Selector, after: int) -> dict[str, int]:
+def released(conn: sqlite3.Connection, selector: Selector, after: int) -> dict[Name, int]:
     """The channels that have lost messages after an id, each with the newest that it lost."""
-    if selector.patterns:
-        rows = conn.execute(f"SELECT channel, id FROM {RELEASED} WHERE id > ?", [after])
-        return {row[0]: int(row[1]) for row in rows if selector.matches(row[0])}
-    found = {}
+    if log.expands(selector):
+        with exact(conn):
+            rows = conn.execute(f"SELECT channel, id FROM {RELEASED} WHERE id > ?", [after]).fetchall()
+        return {row[0]: int(row[1]) for row in rows if selector.matches(shown(row[0]))}
+    found: dict[Name, int] = {}
     for channel in selector.channels:
         row = conn.execute(f"SELECT id FROM {RELEASED} WHERE channel = ? AND id > ?", [channel, after]).fetchone()
         if row is not None:

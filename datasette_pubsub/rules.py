@@ -20,7 +20,8 @@ from datasette.utils import actor_matches_allow
 from . import log
 from .brokers import brokers
 from .config import Settings
-from .schema import LOG
+from .names import shown
+from .objects import LOG
 from .selector import Selector, Verdicts
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class ChannelResource(Resource):
 
 
 def _listed(conn: sqlite3.Connection) -> list[str]:
-    return log.channel_names(conn, MAX_LISTED)
+    return [shown(name) for name in log.channel_names(conn, MAX_LISTED)]
 
 
 def _quote(text: str) -> str:

@@ -1,251 +1,204 @@
-"""The tables, the view and the triggers in the user's file, and their migrations.
+"""The schema of the user's file: whether its objects are as we make them, and bringing them to that.
 
-The law of this module: it is the only one that creates or changes database
-objects. Everything is plain SQL stored in the file, so that every program that
-opens it can publish with nothing installed (DESIGN.md, decision 2). It never
-touches an object of the same name that it did not make.
+Objects are created and changed here and in :mod:`.migration`, and nowhere else
+but for broadcasts. An object of the same name that is not ours is never touched.
 """
 
 from __future__ import annotations
 
 import re
 import sqlite3
+from dataclasses import dataclass
 
 import sqlite_utils
 from sqlite_utils.migrations import Migrations
 
-from .config import MAX_CHANNEL_BYTES, SYNCHRONOUS, Settings
+from .config import SYNCHRONOUS, Settings
 from .errors import SchemaConflict
+from .migration import from_version_1, is_version_1, rebuild_log
+from .objects import (
+    FILE,
+    FILE_OBJECTS,
+    GUARD,
+    LOG,
+    LOG_OBJECTS,
+    NOW,
+    OBJECTS,
+    RELEASED,
+    SCHEMA_VERSION,
+    SUBSCRIPTION_OBJECTS,
+    SUBSCRIPTIONS,
+    TABLES,
+    WRITE_CACHE_KIB,
+    existing,
+    guard_sql,
+    make_missing,
+)
 
-LOG = "pubsub_messages"
-VIEW = "vpubsub"
-SUBSCRIPTIONS = "pubsub_subscriptions"
-RELEASED = "pubsub_released"
-TRIMS = "pubsub_trims"
-
-#: Objects that must be a table or view of ours, with the columns they must have.
-EXPECTED = {
-    LOG: ("table", {"id", "channel", "payload", "created_at", "key"}),
-    VIEW: ("view", {"channel", "payload", "key", "id", "created_at"}),
-    SUBSCRIPTIONS: ("table", {"id", "owner", "name", "reads", "cursor", "created_at", "last_seen_at"}),
-    RELEASED: ("table", {"channel", "id"}),
-    TRIMS: ("table", {"channel", "last_id", "first_id", "messages", "runs"}),
+#: What a column of the log must be, as ``PRAGMA table_info`` tells it: type, not null, default, place in the key.
+_LOG_COLUMNS = {
+    "id": ("INTEGER", 0, None, 1),
+    "channel": ("TEXT", 1, None, 0),
+    "payload": ("", 1, None, 0),
+    "created_at": ("TEXT", 1, NOW, 0),
+    "key": ("TEXT", 0, None, 0),
 }
-
-NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
-
-#: Page cache of a connection that writes, in KiB; SQLite's default is 2,000. A message of another channel goes to
-#: another place of the index: a million of them, over 100,000 channels, take 3.9 s with this cache instead of 6.7.
-WRITE_CACHE_KIB = 32_000
-
-#: Checks every message; made anew when its limit changes.
-GUARD = f"{LOG}_guard"
-
-#: The log, its face for publishers, and what retention has released: by name, what it belongs to, and its SQL.
-_LOG_OBJECTS = {
-    LOG: (
-        LOG,
-        f"""
-        CREATE TABLE {LOG} (
-            id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
-            channel TEXT NOT NULL,
-            payload NOT NULL,
-            created_at TEXT NOT NULL DEFAULT ({NOW}),
-            key TEXT
-        )""",
-    ),
-    f"{LOG}_channel": (LOG, f"CREATE INDEX {LOG}_channel ON {LOG} (channel, id)"),
-    f"{LOG}_key": (LOG, f"CREATE UNIQUE INDEX {LOG}_key ON {LOG} (channel, key) WHERE key IS NOT NULL"),
-    RELEASED: (RELEASED, f"CREATE TABLE {RELEASED} (channel TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID"),
-    TRIMS: (
-        TRIMS,
-        f"""
-        CREATE TABLE {TRIMS} (
-            channel TEXT NOT NULL,
-            last_id INTEGER NOT NULL,
-            first_id INTEGER NOT NULL,
-            messages INTEGER NOT NULL,
-            runs BLOB NOT NULL,
-            PRIMARY KEY (channel, last_id)
-        ) WITHOUT ROWID""",
-    ),
-    f"{LOG}_update": (
-        LOG,
-        f"""
-        CREATE TRIGGER {LOG}_update BEFORE UPDATE ON {LOG}
-        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: messages cannot be changed'); END""",
-    ),
-    f"{LOG}_delete": (
-        LOG,
-        f"""
-        CREATE TRIGGER {LOG}_delete BEFORE DELETE ON {LOG}
-        WHEN NOT EXISTS (SELECT 1 FROM {RELEASED} WHERE channel = OLD.channel AND id >= OLD.id)
-        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: only retention removes messages'); END""",
-    ),
-    VIEW: (VIEW, f"CREATE VIEW {VIEW} AS SELECT channel, payload, key, id, created_at FROM {LOG}"),
-    f"{VIEW}_insert": (
-        VIEW,
-        f"""
-        CREATE TRIGGER {VIEW}_insert INSTEAD OF INSERT ON {VIEW}
-        BEGIN INSERT INTO {LOG} (channel, payload, key) VALUES (NEW.channel, NEW.payload, NEW.key); END""",
-    ),
-}
-
-#: Durable subscriptions; a cursor moves forward only, and never past the head.
-_SUBSCRIPTION_OBJECTS = {
-    SUBSCRIPTIONS: (
-        SUBSCRIPTIONS,
-        f"""
-        CREATE TABLE {SUBSCRIPTIONS} (
-            id INTEGER PRIMARY KEY AUTOINCREMENT,
-            owner TEXT NOT NULL DEFAULT '',
-            name TEXT NOT NULL CHECK (name <> ''),
-            reads TEXT NOT NULL DEFAULT '{{}}' CHECK (json_valid(reads)),
-            cursor INTEGER NOT NULL DEFAULT 0,
-            created_at TEXT NOT NULL DEFAULT ({NOW}),
-            last_seen_at TEXT NOT NULL DEFAULT ({NOW}),
-            UNIQUE (owner, name)
-        )""",
-    ),
-    f"{SUBSCRIPTIONS}_forward": (
-        SUBSCRIPTIONS,
-        f"""
-        CREATE TRIGGER {SUBSCRIPTIONS}_forward BEFORE UPDATE OF cursor ON {SUBSCRIPTIONS}
-        WHEN NEW.cursor IS NOT OLD.cursor
-        BEGIN
-            SELECT RAISE(ABORT, 'a cursor only moves forward') WHERE NEW.cursor < OLD.cursor;
-            SELECT RAISE(ABORT, 'a cursor is a message id of the log, and this one is ahead of its head')
-            WHERE typeof(NEW.cursor) <> 'integer'
-               OR NEW.cursor > coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{LOG}'), 0);
-        END""",
-    ),
-}
-
-_OBJECTS = {**_LOG_OBJECTS, **_SUBSCRIPTION_OBJECTS}
 
 migrations = Migrations("datasette-pubsub")
 
 
 @migrations()
 def m001_log(db: sqlite_utils.Database) -> None:
-    """The log, its face for publishers, and what retention has released."""
-    _make_missing(db.conn, _LOG_OBJECTS)
+    """The log and what retention remembers."""
+    make_missing(db.conn, LOG_OBJECTS)
 
 
 @migrations()
 def m002_subscriptions(db: sqlite_utils.Database) -> None:
     """Durable subscriptions."""
-    _make_missing(db.conn, _SUBSCRIPTION_OBJECTS)
+    make_missing(db.conn, SUBSCRIPTION_OBJECTS)
 
 
-def guard_sql(max_payload_bytes: int) -> str:
-    """The trigger that checks every message, whichever program inserts it.
+@migrations()
+def m003_log_is_vpubsub(db: sqlite_utils.Database) -> None:
+    """The file knows its schema version. (That ``vpubsub`` is the log, :func:`from_version_1` has seen to before.)"""
+    make_missing(db.conn, FILE_OBJECTS)
 
-    One condition that is false for an ordinary message, so that it costs one
-    evaluation a row, and in it the cheapest forms: bytes are counted and searched
-    faster than characters. (In a file in UTF-16 there is a zero byte in every
-    channel; the statements behind the condition decide.) It stands before the table's own constraints, so that
-    neither ``OR REPLACE`` nor ``OR IGNORE`` of an outer statement, which SQLite
-    hands down into triggers, can replace a stored message or drop a bad one in
-    silence. ``NEW.id`` is -1 when the publisher gave none
-    (https://sqlite.org/lang_createtrigger.html).
+
+_GUARD_LIMIT = re.compile(r"limit of (\d+) bytes \(max_payload_bytes\)")
+
+
+def max_payload_bytes(conn: sqlite3.Connection) -> int | None:
+    """The payload limit that the file itself holds every publisher to, in bytes; ``None`` where there is none."""
+    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [GUARD]).fetchone()
+    found = _GUARD_LIMIT.search(row[0]) if row else None
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """How the objects with our names stand in a file.
+
+    ``recorded`` says that the file was made by this project; ``version`` is the
+    schema version that it records. ``missing`` objects were dropped, ``altered``
+    ones are ours by name and place but not as we make them, and ``foreign`` ones
+    are not ours.
     """
-    too_large = f"length(CAST(NEW.payload AS BLOB)) > {max_payload_bytes}"
-    channel_bytes = "length(CAST(NEW.channel AS BLOB))"
-    return f"""
-        CREATE TRIGGER {GUARD} BEFORE INSERT ON {LOG}
-        WHEN NEW.key IS NOT NULL OR NEW.id <> -1 OR NEW.payload IS NULL OR {too_large}
-          OR typeof(NEW.channel) <> 'text' OR {channel_bytes} NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES}
-          OR instr(CAST(NEW.channel AS BLOB), x'00')
-          OR NEW.created_at NOT GLOB
-             '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9]Z'
-        BEGIN
-            SELECT RAISE(ABORT, 'message ids are given by the log, not by the publisher') WHERE NEW.id <> -1;
-            SELECT RAISE(ABORT, 'channel is NULL') WHERE NEW.channel IS NULL;
-            SELECT RAISE(ABORT, 'channel must be text') WHERE typeof(NEW.channel) <> 'text';
-            SELECT RAISE(ABORT, 'channel is empty') WHERE {channel_bytes} = 0;
-            SELECT RAISE(ABORT, 'channel is over the limit of {MAX_CHANNEL_BYTES} bytes')
-            WHERE {channel_bytes} > {MAX_CHANNEL_BYTES};
-            SELECT RAISE(ABORT, 'channel must not contain NUL') WHERE instr(NEW.channel, char(0));
-            SELECT RAISE(ABORT, 'payload is NULL') WHERE NEW.payload IS NULL;
-            SELECT RAISE(ABORT, 'payload is over the limit of {max_payload_bytes} bytes (max_payload_bytes)')
-            WHERE {too_large};
-            SELECT RAISE(ABORT, 'key must be text of 1 to {MAX_CHANNEL_BYTES} bytes')
-            WHERE NEW.key IS NOT NULL
-              AND (typeof(NEW.key) <> 'text' OR length(CAST(NEW.key AS BLOB)) NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES});
-            SELECT RAISE(ABORT, 'created_at must be UTC like 2026-01-31T12:00:00.000Z')
-            WHERE NEW.created_at NOT GLOB
-             '[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9]Z';
-            SELECT RAISE(IGNORE)
-            WHERE EXISTS (SELECT 1 FROM {LOG} WHERE channel = NEW.channel AND key = NEW.key);
-        END"""
+
+    recorded: bool
+    version: int | None
+    missing: tuple[str, ...]
+    altered: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def newer(self) -> bool:
+        """Whether a newer version of this plugin has made the file."""
+        return self.version is not None and self.version > SCHEMA_VERSION
 
 
-def _existing(conn: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:
-    """What stands in the file under our names: type, what it belongs to, SQL."""
-    wanted = [*_OBJECTS, GUARD]
-    names = ",".join("?" * len(wanted))
-    rows = conn.execute(
-        f"SELECT lower(name), type, lower(tbl_name), sql FROM sqlite_master WHERE lower(name) IN ({names})", wanted
+def inspect(conn: sqlite3.Connection) -> Inspection:
+    """Look at the objects with our names; nothing is changed."""
+    if is_version_1(conn):
+        return Inspection(True, 1, tuple(OBJECTS), (), ())
+    found = existing(conn)
+    version = _version(conn, found)
+    recorded = version is not None or bool(migrations.applied(_database(conn)))
+    altered: list[str] = []
+    foreign: list[str] = []
+    for name, (kind, parent, sql) in found.items():
+        if _as_made(conn, name, kind, parent, sql):
+            continue
+        belongs = parent == (LOG if name == GUARD else OBJECTS[name][0]) and kind == _kind(name)
+        (altered if recorded and belongs else foreign).append(name)
+    missing = [name for name in (*OBJECTS, GUARD) if name not in found]
+    return Inspection(recorded, version, tuple(missing), tuple(altered), tuple(foreign))
+
+
+def _kind(name: str) -> str:
+    """Which kind of object is to have one of our names."""
+    return "trigger" if name == GUARD else OBJECTS[name][1].replace("UNIQUE", "").split()[1].lower()
+
+
+def _as_made(conn: sqlite3.Connection, name: str, kind: str, parent: str, sql: str) -> bool:
+    """Whether an object is what we make, by its text; the log may have further columns."""
+    if name == GUARD:
+        limit = _GUARD_LIMIT.search(sql)
+        return kind == "trigger" and limit is not None and sql.split() == guard_sql(int(limit[1])).split()
+    if sql.split() == OBJECTS[name][1].split():
+        return True
+    if name != LOG or kind != "table" or "AUTOINCREMENT" not in sql.upper() or "ON CONFLICT REPLACE" not in sql.upper():
+        return False
+    columns = {row[1]: tuple(row[2:6]) for row in conn.execute(f"PRAGMA table_info({LOG})")}
+    return all(columns.get(column) == wanted for column, wanted in _LOG_COLUMNS.items())
+
+
+def _version(conn: sqlite3.Connection, found: dict[str, tuple[str, str, str]]) -> int | None:
+    if found.get(FILE, ("",))[0] != "table":
+        return None
+    try:
+        row = conn.execute(f"SELECT schema_version FROM {FILE}").fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such column" not in str(error):
+            raise
+        return None
+    return row[0] if row and isinstance(row[0], int) else None
+
+
+def instance_id(conn: sqlite3.Connection) -> str | None:
+    """The number that this file got when its log was made; ``None`` where there is none."""
+    if FILE not in existing(conn):
+        return None
+    row = conn.execute(f"SELECT instance_id FROM {FILE}").fetchone()
+    return str(row[0]) if row else None
+
+
+def _record_file(conn: sqlite3.Connection) -> None:
+    conn.execute(
+        f"INSERT INTO {FILE} (one, schema_version, instance_id) VALUES (1, ?, lower(hex(randomblob(16)))) "
+        "ON CONFLICT (one) DO UPDATE SET schema_version = excluded.schema_version",
+        [SCHEMA_VERSION],
     )
-    return {row[0]: (row[1], row[2], row[3]) for row in rows}
 
 
-def _make_missing(conn: sqlite3.Connection, objects: dict[str, tuple[str, str]]) -> None:
-    found = _existing(conn)
-    for name, (_, sql) in objects.items():
-        if name not in found:
-            conn.execute(sql)
-
-
-def _make_again(conn: sqlite3.Connection) -> None:
-    """Make what was dropped. A new log goes on above every id that its readers remember, so that none comes twice."""
-    lost = LOG not in _existing(conn)
-    _make_missing(conn, _OBJECTS)
-    if lost:
-        newest = (
-            f"SELECT max(coalesce((SELECT max(cursor) FROM {SUBSCRIPTIONS}), 0), "
-            f"coalesce((SELECT max(id) FROM {RELEASED}), 0))"
-        )
-        conn.execute(f"INSERT INTO sqlite_sequence (name, seq) SELECT '{LOG}', ({newest})")
+def go_on_above(conn: sqlite3.Connection) -> None:
+    """Have the log give out ids above all that are stored, that were removed, and that readers remember."""
+    known = " UNION ALL ".join(
+        f"SELECT max({column}) FROM {table}"
+        for table, column in ((LOG, "id"), (SUBSCRIPTIONS, "cursor"), (RELEASED, "id"))
+    )
+    sequence = f"SELECT seq FROM sqlite_sequence WHERE name = '{LOG}'"
+    (seq,) = conn.execute(f"SELECT max(id) FROM (SELECT 0 AS id UNION ALL {sequence} UNION ALL {known})").fetchone()
+    conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", [LOG])
+    conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [LOG, seq])
 
 
 def check(conn: sqlite3.Connection) -> bool:
-    """Whether the log is installed in this file, complete and ours.
+    """Whether the log is installed in this file, complete and as we make it.
 
     Raises :class:`SchemaConflict` when an object with one of our names is not
-    ours, or when the log has lost its AUTOINCREMENT (as a table rebuild by
-    other tools can do), which would let ids be given out twice.
+    ours or was altered, and when a newer version has made the file.
     """
-    found = _existing(conn)
-    if not found:
-        return False
-    recorded = bool(migrations.applied(_database(conn)))
-    for name, (kind, parent, sql) in found.items():
-        if not _is_ours(conn, name, kind, parent, sql, recorded):
-            raise SchemaConflict(
-                f"{name} already exists in this database and is not datasette-pubsub's; rename it, then install again"
-            )
-    if LOG in found and "AUTOINCREMENT" not in found[LOG][2].upper():
+    return _complete(inspect(conn))
+
+
+def _complete(found: Inspection) -> bool:
+    if found.newer:
         raise SchemaConflict(
-            f"{LOG} has lost its AUTOINCREMENT, so message ids could be given out twice; "
-            "restore the table as datasette-pubsub makes it"
+            f"this file was made by a newer version of datasette-pubsub (schema {found.version}; this version knows "
+            f"{SCHEMA_VERSION}): it can be read but not written; upgrade datasette-pubsub"
         )
-    return found.keys() >= _OBJECTS.keys()
-
-
-def _is_ours(conn: sqlite3.Connection, name: str, kind: str, parent: str, sql: str, recorded: bool) -> bool:
-    """By its very text; where the file says that we have been here (``recorded``), by its columns, too."""
-    if name == GUARD:
-        return kind == "trigger" and parent == LOG
-    if sql.split() == _OBJECTS[name][1].split():
-        return True
-    if not recorded:
-        return False
-    if name not in EXPECTED:
-        return parent == _OBJECTS[name][0]
-    expected_kind, columns = EXPECTED[name]
-    return kind == expected_kind and columns <= {row[1] for row in conn.execute(f"PRAGMA table_info({name})")}
+    if found.foreign:
+        raise SchemaConflict(
+            f"{found.foreign[0]} already exists in this database and is not datasette-pubsub's; "
+            "rename it, then install again"
+        )
+    if found.altered:
+        raise SchemaConflict(
+            f"{', '.join(found.altered)}: not as datasette-pubsub makes it; nothing is published until it is repaired: "
+            "run datasette pubsub install"
+        )
+    return not found.missing
 
 
 def _database(conn: sqlite3.Connection) -> sqlite_utils.Database:
@@ -263,9 +216,9 @@ def readers(conn: sqlite3.Connection) -> list[str]:
     Told by their SQL, which must name what it reads; one that names it in a comment counts, too.
     """
     rows = conn.execute("SELECT name, coalesce(sql, ''), type FROM sqlite_master WHERE type IN ('table', 'view')")
-    others = {row[0]: (row[1], row[2]) for row in rows if row[0] not in EXPECTED}
+    others = {row[0]: (row[1], row[2]) for row in rows if row[0] not in TABLES}
     found: list[str] = []
-    sources = list(EXPECTED)
+    sources = list(TABLES)
     while sources:
         named = re.compile("|".join(rf"(?<!\w){re.escape(_in_quotes(name))}(?!\w)" for name in sources), re.IGNORECASE)
         sources = [
@@ -284,38 +237,71 @@ def _in_quotes(name: str) -> str:
     return name.replace('"', '""')
 
 
-def install(conn: sqlite3.Connection, settings: Settings) -> None:
+def install(conn: sqlite3.Connection, settings: Settings, *, repair: bool = False) -> tuple[str, ...]:
     """Bring the file to the newest schema, in one transaction, with all that was dropped; a complete one is only read.
 
-    Inside a transaction of the caller's it becomes part of that. Raises
-    :class:`SchemaConflict` when the file holds something with our names that is
-    not ours, and ``sqlite3.OperationalError`` when the file cannot be written.
+    Inside a transaction of the caller's it becomes part of that. With ``repair``,
+    objects that were altered are put right where that loses nothing; returns
+    their names. Raises :class:`SchemaConflict` when the file holds something with
+    our names that is not ours or cannot be put right, or was made by a newer
+    version, and ``sqlite3.OperationalError`` when the file cannot be written.
     """
     guard = guard_sql(settings.max_payload_bytes)
-    if _complete(conn, guard):
-        return
+    if _ready(conn, guard, repair):
+        return ()
     nested = conn.in_transaction
     conn.execute("SAVEPOINT pubsub_install" if nested else "BEGIN IMMEDIATE")
     try:
+        repaired: tuple[str, ...] = ()
         # Looked at again inside the transaction: another process may have been faster.
-        if not _complete(conn, guard):
-            migrations.apply(_database(conn))
-            _make_again(conn)
-            conn.execute(f"DROP TRIGGER IF EXISTS {GUARD}")
-            conn.execute(guard)
+        if not _ready(conn, guard, repair):
+            repaired = _install(conn, guard)
     except BaseException:
         conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
         raise
     conn.execute("RELEASE pubsub_install" if nested else "COMMIT")
+    return repaired
 
 
-def _complete(conn: sqlite3.Connection, guard: str) -> bool:
-    if not check(conn):
+def _install(conn: sqlite3.Connection, guard: str) -> tuple[str, ...]:
+    from_version_1(conn)
+    repaired = inspect(conn).altered
+    for name in repaired:
+        if name != LOG:
+            _drop_altered(conn, name)
+    lost = LOG not in existing(conn)
+    migrations.apply(_database(conn))
+    if LOG in repaired:
+        rebuild_log(conn)
+    make_missing(conn, OBJECTS)
+    _record_file(conn)
+    if lost or LOG in repaired:
+        go_on_above(conn)
+    conn.execute(f"DROP TRIGGER IF EXISTS {GUARD}")
+    conn.execute(guard)
+    return repaired
+
+
+def _drop_altered(conn: sqlite3.Connection, name: str) -> None:
+    """Drop an altered object, which is then made again. A table with rows is not dropped: that would lose them."""
+    kind = _kind(name)
+    if kind == "table" and conn.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() is not None:
+        raise SchemaConflict(
+            f"table {name} was altered, and making it again would lose its rows: give it back the form that "
+            "docs/sql.md shows, or rename it"
+        )
+    conn.execute(f"DROP {kind} {name}")
+
+
+def _ready(conn: sqlite3.Connection, guard: str, repair: bool) -> bool:
+    """Whether there is nothing to do. Raises :class:`SchemaConflict` for what stands in the way."""
+    found = inspect(conn)
+    if repair and found.altered and not found.newer and not found.foreign:
+        return False
+    if not _complete(found) or found.version != SCHEMA_VERSION:
         return False
     row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [GUARD]).fetchone()
-    if row is None or row[0].strip() != guard.strip():
-        return False
-    return not migrations.pending(_database(conn))
+    return row is not None and row[0].strip() == guard.strip() and not migrations.pending(_database(conn))
 
 
 def set_durability(conn: sqlite3.Connection, settings: Settings) -> None:

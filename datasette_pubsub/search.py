@@ -15,8 +15,10 @@ from typing import Any
 
 from . import log
 from .models import Message, text_of
+from .names import OF_CHANNEL, Name
+from .objects import LOG
 from .reader import MERGED_CHANNELS
-from .schema import LOG, installed
+from .schema import installed
 from .selector import Selector
 
 #: Messages that one search reads, in messages and in bytes of payload: about a fifth of a second's work.
@@ -101,7 +103,7 @@ def _backward(conn: sqlite3.Connection, selector: Selector, top: int, limit: int
     elif not channels:
         return
     elif len(channels) <= MERGED_CHANNELS:
-        one = f"SELECT {_COLUMNS} FROM {LOG} WHERE channel = ? AND id < ?"
+        one = f"SELECT {_COLUMNS} FROM {LOG} WHERE {OF_CHANNEL} AND id < ?"
         sql = " UNION ALL ".join([one] * len(channels)) + " ORDER BY id DESC"
         rows = conn.execute(sql, [value for channel in channels for value in (channel, top)])
     else:
@@ -110,11 +112,11 @@ def _backward(conn: sqlite3.Connection, selector: Selector, top: int, limit: int
         yield Message(*row)
 
 
-def _by_id(conn: sqlite3.Connection, channels: list[str], top: int, limit: int) -> Iterator[Any]:
+def _by_id(conn: sqlite3.Connection, channels: list[Name], top: int, limit: int) -> Iterator[Any]:
     """The newest messages of many channels: their ids first, so that no payload is read in vain."""
     ids: list[int] = []
     for channel in channels:
-        sql = f"SELECT id FROM {LOG} WHERE channel = ? AND id < ? ORDER BY id DESC LIMIT ?"
+        sql = f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} AND id < ? ORDER BY id DESC LIMIT ?"
         ids = nlargest(limit, ids + [row[0] for row in conn.execute(sql, [channel, top, limit])])
     for number in ids:
         yield conn.execute(f"SELECT {_COLUMNS} FROM {LOG} WHERE id = ?", [number]).fetchone()

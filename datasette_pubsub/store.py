@@ -55,6 +55,8 @@ class Store:
     def __init__(self, datasette: Datasette, db: Database, settings: Settings) -> None:
         #: Why the log could not be installed, as found when the write connection was opened.
         self.conflict: PubsubError | None = None
+        #: What the log was told last.
+        self._told: str | None = None
         self._name = str(db.name)
         self._datasette = datasette
         self._db = db
@@ -69,6 +71,8 @@ class Store:
         """Durability and the log, on Datasette's write connection; why not, if not, stands in ``conflict``."""
         self.conflict = None
         try:
+            # Before anything is changed: a file of a newer version stays as it is.
+            schema.check(conn)
             schema.set_durability(conn, self._settings)
             if not self._datasette.setting("cache_size_kb"):
                 schema.set_cache(conn)
@@ -77,8 +81,31 @@ class Store:
             self.conflict = error
         except sqlite3.Error as error:
             self.conflict = explain(error, self._name)
-        if self.conflict is not None:
-            logger.warning("database %s: %s", self._name, self.conflict.message)
+        self._tell(self.conflict)
+
+    def _tell(self, conflict: PubsubError | None) -> None:
+        """Say in the log why nothing can be published; once, until it changes."""
+        message = None if conflict is None else conflict.message
+        if message is not None and message != self._told:
+            logger.warning("database %s: %s", self._name, message)
+        self._told = message
+
+    async def look(self) -> None:
+        """Say in the log what is wrong with the log of this file; called when the server starts."""
+        if self.writable:
+
+            def problem(conn: sqlite3.Connection) -> PubsubError | None:
+                try:
+                    schema.check(conn)
+                except PubsubError as error:
+                    return error
+                return None
+
+            try:
+                self._tell(await self.read(problem))
+            except Unavailable:
+                # The file cannot be read now: whoever asks for it is told.
+                pass
 
     async def prepare_later(self) -> None:
         """Have the log installed by the write thread, as soon as nothing reads; does not wait for it."""

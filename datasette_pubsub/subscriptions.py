@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from . import log
 from .errors import NotFound, OutOfRange
-from .schema import NOW, SUBSCRIPTIONS
+from .names import Name, shown
+from .objects import NOW, SUBSCRIPTIONS
 from .selector import Selector
 
 #: Channels whose removed messages a new subscription remembers as none of its own,
@@ -37,7 +38,7 @@ class Subscription:
     name: str
     reads: str
     selector: Selector
-    gone: Mapping[str, int]
+    gone: Mapping[Name, int]
     cursor: int
     created_at: str
     last_seen_at: str
@@ -67,7 +68,7 @@ def open_or_create(
     name: str,
     selector: Selector,
     cursor: int,
-    gone: Mapping[str, int] | None = None,
+    gone: Mapping[Name, int] | None = None,
 ) -> Subscription:
     """The subscription, made with this cursor if it is new; what it reads is brought up to date.
 
@@ -99,7 +100,7 @@ def delete(conn: sqlite3.Connection, owner: str, name: str) -> int:
     return found.id
 
 
-def renew(conn: sqlite3.Connection, found: Subscription, cursor: int, gone: Mapping[str, int]) -> Subscription:
+def renew(conn: sqlite3.Connection, found: Subscription, cursor: int, gone: Mapping[Name, int]) -> Subscription:
     """Make a subscription anew whose cursor is ahead of the head, since a cursor never moves back."""
     conn.execute(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id])
     conn.execute(
@@ -192,11 +193,12 @@ def _subscription(row: sqlite3.Row) -> Subscription:
     return Subscription(row[0], row[1], row[2], row[3], selector, gone, row[4], row[5], row[6])
 
 
-def _reads(selector: Selector, gone: Mapping[str, int]) -> str:
+def _reads(selector: Selector, gone: Mapping[Name, int]) -> str:
     """What a subscription reads, as it stands in its row."""
     reads: dict[str, Any] = {"channels": sorted(selector.channels), "patterns": list(selector.patterns)}
     if gone:
-        reads["gone"] = dict(sorted(gone.items(), key=lambda entry: -entry[1])[:MAX_GONE])
+        newest = sorted(gone.items(), key=lambda entry: -entry[1])[:MAX_GONE]
+        reads["gone"] = {shown(channel): number for channel, number in reversed(newest)}
     return json.dumps(reads)
 
 

@@ -16,21 +16,20 @@ from datasette.utils.permissions import SKIP_PERMISSION_CHECKS, build_rules_unio
 
 from . import schema
 from .brokers import brokers
+from .objects import FILE, LOG, PROBE, RELEASED, SUBSCRIPTIONS, TABLES, TRIMS
 from .permissions import rights
 from .rules import PUBLISH, VIEW, Actor, in_plain, plain, rows_rule
-from .schema import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
-from .schema import VIEW as VIEW_OF_LOG
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: The plugin's own tables and view, whose rows are the messages and cursors of all.
-OURS = (LOG, VIEW_OF_LOG, SUBSCRIPTIONS, RELEASED, TRIMS)
+#: Tables that nobody writes to through Datasette: what frees messages for deletion, what the file says of itself, the
+#: counter of the message ids (SQLite's own), and which migrations have run.
+KEPT = (RELEASED, TRIMS, FILE, "sqlite_sequence", "_sqlite_migrations")
 
-#: Tables that nobody writes to through Datasette: what frees messages for deletion, the counter of the message
-#: ids (SQLite's own), and which migrations have run. (Changing and deleting messages is refused by the log itself;
-#: Datasette asks for the right to them also where SQL only inserts.)
-KEPT = (RELEASED, TRIMS, "sqlite_sequence", "_sqlite_migrations")
+#: Tables that an INSERT INTO vpubsub touches. Datasette asks for all three rights to them also where SQL only inserts;
+#: changing and deleting messages is refused by the log itself.
+PUBLISHED_TO = (LOG, PROBE)
 
 _WRITES = ("insert-row", "update-row", "delete-row")
 _SHAPES = ("alter-table", "drop-table", "drop-view")
@@ -45,14 +44,8 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
     if action == "view-database-download":
         return await _download(datasette, actor)
     rules: list[PermissionSQL] = []
-    if action == "insert-row":
-        denied: list[tuple[str, str | None]] = [
-            (name, table)
-            for name in _names(datasette)
-            if not (await rights(datasette, actor, PUBLISH, name)).everything
-            for table in (LOG, VIEW_OF_LOG)
-        ]
-        rules += [rows_rule(denied, 0, f"needs {PUBLISH} on every channel")] if denied else []
+    if action in _WRITES:
+        rules += await _publishing(datasette, actor, action)
     if action in _WRITES:
         rules.append(_never(datasette, KEPT))
     if action == "delete-row":
@@ -60,7 +53,19 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
     elif action in _WRITES:
         rules.append(_never(datasette, (SUBSCRIPTIONS,)))
     if action in _SHAPES:
-        rules.append(_never(datasette, sorted({*OURS, *KEPT})))
+        rules.append(_never(datasette, sorted({*TABLES, *KEPT})))
+    return rules
+
+
+async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
+    """Whoever may publish to every channel may write to the log, and nobody else may insert."""
+    found: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
+    for name in _names(datasette):
+        everything = (await rights(datasette, actor, PUBLISH, name)).everything
+        found[everything] += [(name, table) for table in PUBLISHED_TO]
+    rules = [rows_rule(found[True], 1, f"has {PUBLISH} on every channel")] if found[True] else []
+    if found[False] and action == "insert-row":
+        rules.append(rows_rule(found[False], 0, f"needs {PUBLISH} on every channel"))
     return rules
 
 
@@ -96,7 +101,7 @@ async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
         if broker is not None and not await _sees_all(datasette, actor, name):
             readers = await broker.read(schema.readers)
             named = await _named(datasette, actor, "view-table", name, readers)
-            denied += [(name, table) for table in (*OURS, *(set(readers) - named))]
+            denied += [(name, table) for table in (*TABLES, *(set(readers) - named))]
     found = [rows_rule(denied, 0, f"needs {VIEW} on every channel")] if denied else []
     return found + await _owners_only(datasette, actor, "view-table")
 

@@ -29,7 +29,7 @@ def step(conn: sqlite3.Connection, limit: int = 10) -> int:
     conn.execute("BEGIN IMMEDIATE")
     try:
         messages = conn.execute(
-            """SELECT id, payload FROM pubsub_messages
+            """SELECT id, payload FROM vpubsub
                WHERE channel = 'payments'
                  AND id > (SELECT cursor FROM pubsub_subscriptions WHERE owner = '' AND name = ?)
                ORDER BY id LIMIT ?""",

@@ -204,9 +204,9 @@ def test_the_messages_rebuild_every_table_exactly(program: str, recursive: bool,
 def published(conn: sqlite3.Connection) -> list[tuple[str, Any]]:
     """Channels and messages of the log, which is read up to its end."""
     rows = conn.execute("SELECT channel, payload FROM vpubsub ORDER BY id").fetchall()
-    conn.execute("INSERT INTO pubsub_released SELECT DISTINCT channel, 1 << 60 FROM vpubsub")
-    conn.execute("DELETE FROM pubsub_messages")
-    conn.execute("DELETE FROM pubsub_released")
+    conn.execute("INSERT INTO _pubsub_released SELECT DISTINCT channel, 1 << 60 FROM vpubsub")
+    conn.execute("DELETE FROM vpubsub")
+    conn.execute("DELETE FROM _pubsub_released")
     return [(channel, json.loads(payload)) for channel, payload in rows]
 
 
@@ -334,8 +334,8 @@ def test_what_does_not_work_is_refused_and_changes_nothing(fault: str, wanted: d
         ("a_view", "a view"),
         ("search", "a virtual table"),
         ("search_data", "part of a virtual table"),
-        ("pubsub_messages", "belongs to the log"),
         ("vpubsub", "belongs to the log"),
+        ("_pubsub_released", "belongs to the log"),
         ("sqlite_master", "not found"),
         ("nix", "not found"),
         ("hidden", "cannot be named"),

@@ -178,7 +178,7 @@ def test_retention_of_the_server_itself(serve: Callable[..., Server]) -> None:
     for _ in range(10):
         fill(server, 4_000, size=1000)
         reader.take()
-    wait_for(lambda: server.rows("SELECT count(*) FROM pubsub_messages") == [(2_000,)], "the trim")
+    wait_for(lambda: server.rows("SELECT count(*) FROM vpubsub") == [(2_000,)], "the trim")
     read_to_the_end(server, reader)
     assert reader.missed == reader.told == sum(resumed - last - 1 for last, resumed in reader.holes)
     assert reader.ids + reader.missed == 40_002

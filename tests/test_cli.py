@@ -112,10 +112,10 @@ def test_install_makes_every_program_a_publisher(tmp_path: Path) -> None:
 def test_install_keeps_the_payload_limit_that_a_server_has_set(tmp_path: Path) -> None:
     path = tmp_path / "data.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        assert log.max_payload_bytes(conn) is None
+        assert schema.max_payload_bytes(conn) is None
         schema.install(conn, Settings(max_payload_bytes=10))
         call("install", path)
-        assert log.max_payload_bytes(conn) == 10
+        assert schema.max_payload_bytes(conn) == 10
     assert "limit is 10 bytes" in failure("publish", path, "a", "eleven bytes")
     assert "line 2: payload has 12 bytes" in failure("publish", path, "a", text="1\neleven bytes\n")
 
@@ -140,7 +140,7 @@ def test_publish_lines(file: Path) -> None:
 
 
 def test_lines_go_in_transactions_of_1000(file: Path) -> None:
-    stop = "CREATE TRIGGER stop AFTER INSERT ON pubsub_messages WHEN NEW.payload = '2500'"
+    stop = "CREATE TRIGGER stop AFTER INSERT ON vpubsub WHEN NEW.payload = '2500'"
     sqlite_shell(file, f"{stop} BEGIN SELECT RAISE(ABORT, 'stopped here'); END")
     done = run("publish", file, "a", text="".join(f"{n}\n" for n in range(1, 5001)), code=1)
     assert done.stderr == f"Published 2000 messages, last id 2000\nError: {file}: stopped here\n"
@@ -382,7 +382,7 @@ def counts(file: Path) -> dict[str, int]:
 
 
 def test_trim_keeps_30_days_unless_told_otherwise(file: Path) -> None:
-    insert = "INSERT INTO pubsub_messages (channel, payload, created_at) VALUES"
+    insert = "INSERT INTO vpubsub (channel, payload, created_at) VALUES"
     ago = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{} days')"
     for days in (40, 31, 29, 2, 0):
         sqlite_shell(file, f"{insert} ('a', '{days}', {ago.format(days)})")
@@ -423,7 +423,7 @@ def test_trim_by_pattern_takes_each_channel_by_itself(file: Path) -> None:
 def test_trim_goes_in_small_transactions(file: Path) -> None:
     call("publish", file, "a", text="x\n" * 2000)
     call("publish", file, "b", text="x\n" * 2000)
-    stop = "CREATE TRIGGER stop BEFORE DELETE ON pubsub_messages WHEN OLD.id = 2700"
+    stop = "CREATE TRIGGER stop BEFORE DELETE ON vpubsub WHEN OLD.id = 2700"
     sqlite_shell(file, f"{stop} BEGIN SELECT RAISE(ABORT, 'stopped here'); END")
     done = run("trim", file, "--messages", 1, code=1)
     assert done.stderr == f"Error: {file}: stopped here\n"
@@ -541,8 +541,8 @@ def test_files_that_cannot_be_used(tmp_path: Path, command: list[str]) -> None:
     text.write_text("no database, but long enough to be taken for one" * 100)
     assert failure(name, text, *rest) == f"{text} is not an SQLite database"
     other = tmp_path / "other.db"
-    sqlite_shell(other, "CREATE TABLE pubsub_messages (id, body)")
-    assert "pubsub_messages already exists in this database and is not" in failure(name, other, *rest)
+    sqlite_shell(other, "CREATE TABLE vpubsub (id, body)")
+    assert "vpubsub already exists in this database and is not" in failure(name, other, *rest)
     if name != "install":
         empty = tmp_path / "empty.db"
         sqlite_shell(empty, "CREATE TABLE t (a)")

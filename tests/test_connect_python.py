@@ -81,7 +81,7 @@ async def _everything(client: DbServiceClient, server: Server) -> None:
     found = await _backlog(client.subscribe(_follow(server, patterns=["*"], start=Start.START_EARLIEST)))
     assert [(message.message_id, message.channel) for message in found] == [(1, "a"), (2, "b"), (3, "a")]
     assert [(message.payload, message.blob) for message in found] == [(item.payload, item.blob) for item in items]
-    ((stored,),) = server.rows("SELECT created_at FROM pubsub_messages WHERE id = 1")
+    ((stored,),) = server.rows("SELECT created_at FROM vpubsub WHERE id = 1")
     assert found[0].created_at.ToDatetime(UTC) == datetime.fromisoformat(stored)
 
     work = _follow(server, subscription_name="work", channel="a", ack_mode=AckMode.ACK_MODE_EXPLICIT)
@@ -317,12 +317,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def service(small: Server) -> Iterator[str]:
     """The service's address. After the test, the server must still serve, and have seen no failure of its own."""
     seen = len(small.log)
-    before = small.rows("SELECT count(*) FROM pubsub_messages")
+    before = small.rows("SELECT count(*) FROM vpubsub")
     yield f"{small.url}/db.v1.DbService"
-    assert small.rows("SELECT count(*) FROM pubsub_messages") == before, "what was refused was not stored"
+    assert small.rows("SELECT count(*) FROM vpubsub") == before, "what was refused was not stored"
     response = httpx.post(f"{small.url}/db.v1.DbService/PublishBatch", headers=JSON, content=_publish("still here"))
     assert response.status_code == 200, response.text
-    assert small.rows("SELECT payload FROM pubsub_messages ORDER BY id DESC LIMIT 1") == [("still here",)]
+    assert small.rows("SELECT payload FROM vpubsub ORDER BY id DESC LIMIT 1") == [("still here",)]
     assert "Traceback" not in small.log[seen:]
 
 

@@ -37,7 +37,7 @@ def test_acknowledged_messages_survive_kill_9(serve: Callable[..., Server]) -> N
     for thread in threads:
         thread.join()
     assert server.rows("PRAGMA integrity_check") == [("ok",)]
-    stored = dict(server.rows("SELECT id, payload FROM pubsub_messages"))
+    stored = dict(server.rows("SELECT id, payload FROM vpubsub"))
     assert all(stored.get(message_id) == payload for message_id, payload in acknowledged.items())
     server.start()
     url = f"{server.pubsub}/-/stream"

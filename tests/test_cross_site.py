@@ -111,7 +111,7 @@ ATTEMPTS = """async ([target, publish, select, deadline]) => {
     for (const credentials of ["include", "omit"]) {
         for (const mode of ["cors", "no-cors"]) {
             const options = { mode, credentials };
-            for (const name of ["channels.json", "subscriptions.json", "snapshot.json?table=pubsub_messages"]) {
+            for (const name of ["channels.json", "subscriptions.json", "snapshot.json?table=vpubsub"]) {
                 await read(`${name} ${mode} ${credentials}`, `${base}/${name}`, options);
             }
             await read(`stream ${mode} ${credentials}`, `${base}/stream?channel=a&start=earliest`, options);
@@ -232,7 +232,7 @@ def posts(server: Server) -> list[tuple[str, str]]:
 
 
 def published(server: Server) -> list[str]:
-    return [payload for (payload,) in server.rows("SELECT payload FROM pubsub_messages ORDER BY id")]
+    return [payload for (payload,) in server.rows("SELECT payload FROM vpubsub ORDER BY id")]
 
 
 def opened(context: BrowserContext, url: str) -> Page:

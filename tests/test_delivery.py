@@ -43,7 +43,7 @@ def connect_messages(server: Server, count: int, **request: Any) -> list[dict[st
 
 
 def trimmed(server: Server, left: int) -> Callable[[], bool]:
-    return lambda: server.rows("SELECT count(*) FROM pubsub_messages") == [(left,)]
+    return lambda: server.rows("SELECT count(*) FROM vpubsub") == [(left,)]
 
 
 def test_explicit_acks_are_cumulative_and_at_least_once(serve: Callable[..., Server]) -> None:
@@ -81,10 +81,10 @@ def test_the_messages_in_flight_are_bounded(serve: Callable[..., Server]) -> Non
 def test_start_positions(serve: Callable[..., Server]) -> None:
     server = serve()
     ids = server.publish(*[{"channel": "a", "payload": str(n)} for n in range(5)])
-    moment = server.rows("SELECT created_at FROM pubsub_messages ORDER BY id DESC LIMIT 1")[0][0]
+    moment = server.rows("SELECT created_at FROM vpubsub ORDER BY id DESC LIMIT 1")[0][0]
     wait_for(lambda: sqlite_shell(server.path, "SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now')").strip() > moment, "time")
     later = server.publish(channel="a", payload="later")[0]
-    since = server.rows("SELECT created_at FROM pubsub_messages WHERE id = ?", later)[0][0]
+    since = server.rows("SELECT created_at FROM vpubsub WHERE id = ?", later)[0][0]
     url = f"{server.pubsub}/-/stream"
 
     def first(**params: Any) -> str:
@@ -144,7 +144,7 @@ def test_one_message_per_key_under_sixteen_publishers(serve: Callable[..., Serve
         received = reader.messages(40)
         server.publish(channel="k", payload="end")
         assert reader.messages(1)[0]["payload"] == "end", "nothing else was delivered"
-    stored = dict(server.rows("SELECT key, id FROM pubsub_messages WHERE key IS NOT NULL"))
+    stored = dict(server.rows("SELECT key, id FROM vpubsub WHERE key IS NOT NULL"))
     assert sorted(stored) == sorted(keys)
     assert sorted(int(m["messageId"]) for m in received) == sorted(stored.values())
     for found in answers:
@@ -186,7 +186,7 @@ def test_conditional_publish(serve: Callable[..., Server]) -> None:
             assert {answer.status_code for answer in answers} == {200, 409}
             last = won[0].json()["message_ids"][0]
             wins += 1
-    assert server.rows("SELECT count(*) FROM pubsub_messages WHERE channel = 'a'") == [(2 + wins,)]
+    assert server.rows("SELECT count(*) FROM vpubsub WHERE channel = 'a'") == [(2 + wins,)]
 
 
 def test_retention_by_count_and_pattern(serve: Callable[..., Server]) -> None:
@@ -195,15 +195,12 @@ def test_retention_by_count_and_pattern(serve: Callable[..., Server]) -> None:
     server.publish(*[{"channel": "keep/1", "payload": "x"} for _ in range(20)])
     server.publish(*[{"channel": "a", "payload": "x"} for _ in range(40)])
     wait_for(
-        lambda: (
-            dict(server.rows("SELECT channel, count(*) FROM pubsub_messages GROUP BY channel"))
-            == {"keep/1": 5, "a": 40}
-        ),
+        lambda: dict(server.rows("SELECT channel, count(*) FROM vpubsub GROUP BY channel")) == {"keep/1": 5, "a": 40},
         "the channel's own limit",
     )
     server.publish(*[{"channel": "a", "payload": "x"} for _ in range(60)])
     wait_for(trimmed(server, 50), "the log's limit")
-    assert server.rows("SELECT min(id), max(id) FROM pubsub_messages") == [(71, 120)]
+    assert server.rows("SELECT min(id), max(id) FROM vpubsub") == [(71, 120)]
 
 
 def test_retention_by_age_and_bytes(serve: Callable[..., Server]) -> None:
@@ -212,18 +209,18 @@ def test_retention_by_age_and_bytes(serve: Callable[..., Server]) -> None:
     wait_for(trimmed(server, 10), "the bytes")
     sqlite_shell(
         server.path,
-        """INSERT INTO pubsub_messages (channel, payload, created_at) VALUES ('b', '1', '2020-01-01T00:00:00.000Z');
+        """INSERT INTO vpubsub (channel, payload, created_at) VALUES ('b', '1', '2020-01-01T00:00:00.000Z');
            INSERT INTO vpubsub (channel, payload) VALUES ('b', '2');""",
     )
     old = serve(databases=["other"], config=options(trim_seconds=0.1))
     old.publish(channel="c", payload="installs the log")
     sqlite_shell(
         old.path,
-        """DROP TRIGGER pubsub_messages_update;
-           UPDATE pubsub_messages SET created_at = '2020-01-01T00:00:00.000Z';
+        """DROP TRIGGER vpubsub_update;
+           UPDATE vpubsub SET created_at = '2020-01-01T00:00:00.000Z';
            INSERT INTO vpubsub (channel, payload) VALUES ('b', '2');""",
     )
-    wait_for(lambda: old.rows("SELECT payload FROM pubsub_messages") == [("2",)], "30 days is the default")
+    wait_for(lambda: old.rows("SELECT payload FROM vpubsub") == [("2",)], "30 days is the default")
 
 
 def test_a_subscription_holds_what_it_needs_up_to_the_cap(serve: Callable[..., Server]) -> None:
@@ -237,12 +234,12 @@ def test_a_subscription_holds_what_it_needs_up_to_the_cap(serve: Callable[..., S
     server.publish(*[{"channel": "a", "payload": "x" * 100} for _ in range(4)])
     server.publish(*[{"channel": "b", "payload": "x" * 100} for _ in range(4)])
     wait_for(
-        lambda: server.rows("SELECT id FROM pubsub_messages ORDER BY id") == [(2,), (3,), (4,), (5,), (9,)],
+        lambda: server.rows("SELECT id FROM vpubsub ORDER BY id") == [(2,), (3,), (4,), (5,), (9,)],
         "what the subscription needs is held, what nobody needs is not",
     )
     server.publish(*[{"channel": "a", "payload": "x" * 100} for _ in range(8)])
     wait_for(
-        lambda: server.rows("SELECT count(*), max(id) FROM pubsub_messages WHERE channel = 'a'") == [(6, 17)],
+        lambda: server.rows("SELECT count(*), max(id) FROM vpubsub WHERE channel = 'a'") == [(6, 17)],
         "no more than the cap",
     )
     with Sse(f"{server.pubsub}/-/stream", channel="a", subscription="s") as reader:

@@ -131,13 +131,13 @@ def test_a_first_start_makes_and_serves_the_demo(serve_folder: Serve) -> None:
         "alerts/storm",
         "observations",
     ]
-    head = server.rows("SELECT max(id) FROM pubsub_messages")
+    head = server.rows("SELECT max(id) FROM vpubsub")
 
     server.stop()
     again = serve_folder()
     names = [database["name"] for database in httpx.get(f"{again.url}/.json").json()["databases"]]
     assert names == ["weather"]
-    assert again.rows("SELECT max(id) FROM pubsub_messages") == head
+    assert again.rows("SELECT max(id) FROM vpubsub") == head
     assert "Traceback" not in again.log
     assert "Warning" not in again.log
 

@@ -147,13 +147,13 @@ def view_check(server: Server, actor: str | None, channel: str) -> bool:
 def view_table(server: Server, actor: str | None, channel: str) -> bool:
     """The log as Datasette shows tables: a side door to every channel at once."""
     outcomes = set()
-    for table in ("pubsub_messages", "vpubsub", "pubsub_subscriptions", "pubsub_trims", "pubsub_released"):
+    for table in ("vpubsub", "pubsub_subscriptions", "_pubsub_trims", "_pubsub_released"):
         for address in (table, f"{table}.json"):
             answer = httpx.get(f"{server.url}/data/{address}", headers=headers(actor))
             outcomes.add(answer.status_code == 200)
             if answer.status_code != 200:
                 assert "hidden text" not in answer.text
-    answer = httpx.get(f"{server.pubsub}/-/snapshot.json", params={"table": "pubsub_messages"}, headers=headers(actor))
+    answer = httpx.get(f"{server.pubsub}/-/snapshot.json", params={"table": "vpubsub"}, headers=headers(actor))
     outcomes.add(answer.status_code == 200)
     assert len(outcomes) == 1, "all of them alike"
     return outcomes.pop()
@@ -202,7 +202,7 @@ def publish_write_page(server: Server, actor: str | None, channel: str) -> bool:
 
 def publish_write_api(server: Server, actor: str | None, channel: str) -> bool:
     answer = httpx.post(
-        f"{server.url}/data/pubsub_messages/-/insert",
+        f"{server.url}/data/vpubsub/-/insert",
         json={"row": {"channel": channel, "payload": "x"}},
         headers=headers(actor),
     )
@@ -211,13 +211,11 @@ def publish_write_api(server: Server, actor: str | None, channel: str) -> bool:
 
 def alter_row(server: Server, actor: str | None, channel: str) -> bool:
     done = [
-        httpx.post(
-            f"{server.url}/data/pubsub_messages/1/-/update", json={"update": {"payload": "y"}}, headers=headers(actor)
-        ),
-        httpx.post(f"{server.url}/data/pubsub_messages/1/-/delete", json={}, headers=headers(actor)),
+        httpx.post(f"{server.url}/data/vpubsub/1/-/update", json={"update": {"payload": "y"}}, headers=headers(actor)),
+        httpx.post(f"{server.url}/data/vpubsub/1/-/delete", json={}, headers=headers(actor)),
         httpx.post(
             f"{server.url}/data/-/execute-write",
-            data={"sql": "DELETE FROM pubsub_messages"},
+            data={"sql": "DELETE FROM vpubsub"},
             headers={**headers(actor), "Accept": "application/json"},
         ),
     ]
@@ -257,7 +255,7 @@ def test_every_actor_at_every_entrance(server: Server) -> None:
                 if got_in != (actor in allowed):
                     wrong.append(f"{entrance.__name__}({actor}, {channel}): {got_in}")
     assert not wrong
-    assert server.rows("SELECT payload FROM pubsub_messages WHERE id = 1") == [("for all",)]
+    assert server.rows("SELECT payload FROM vpubsub WHERE id = 1") == [("for all",)]
     # The command line works on the file: whoever may open it may do everything.
     shown = subprocess.run(
         [sys.executable, "-m", "datasette", "pubsub", "tail", str(server.path), "secret", "-n", "1"],

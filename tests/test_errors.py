@@ -165,15 +165,15 @@ def test_a_memory_database(serve: Callable[..., Server]) -> None:
     "conflict",
     [
         "CREATE TABLE vpubsub (mine)",
-        "CREATE TABLE pubsub_messages (mine)",
-        "CREATE VIEW pubsub_messages AS SELECT 1 AS mine",
+        "CREATE TABLE _pubsub_released (mine)",
+        "CREATE VIEW vpubsub AS SELECT 1 AS mine",
         "CREATE TABLE pubsub_subscriptions (mine)",
-        "CREATE TABLE Pubsub_Messages (mine)",
-        "CREATE TABLE pubsub_messages (id INTEGER PRIMARY KEY AUTOINCREMENT, channel, payload, created_at, key)",
+        "CREATE TABLE VPubSub (mine)",
+        "CREATE TABLE vpubsub (id INTEGER PRIMARY KEY AUTOINCREMENT, channel, payload, created_at, key)",
         "CREATE VIEW vpubsub AS SELECT id, 'a' AS channel, 'b' AS payload, 'c' AS key, 'd' AS created_at FROM other",
-        "CREATE TRIGGER vpubsub_insert AFTER INSERT ON other BEGIN SELECT 1; END",
-        "CREATE TRIGGER pubsub_messages_guard AFTER INSERT ON other BEGIN SELECT 1; END",
-        "CREATE INDEX pubsub_messages_channel ON other (id)",
+        "CREATE TRIGGER vpubsub_update AFTER INSERT ON other BEGIN SELECT 1; END",
+        "CREATE TRIGGER vpubsub_guard AFTER INSERT ON other BEGIN SELECT 1; END",
+        "CREATE INDEX vpubsub_channel ON other (id)",
     ],
 )
 def test_a_name_that_is_taken(serve: Callable[..., Server], tmp_path: Path, conflict: str) -> None:
@@ -396,7 +396,7 @@ def test_a_full_queue_pushes_back(serve: Callable[..., Server]) -> None:
     assert len(refused) >= 9
     assert "max_pending_messages" in refused[0].json()["error"]
     assert refused[0].headers["retry-after"] == "1"
-    stored = server.rows("SELECT count(*) FROM pubsub_messages WHERE payload = 'y'")
+    stored = server.rows("SELECT count(*) FROM vpubsub WHERE payload = 'y'")
     assert stored == [(6 * len(accepted),)]
 
 
@@ -431,7 +431,7 @@ def test_a_constraint_of_the_owner_is_not_explained(serve: Callable[..., Server]
     sqlite_shell(
         server.path,
         "CREATE TABLE audit (who TEXT NOT NULL UNIQUE);"
-        "CREATE TRIGGER copied AFTER INSERT ON pubsub_messages BEGIN INSERT INTO audit VALUES (NEW.channel);"
+        "CREATE TRIGGER copied AFTER INSERT ON vpubsub BEGIN INSERT INTO audit VALUES (NEW.channel);"
         "SELECT RAISE(ABORT, 'not on sundays') WHERE NEW.channel = 'sunday'; END;",
     )
     url = f"{server.pubsub}/-/publish"
@@ -439,7 +439,7 @@ def test_a_constraint_of_the_owner_is_not_explained(serve: Callable[..., Server]
     refused = httpx.post(url, json={"channel": "b", "payload": "x"})
     assert (refused.status_code, "constraint" in refused.text, "audit" in refused.text) == (400, True, False)
     assert httpx.post(url, json={"channel": "sunday", "payload": "x"}).json()["error"] == "not on sundays"
-    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(2,)]
+    assert server.rows("SELECT count(*) FROM vpubsub") == [(2,)]
 
 
 def test_a_body_that_does_not_arrive(serve: Callable[..., Server], tmp_path: Path) -> None:

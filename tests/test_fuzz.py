@@ -66,7 +66,7 @@ SQL = re.compile(rb"INSERT INTO|CREATE TABLE|FROM pubsub_|PRAGMA|BEGIN IMMEDIATE
 
 #: Rows that another program has left in the log: what no edge would accept.
 HOSTILE_ROWS = """
-INSERT INTO pubsub_messages (channel, payload) VALUES
+INSERT INTO vpubsub (channel, payload) VALUES
     ('a', CAST(x'ff00fe' AS TEXT)), ('a', CAST(x'eda080' AS TEXT)), ('a', x'00ff'), ('a', 9e999), ('a', ''),
     ('<script>alert(1)</script>', '<img src=x onerror=alert(1)>'), (CAST(x'c328' AS TEXT), 'bad channel'),
     ('..', '../../etc/passwd'), ('a' || char(0x202e) || 'b', char(0x202e, 7, 27) || '[31m'), ('-/stream', 'x'),

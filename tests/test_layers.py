@@ -11,7 +11,8 @@ PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
     {"errors", "config", "models", "collector", "utf8_sql"},
-    {"schema", "log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot", "reader"},
+    {"objects", "migration", "schema"},
+    {"log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot", "reader"},
     {"expressions", "broadcast", "broadcast_file"},
     {"sql", "transaction", "batcher"},
     {"store"},

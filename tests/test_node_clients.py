@@ -98,7 +98,7 @@ def v2() -> Path:
 
 def _ban(server: Server, *emails: str) -> list[tuple[str, str]]:
     """Ban users in the sqlite3 shell; the ids and payloads that this must have published."""
-    (before,) = server.rows("SELECT max(id) FROM pubsub_messages")[0]
+    (before,) = server.rows("SELECT max(id) FROM vpubsub")[0]
     for email in emails:
         sqlite_shell(server.path, f"UPDATE users SET status = 'banned' WHERE email = '{email}'")
     return [
@@ -133,7 +133,7 @@ def _first_client(folder: Path, server: Server) -> None:
     server.restart()
     assert _run_v1(folder, server) == expected
 
-    logs = "SELECT payload FROM pubsub_messages WHERE channel = 'system_logs' ORDER BY id"
+    logs = "SELECT payload FROM vpubsub WHERE channel = 'system_logs' ORDER BY id"
     published = ["Service spinning up...", "Cache cleared"]
     assert [payload for (payload,) in server.rows(logs)] == ["makes the tables", *published, *published]
     assert server.rows("SELECT owner, name FROM pubsub_subscriptions") == [("", "frontend-dashboard-ui")]
@@ -198,7 +198,7 @@ def reports(v2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
         for path in paths[:-1]:
             message = {"channel": "first", "payload": "makes the tables"}
             httpx.post(f"{server.url}/{path.stem}/-/pubsub/-/publish", json=message).raise_for_status()
-            sqlite_shell(path, f"UPDATE sqlite_sequence SET seq = {BIG} WHERE name = 'pubsub_messages'")
+            sqlite_shell(path, f"UPDATE sqlite_sequence SET seq = {BIG} WHERE name = 'vpubsub'")
         clients = {
             transport: subprocess.Popen(
                 ["node_modules/.bin/tsx", "client.ts", transport, server.url, name, "closed"],
@@ -221,9 +221,7 @@ def reports(v2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
                 found[transport] = {"failed": f"{transport} ended with {client.returncode}: {errors}"}
                 continue
             with contextlib.closing(sqlite3.connect(folder / f"{names[transport]}.db")) as conn:
-                rows = conn.execute(
-                    "SELECT id, channel FROM pubsub_messages WHERE id > ? ORDER BY id", [BIG]
-                ).fetchall()
+                rows = conn.execute("SELECT id, channel FROM vpubsub WHERE id > ? ORDER BY id", [BIG]).fetchall()
             found[transport] = {**json.loads(output), "rows": rows, "log": server.log}
 
     def report(transport: str) -> dict[str, Any]:
@@ -386,12 +384,12 @@ def test_a_publish_stream(v2: Path, serve: Callable[..., Server], transport: str
     texts = ["", "items[1].channel is empty", "db_name must be data", "expected_last_id is 9", "'secret'", "", ""]
     assert [text in answer[3] for text, answer in zip(texts, report["seen"], strict=True)] == [True] * len(texts)
     assert (report["ended"], report["number"], report["refused"]) == (True, 2000, "PermissionDenied")
-    assert server.rows("SELECT channel, payload FROM pubsub_messages WHERE channel <> 'many' ORDER BY id") == [
+    assert server.rows("SELECT channel, payload FROM vpubsub WHERE channel <> 'many' ORDER BY id") == [
         ("a", "one"),
         ("b", b"\x00\xff"),
         ("a", "last"),
     ]
-    many = server.rows("SELECT payload FROM pubsub_messages WHERE channel = 'many' ORDER BY id")
+    many = server.rows("SELECT payload FROM vpubsub WHERE channel = 'many' ORDER BY id")
     assert many == [(str(n),) for n in range(2000)]
     # hypercorn (0.18) loses a connection on which a message arrives for a stream that was refused already, and
     # says so; nothing of ours may fail.

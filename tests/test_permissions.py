@@ -78,7 +78,7 @@ def test_publishing_needs_a_grant(server: Server) -> None:
         headers=cookie("bob"),
     )
     assert (rpc.status_code, rpc.json()["code"]) == (403, "permission_denied")
-    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(5,)]
+    assert server.rows("SELECT count(*) FROM vpubsub") == [(5,)]
 
 
 def test_who_publishes_blindly_learns_nothing(serve: Callable[..., Server]) -> None:
@@ -115,8 +115,8 @@ def test_a_denied_channel_is_nowhere(server: Server) -> None:
             assert reader.messages(1)[0]["channel"] == "open"
         sqlite_shell(
             server.path,
-            "INSERT INTO pubsub_released SELECT channel, max(id) FROM pubsub_messages GROUP BY channel "
-            "ON CONFLICT DO UPDATE SET id = excluded.id; DELETE FROM pubsub_messages WHERE id > 2;",
+            "INSERT INTO _pubsub_released SELECT channel, max(id) FROM vpubsub GROUP BY channel "
+            "ON CONFLICT DO UPDATE SET id = excluded.id; DELETE FROM vpubsub WHERE id > 2;",
         )
     with Sse(stream, headers=cookie("ada"), pattern="*", start="earliest") as reader:
         assert [m["channel"] for m in reader.messages(2)] == ["secret", "open"]
@@ -180,7 +180,7 @@ def test_a_cross_site_page_publishes_nothing(server: Server) -> None:
     headers = {**cookie("bob"), "Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}
     answer = httpx.post(f"{server.pubsub}/-/publish", json={"channel": "open", "payload": "x"}, headers=headers)
     assert answer.status_code == 403
-    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(2,)]
+    assert server.rows("SELECT count(*) FROM vpubsub") == [(2,)]
 
 
 def test_a_name_that_needs_encoding(serve: Callable[..., Server]) -> None:

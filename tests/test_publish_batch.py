@@ -67,7 +67,7 @@ def test_the_sql_page_publishes_nothing_without_the_grant_and_says_why(
     answer = query(server, actor, SAME_ORIGIN)
     assert answer.status_code == 400
     assert "permission denied: publish-message on channel 'feed'" in answer.json()["error"]
-    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(0,)]
+    assert server.rows("SELECT count(*) FROM vpubsub") == [(0,)]
     # The connection serves on, without a trace of the failure.
     assert query(server, actor, SAME_ORIGIN, "SELECT 1 AS one").json()["rows"] == [{"one": 1}]
 
@@ -81,7 +81,7 @@ def test_a_link_from_elsewhere_publishes_nothing(
     answer = query(server, "writer", headers)
     assert answer.status_code == 400
     assert "run it from Datasette's SQL page" in answer.json()["error"]
-    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(0,)]
+    assert server.rows("SELECT count(*) FROM vpubsub") == [(0,)]
 
 
 def test_a_database_without_a_log_is_prepared_by_the_first_query(serve: Callable[..., Server]) -> None:
@@ -101,7 +101,7 @@ def test_the_time_limit_does_not_cut_it_in_two(serve: Callable[..., Server], tmp
     server = serve(config=GRANT, options=["--setting", "sql_time_limit_ms", "10"])
     statement = PUBLISH.replace("10000", "40000")
     answer = query(server, "writer", SAME_ORIGIN, statement).json()
-    stored = server.rows("SELECT count(*) FROM pubsub_messages")[0][0]
+    stored = server.rows("SELECT count(*) FROM vpubsub")[0][0]
     assert answer["rows"] == [{"published": 40000}] if stored else not answer["ok"], answer
     assert stored in (0, 40000), "all or, where the limit comes before the first batch, nothing"
 
@@ -117,12 +117,12 @@ def test_a_statement_that_is_broken_off_publishes_full_batches_only(
     failing = f"sum(json_extract(CASE WHEN i = {bad} THEN '{{' ELSE '1' END, '$'))"
     answer = query(server, "writer", SAME_ORIGIN, f"{ROWS} SELECT publish_batch('feed', i), {failing} FROM n")
     assert (answer.status_code, answer.json()["error"]) == (400, "malformed JSON")
-    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(stored,)]
+    assert server.rows("SELECT count(*) FROM vpubsub") == [(stored,)]
     # The same in one statement of many calls: all are published, in the order of their rows.
     groups = f"{ROWS} SELECT i / 3 AS g, publish_batch('group', i) AS n, publish_batch('same', i) FROM n WHERE i < 30"
     answer = query(server, "writer", SAME_ORIGIN, f"{groups} GROUP BY g")
     assert [row["n"] for row in answer.json()["rows"]] == [2, *[3] * 9]
-    published = "SELECT CAST(payload AS INTEGER) FROM pubsub_messages WHERE channel = ? ORDER BY id"
+    published = "SELECT CAST(payload AS INTEGER) FROM vpubsub WHERE channel = ? ORDER BY id"
     for channel in ("group", "same"):
         assert server.rows(published, channel) == [(n,) for n in range(1, 30)]
 
@@ -139,7 +139,7 @@ def test_bad_rows_are_named(serve: Callable[..., Server], tmp_path: Path) -> Non
         answer = query(server, None, {}, statement)
         assert answer.status_code == 400
         assert reason in answer.json()["error"]
-    assert server.rows("SELECT count(*) FROM pubsub_messages") == [(0,)]
+    assert server.rows("SELECT count(*) FROM vpubsub") == [(0,)]
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def writing(tmp_path: Path) -> sqlite3.Connection:
 
 
 def count(conn: sqlite3.Connection) -> int:
-    return int(conn.execute("SELECT count(*) FROM pubsub_messages").fetchone()[0])
+    return int(conn.execute("SELECT count(*) FROM vpubsub").fetchone()[0])
 
 
 def test_on_a_write_connection_it_is_part_of_the_transaction(writing: sqlite3.Connection) -> None:
@@ -168,7 +168,7 @@ def test_on_a_write_connection_it_is_part_of_the_transaction(writing: sqlite3.Co
 
 def test_it_does_not_read_its_own_messages(writing: sqlite3.Connection) -> None:
     writing.execute(PUBLISH)
-    copied = writing.execute("SELECT publish_batch('copy', payload) FROM pubsub_messages").fetchone()
+    copied = writing.execute("SELECT publish_batch('copy', payload) FROM vpubsub").fetchone()
     assert copied == (10000,)
     assert count(writing) == 20000
 
@@ -198,11 +198,11 @@ def test_every_type_and_key(writing: sqlite3.Connection) -> None:
     writing.executemany("INSERT INTO v VALUES (?, ?)", values * 400)
     writing.commit()
     assert writing.execute("SELECT publish_batch('c', v) FROM (SELECT v FROM v ORDER BY n)").fetchone() == (2800,)
-    stored = writing.execute("SELECT DISTINCT payload FROM pubsub_messages ORDER BY id").fetchall()
+    stored = writing.execute("SELECT DISTINCT payload FROM vpubsub ORDER BY id").fetchall()
     assert [row[0] for row in stored] == [value for _, value in values]
     for _ in range(2):
         writing.execute("SELECT publish_batch('d', n, 'key ' || n) FROM v").fetchone()
-    assert writing.execute("SELECT count(*) FROM pubsub_messages WHERE channel = 'd'").fetchone() == (7,)
+    assert writing.execute("SELECT count(*) FROM vpubsub WHERE channel = 'd'").fetchone() == (7,)
 
 
 @pytest.mark.asyncio

@@ -38,7 +38,7 @@ def watched(browser: Browser) -> Iterator[Watched]:
 
 
 def log(server: Server) -> list[tuple[str, str]]:
-    return [tuple(row) for row in server.rows("SELECT channel, payload FROM pubsub_messages ORDER BY id")]
+    return [tuple(row) for row in server.rows("SELECT channel, payload FROM vpubsub ORDER BY id")]
 
 
 def fill(page: Page, channel: str, payload: str, key: str = "", lines: bool = False) -> None:
@@ -123,7 +123,7 @@ def test_the_form_is_for_those_who_may_publish(serve: Callable[..., Server]) -> 
     assert httpx.post(form, content=b"channel=%ff", headers={**cookie("bob"), **kind}).status_code == 400
     nul = post({"channel": "open/1", "payload": "a\0b"})
     assert (nul.status_code, "payload must not contain NUL" in nul.text) == (400, True)
-    assert server.rows("SELECT name FROM sqlite_master WHERE name = 'pubsub_messages'") in ([], [("pubsub_messages",)])
+    assert server.rows("SELECT name FROM sqlite_master WHERE name = 'vpubsub'") in ([], [("vpubsub",)])
     assert post({"channel": "open/1", "payload": "x"}).status_code == 302
     assert log(server) == [("open/1", "x")]
     assert httpx.put(form).status_code == 405

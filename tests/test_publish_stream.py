@@ -89,7 +89,7 @@ def test_answers_come_while_the_request_goes_on(serve: Callable[..., Server]) ->
         stream.finish()
         assert stream.ids() == [first + 4]
         assert stream.rest() == b""
-    assert server.rows("SELECT channel, payload FROM pubsub_messages ORDER BY id") == [
+    assert server.rows("SELECT channel, payload FROM vpubsub ORDER BY id") == [
         ("a", "one"),
         ("a", '{"n":[1,null]}'),
         ("b", 2.5),
@@ -133,7 +133,7 @@ def test_a_refused_line_stores_nothing_and_the_stream_goes_on(serve: Callable[..
             assert text in error
             stored += stream.ids()
         assert stream.rest() == b""
-    assert server.rows("SELECT id FROM pubsub_messages ORDER BY id") == [(number,) for number in stored]
+    assert server.rows("SELECT id FROM vpubsub ORDER BY id") == [(number,) for number in stored]
     assert len(stored) == 2 * len(cases)
 
 
@@ -241,10 +241,9 @@ def test_a_full_queue_makes_it_wait_and_refuses_nothing(serve: Callable[..., Ser
         ids = [stream.ids()[0] for _ in range(count)]
         sender.join(DEADLINE)
         assert stream.rest() == b""
-    assert server.rows("SELECT id FROM pubsub_messages WHERE channel = 'a' ORDER BY id") == [(n,) for n in ids]
+    assert server.rows("SELECT id FROM vpubsub WHERE channel = 'a' ORDER BY id") == [(n,) for n in ids]
     assert server.rows(
-        "SELECT count(*) FROM pubsub_messages "
-        "WHERE channel = 'a' AND substr(payload, 1, instr(payload, ' ') - 1) + 2 = id"
+        "SELECT count(*) FROM vpubsub WHERE channel = 'a' AND substr(payload, 1, instr(payload, ' ') - 1) + 2 = id"
     ) == [(count,)]
 
 
@@ -292,7 +291,7 @@ def test_the_server_ends_and_accounts_for_every_line(serve: Callable[..., Server
         assert stream.rest() == idle.rest() == b""
         took.join(DEADLINE)
         sender.join(DEADLINE)
-    assert server.rows("SELECT count(*), max(id) FROM pubsub_messages") == [(len(ids), ids[-1])]
+    assert server.rows("SELECT count(*), max(id) FROM vpubsub") == [(len(ids), ids[-1])]
     assert "Traceback" not in server.log
 
 
@@ -338,5 +337,5 @@ def test_a_publisher_that_disappears_leaves_what_was_taken(serve: Callable[..., 
             return stream.response.status == 200
 
     wait_for(again, "its place is free again")
-    assert server.rows("SELECT payload FROM pubsub_messages") == [("x",)]
+    assert server.rows("SELECT payload FROM vpubsub") == [("x",)]
     assert "Traceback" not in server.log

@@ -118,7 +118,7 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path) -> None:
             assert run(f"{sys.executable} -c 'import served; print(served.app is not None)'") == "True\n"
     # What they published is in the log, once.
     assert server is not None
-    channels = dict(server.rows("SELECT channel, count(*) FROM pubsub_messages GROUP BY channel"))
+    channels = dict(server.rows("SELECT channel, count(*) FROM vpubsub GROUP BY channel"))
     assert channels == {"logs": 5, "security_alerts": 1, "orders": 1, "analytics_feed": 1}
 
 

@@ -31,7 +31,7 @@ def conn() -> Iterator[sqlite3.Connection]:
 def aged(conn: sqlite3.Connection, channel: str, days: list[float]) -> None:
     """Messages that say that they are so many days old."""
     conn.executemany(
-        "INSERT INTO pubsub_messages (channel, payload, created_at) VALUES (?, ?, ?)",
+        "INSERT INTO vpubsub (channel, payload, created_at) VALUES (?, ?, ?)",
         [(channel, str(age), utc_text(NOW - timedelta(days=age))) for age in days],
     )
 
@@ -41,7 +41,7 @@ def trimmed(conn: sqlite3.Connection, options: Settings) -> list[str]:
     left = retention.goals(conn, options, NOW)
     while left:
         retention.trim(conn, left)
-    return [row[0] for row in conn.execute("SELECT payload FROM pubsub_messages ORDER BY id")]
+    return [row[0] for row in conn.execute("SELECT payload FROM vpubsub ORDER BY id")]
 
 
 def test_old_messages_that_came_later_take_no_young_ones_with_them(conn: sqlite3.Connection) -> None:
@@ -63,7 +63,7 @@ def test_age_by_channel_and_for_ever(conn: sqlite3.Connection) -> None:
         aged(conn, channel, [100, 40, 5, 1])
     rules = (("audit", Rule(days=0)), ("metric", Rule(days=3)))
     trimmed(conn, Settings(retention_channels=rules))
-    rows = conn.execute("SELECT channel, count(*) FROM pubsub_messages GROUP BY channel").fetchall()
+    rows = conn.execute("SELECT channel, count(*) FROM vpubsub GROUP BY channel").fetchall()
     assert rows == [("audit", 4), ("metric", 1), ("other", 2)]
 
 
@@ -106,12 +106,15 @@ def test_missed_is_exact_for_every_position_whatever_the_records_are(
     chance = random.Random(1)
     names = [chance.choice("abc") for _ in range(300)]
     log.append(conn, [Item(name, "x") for name in names], log.now())
-    while (top := conn.execute("SELECT count(*) FROM pubsub_messages").fetchone()[0]) > 40:
+    while (top := conn.execute("SELECT count(*) FROM vpubsub").fetchone()[0]) > 40:
         left = {chance.choice("abc"): 300 - top + chance.randrange(60)}
         while left:
             retention.trim(conn, left, chance.randint(1, 12))
-    assert conn.execute("SELECT max(messages), count(*) > 20 FROM pubsub_trims WHERE messages < 8").fetchone() == (7, 1)
-    gone = set(range(1, 301)) - {row[0] for row in conn.execute("SELECT id FROM pubsub_messages")}
+    assert conn.execute("SELECT max(messages), count(*) > 20 FROM _pubsub_trims WHERE messages < 8").fetchone() == (
+        7,
+        1,
+    )
+    gone = set(range(1, 301)) - {row[0] for row in conn.execute("SELECT id FROM vpubsub")}
     for selector in (Selector.of(["a"]), Selector.of(["a", "c"]), Selector.of((), ["[bc]"])):
         for after in range(301):
             owed = sum(1 for n in gone if n > after and selector.matches(names[n - 1]))
@@ -124,7 +127,7 @@ def test_records_are_dropped_beyond_their_number(conn: sqlite3.Connection, monke
     log.append(conn, [Item("a", "x") for _ in range(200)], log.now())
     for goal in range(10, 200, 10):
         retention.trim(conn, {"a": goal})
-    assert conn.execute("SELECT count(*), sum(messages) FROM pubsub_trims").fetchone() == (5, 50)
+    assert conn.execute("SELECT count(*), sum(messages) FROM _pubsub_trims").fetchone() == (5, 50)
     assert retention.missed(conn, Selector.of(["a"]), 150, {}).messages == 40
 
 

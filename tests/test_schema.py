@@ -11,7 +11,6 @@ from conftest import sqlite_shell
 
 from datasette_pubsub import log, schema, subscriptions
 from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import SchemaConflict
 from datasette_pubsub.models import Item
 from datasette_pubsub.reader import Reader
 from datasette_pubsub.selector import Selector
@@ -51,7 +50,6 @@ def test_wal_and_full(path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["INSERT", "INSERT OR REPLACE", "INSERT OR IGNORE", "REPLACE"])
-@pytest.mark.parametrize("target", ["vpubsub", "pubsub_messages"])
 @pytest.mark.parametrize(
     ("channel", "payload", "reason"),
     [
@@ -69,13 +67,13 @@ def test_wal_and_full(path: Path) -> None:
     ],
 )
 def test_bad_messages_are_refused_whoever_inserts_them(
-    conn: sqlite3.Connection, verb: str, target: str, channel: object, payload: object, reason: str | None
+    conn: sqlite3.Connection, verb: str, channel: object, payload: object, reason: str | None
 ) -> None:
-    statement = f"{verb} INTO {target} (channel, payload) VALUES (?, ?)"
+    statement = f"{verb} INTO vpubsub (channel, payload) VALUES (?, ?)"
     if reason is None:
-        # Into the table, SQLite's column affinity makes text of a number; the view has none, the table behind it has.
+        # SQLite's column affinity makes text of a number.
         conn.execute(statement, (channel, payload))
-        assert conn.execute("SELECT channel FROM pubsub_messages").fetchone() == ("5",)
+        assert conn.execute("SELECT channel FROM vpubsub").fetchone() == ("5",)
         return
     with pytest.raises(sqlite3.DatabaseError, match=reason):
         conn.execute(statement, (channel, payload))
@@ -103,19 +101,17 @@ def test_a_file_in_utf_16_publishes_too(tmp_path: Path) -> None:
 def test_the_log_is_append_only(conn: sqlite3.Connection) -> None:
     conn.execute(INSERT, ("a", "x"))
     for statement in (
-        "UPDATE pubsub_messages SET payload = 'y'",
-        "UPDATE pubsub_messages SET id = 7",
-        "DELETE FROM pubsub_messages",
-        "INSERT INTO pubsub_messages (id, channel, payload) VALUES (1, 'a', 'y')",
-        "INSERT OR REPLACE INTO pubsub_messages (id, channel, payload) VALUES (1, 'a', 'y')",
-        "INSERT INTO pubsub_messages (id, channel, payload) VALUES (99, 'a', 'y')",
-        "INSERT INTO pubsub_messages (id, channel, payload) VALUES (0, 'a', 'y')",
-        "DELETE FROM vpubsub",
         "UPDATE vpubsub SET payload = 'y'",
+        "UPDATE vpubsub SET id = 7",
+        "DELETE FROM vpubsub",
+        "INSERT INTO vpubsub (id, channel, payload) VALUES (1, 'a', 'y')",
+        "INSERT OR REPLACE INTO vpubsub (id, channel, payload) VALUES (1, 'a', 'y')",
+        "INSERT INTO vpubsub (id, channel, payload) VALUES (99, 'a', 'y')",
+        "INSERT INTO vpubsub (id, channel, payload) VALUES (0, 'a', 'y')",
     ):
         with pytest.raises(sqlite3.DatabaseError):
             conn.execute(statement)
-    assert conn.execute("SELECT id, channel, payload FROM pubsub_messages").fetchall() == [(1, "a", "x")]
+    assert conn.execute("SELECT id, channel, payload FROM vpubsub").fetchall() == [(1, "a", "x")]
 
 
 @pytest.mark.parametrize("recursive", ["ON", "OFF"])
@@ -134,17 +130,17 @@ def test_a_key_is_stored_once_whatever_the_outer_statement_says(
     conn.execute("INSERT OR REPLACE INTO orders VALUES (1, 'paid')")
     conn.execute("INSERT INTO vpubsub (channel, payload, key) VALUES ('other', 'x', 'order 1')")
     conn.execute("""CREATE TRIGGER told_again AFTER UPDATE ON orders BEGIN
-        INSERT INTO pubsub_messages (channel, payload, key) VALUES ('orders', NEW.state, 'order ' || NEW.id); END""")
+        INSERT INTO vpubsub (channel, payload, key) VALUES ('orders', NEW.state, 'order ' || NEW.id); END""")
     conn.execute(f"{verb.replace('INSERT', 'UPDATE')} orders SET state = 'sent'")
     assert conn.execute("SELECT state FROM orders").fetchone() == ("sent",), "the statement itself goes on"
     row = "(channel, payload, key) VALUES ('orders', 'direct', 'order 1')"
     for statement in (
-        f"{verb} INTO pubsub_messages {row}",
         f"{verb} INTO vpubsub {row}",
-        f"INSERT INTO pubsub_messages {row} ON CONFLICT DO UPDATE SET payload = excluded.payload",
+        f"INSERT INTO vpubsub {row} ON CONFLICT (channel, key) DO NOTHING",
+        f"INSERT INTO vpubsub {row} ON CONFLICT DO UPDATE SET payload = excluded.payload",
     ):
         assert conn.execute(statement).rowcount in (0, 1)
-    rows = conn.execute("SELECT id, channel, payload, key FROM pubsub_messages").fetchall()
+    rows = conn.execute("SELECT id, channel, payload, key FROM vpubsub").fetchall()
     assert rows == [(1, "orders", "new", "order 1"), (2, "other", "x", "order 1")]
 
 
@@ -160,8 +156,8 @@ def test_ids_follow_commits_and_never_come_again(conn: sqlite3.Connection) -> No
     conn.execute(INSERT, ("a", "2"))
     conn.execute("COMMIT")
     assert conn.execute("SELECT id, payload FROM vpubsub").fetchall() == [(1, "1"), (2, "2")]
-    conn.execute("INSERT INTO pubsub_released VALUES ('a', 2)")
-    conn.execute("DELETE FROM pubsub_messages")
+    conn.execute("INSERT INTO _pubsub_released VALUES ('a', 2)")
+    conn.execute("DELETE FROM vpubsub")
     conn.execute(INSERT, ("a", "3"))
     assert conn.execute("SELECT id FROM vpubsub").fetchall() == [(3,)]
 
@@ -189,15 +185,17 @@ def test_installing_again_changes_nothing_and_new_limits_replace_the_guard(conn:
 @pytest.mark.parametrize(
     "dropped",
     [
-        "VIEW vpubsub",
-        "TRIGGER vpubsub_insert",
-        "TRIGGER pubsub_messages_guard",
-        "TRIGGER pubsub_messages_update",
+        "TRIGGER vpubsub_guard",
+        "TRIGGER vpubsub_update",
         "TRIGGER pubsub_subscriptions_forward",
-        "INDEX pubsub_messages_key",
+        "INDEX vpubsub_key",
         "TABLE pubsub_subscriptions",
-        "TABLE pubsub_released",
-        "TABLE pubsub_trims",
+        "TABLE _pubsub_released",
+        "TABLE _pubsub_trims",
+        "TABLE _pubsub_file",
+        "TABLE _pubsub_probe",
+        "TRIGGER vpubsub_delete",
+        "INDEX vpubsub_channel",
         "TABLE _sqlite_migrations",
     ],
 )
@@ -215,18 +213,10 @@ def test_a_log_that_was_dropped_gives_no_id_twice(conn: sqlite3.Connection) -> N
     for n in range(7):
         conn.execute(INSERT, ("a", n))
     conn.execute("INSERT INTO pubsub_subscriptions (name, cursor) VALUES ('reader', 5)")
-    conn.execute("DROP TABLE pubsub_messages")
+    conn.execute("DROP TABLE vpubsub")
     schema.install(conn, Settings(max_payload_bytes=100))
     conn.execute(INSERT, ("a", "new"))
     assert conn.execute("SELECT id, payload FROM vpubsub").fetchall() == [(6, "new")]
-
-
-def test_a_log_that_lost_its_autoincrement_is_refused(conn: sqlite3.Connection) -> None:
-    conn.executescript("""
-        DROP VIEW vpubsub; DROP TABLE pubsub_messages;
-        CREATE TABLE pubsub_messages (id INTEGER PRIMARY KEY, channel TEXT, payload, created_at TEXT, key TEXT);""")
-    with pytest.raises(SchemaConflict, match="AUTOINCREMENT"):
-        schema.install(conn, Settings())
 
 
 def test_reading_by_pages_leaves_nothing_out(conn: sqlite3.Connection) -> None:

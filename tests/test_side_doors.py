@@ -44,24 +44,24 @@ ELSEWHERE = (
     "/-/allowed.json?action=publish-message", "/-/allowed.json?action=view-table", "/-/rules.json?action=view-channel",
     "/-/check.json?action=view-channel&parent=data&child=secret", "/-/config.json", "/-/metadata.json", "/-/threads",
     "/-/logs", "/-/messages", "/-/schema.json", "/data/-/schema.json", "/data/-/queries.json", "/data.db",
-    "/data/-/execute-write?sql=insert+into+existing+select+payload+from+pubsub_messages",
-    "/data/-/query.json?sql=select+payload+from+pubsub_messages",
-    "/data/-/query?sql=explain+select+payload+from+pubsub_messages",
+    "/data/-/execute-write?sql=insert+into+existing+select+payload+from+vpubsub",
+    "/data/-/query.json?sql=select+payload+from+vpubsub",
+    "/data/-/query?sql=explain+select+payload+from+vpubsub",
     "/data/-/foreign-key-targets.json", "/_internal", "/data/-/pubsub", "/data/-/pubsub?before=99",
     "/data/-/pubsub/secret", "/data/-/pubsub/-/channels.json", "/data/-/pubsub/-/messages.json",
     "/data/-/pubsub/-/messages.csv?q=hidden", "/data/-/pubsub/-/activity.json", "/data/-/pubsub/-/publish-form",
     "/data/-/pubsub/-/subscriptions", "/data/existing/-/broadcast",
-    "/data/pubsub_messages/-/broadcast", "/data/-/pubsub/-/subscriptions.json",
-    "/data/-/pubsub/-/snapshot.json?sql=select+payload+from+pubsub_messages",
+    "/data/vpubsub/-/broadcast", "/data/-/pubsub/-/subscriptions.json",
+    "/data/-/pubsub/-/snapshot.json?sql=select+payload+from+vpubsub",
 )  # fmt: skip
 
-OURS = ("pubsub_messages", "vpubsub", "pubsub_subscriptions", "pubsub_trims", "pubsub_released")
+OURS = ("vpubsub", "pubsub_subscriptions", "_pubsub_trims", "_pubsub_released", "_pubsub_file", "_pubsub_probe")
 
 #: What an owner may have made of the log: views, also of views, and an index for search.
 DERIVED = """
-CREATE VIEW recent AS SELECT * FROM "pubsub_messages";
+CREATE VIEW recent AS SELECT * FROM "vpubsub";
 CREATE VIEW [of a view] AS SELECT payload, channel FROM [recent];
-CREATE VIRTUAL TABLE found USING fts5(payload, content='pubsub_messages', content_rowid='id');
+CREATE VIRTUAL TABLE found USING fts5(payload, content='vpubsub', content_rowid='id');
 INSERT INTO found (found) VALUES ('rebuild');
 CREATE VIEW other AS SELECT * FROM existing;
 CREATE VIEW shown AS SELECT id, payload FROM vpubsub WHERE channel GLOB 'open/*';
@@ -114,11 +114,7 @@ def test_no_page_shows_a_hidden_channel(server: Server) -> None:
     """All pages that can be thought of, and those that they link to: neither its name nor its messages."""
     addresses = [
         *ELSEWHERE,
-        *(
-            f"/data/{table}{below}"
-            for table in ("pubsub_messages", "pubsub_subscriptions", "recent")
-            for below in BELOW
-        ),
+        *(f"/data/{table}{below}" for table in ("vpubsub", "pubsub_subscriptions", "recent") for below in BELOW),
     ]
     for actor in ("eve", None):
         opened = 0
@@ -130,7 +126,7 @@ def test_no_page_shows_a_hidden_channel(server: Server) -> None:
             # The channel's name is said back only to who said it.
             assert "secret" in address or not re.search(r"\bsecret\b", text), address
         assert opened > 30, "there are pages for everybody"
-    assert "hidden text" in httpx.get(f"{server.url}/data/pubsub_messages/2", headers=headers("ada")).text
+    assert "hidden text" in httpx.get(f"{server.url}/data/vpubsub/2", headers=headers("ada")).text
 
 
 def test_hidden_messages_change_nothing_that_can_be_seen(server: Server) -> None:
@@ -178,16 +174,16 @@ def test_without_rules_the_cursors_of_others_are_not_shown(serve: Callable[..., 
     conn.close()
     address = f"{server.url}/data/pubsub_subscriptions.json"
     assert [httpx.get(address, headers=headers(actor)).status_code for actor in (None, "eve", "ops")] == [403, 403, 200]
-    assert httpx.get(f"{server.url}/data/pubsub_messages.json").status_code == 200
+    assert httpx.get(f"{server.url}/data/vpubsub.json").status_code == 200
 
 
 #: What nobody does through Datasette, however much he may do to tables; as SQL.
 FORBIDDEN_SQL = """
-DELETE FROM pubsub_messages
-UPDATE pubsub_messages SET payload = 'y'
-INSERT OR REPLACE INTO pubsub_messages (id, channel, payload) VALUES (1, 'open/1', 'y')
-INSERT INTO pubsub_released VALUES ('secret', 99)
-INSERT INTO pubsub_trims VALUES ('secret', 9, 1, 5, x'00')
+DELETE FROM vpubsub
+UPDATE vpubsub SET payload = 'y'
+INSERT OR REPLACE INTO vpubsub (id, channel, payload) VALUES (1, 'open/1', 'y')
+INSERT INTO _pubsub_released VALUES ('secret', 99)
+INSERT INTO _pubsub_trims VALUES ('secret', 9, 1, 5, x'00')
 UPDATE sqlite_sequence SET seq = 0
 DELETE FROM sqlite_sequence
 DELETE FROM _sqlite_migrations
@@ -195,16 +191,16 @@ UPDATE pubsub_subscriptions SET cursor = 2
 UPDATE pubsub_subscriptions SET owner = 'bob'
 INSERT INTO pubsub_subscriptions (owner, name) VALUES ('ada', 'theirs')
 DELETE FROM pubsub_subscriptions
-DROP VIEW vpubsub
-DROP TABLE pubsub_released
+INSERT INTO _pubsub_file VALUES (1, 9, 'x')
+DROP TABLE _pubsub_released
 DROP TABLE pubsub_subscriptions
-DROP TABLE pubsub_messages
-DROP TRIGGER pubsub_messages_delete
-DROP INDEX pubsub_messages_key
-ALTER TABLE pubsub_messages RENAME TO gone
+DROP TABLE vpubsub
+DROP TRIGGER vpubsub_delete
+DROP INDEX vpubsub_key
+ALTER TABLE vpubsub RENAME TO gone
 ALTER TABLE pubsub_subscriptions RENAME TO gone
-ALTER TABLE pubsub_released ADD COLUMN more
-CREATE INDEX one ON pubsub_messages (payload)
+ALTER TABLE _pubsub_released ADD COLUMN more
+CREATE INDEX one ON vpubsub (payload)
 CREATE UNIQUE INDEX one ON pubsub_subscriptions (owner)
 CREATE TRIGGER mine AFTER INSERT ON existing BEGIN INSERT INTO vpubsub (channel, payload) VALUES ('secret', 'x'); END
 PRAGMA writable_schema = 1
@@ -213,37 +209,37 @@ ATTACH 'data.db' AS again
 
 #: Besides, for who does not see every channel, or does not publish to every channel.
 CLOSED_SQL = """
-CREATE TABLE copy AS SELECT * FROM pubsub_messages
-CREATE VIEW copy AS SELECT * FROM pubsub_messages
+CREATE TABLE copy AS SELECT * FROM vpubsub
+CREATE VIEW copy AS SELECT * FROM vpubsub
 CREATE VIEW copy AS SELECT * FROM recent
-INSERT INTO existing (text) SELECT payload FROM pubsub_messages
+INSERT INTO existing (text) SELECT payload FROM vpubsub
 INSERT INTO existing (text) SELECT payload FROM VPUBSUB
 INSERT INTO existing (text) SELECT payload FROM recent
 INSERT INTO existing (text) SELECT found.payload FROM found
-INSERT INTO existing (text) VALUES ('x') RETURNING (SELECT payload FROM PubSub_Messages WHERE id = 2)
-UPDATE existing SET text = (SELECT payload FROM main.pubsub_messages WHERE id = 2)
+INSERT INTO existing (text) VALUES ('x') RETURNING (SELECT payload FROM VPubSub WHERE id = 2)
+UPDATE existing SET text = (SELECT payload FROM main.vpubsub WHERE id = 2)
 INSERT INTO vpubsub (channel, payload) VALUES ('open/1', 'x')
-INSERT INTO PUBSUB_MESSAGES (channel, payload) VALUES ('open/1', 'x')
+INSERT INTO VPUBSUB (channel, payload) VALUES ('open/1', 'x')
 INSERT INTO existing (text) SELECT publish_batch('open/1', 'x')
 """.strip().splitlines()
 
 #: The same through the JSON API.
 FORBIDDEN_API: list[tuple[str, dict[str, Any]]] = [
-    ("pubsub_messages/2/-/delete", {}),
-    ("pubsub_messages/2/-/update", {"update": {"payload": "y"}}),
-    ("pubsub_messages/-/upsert", {"rows": [{"id": 2, "channel": "secret", "payload": "y"}]}),
-    ("pubsub_messages/-/drop", {"confirm": True}),
-    ("pubsub_released/-/insert", {"row": {"channel": "secret", "id": 99}}),
-    ("pubsub_released/-/upsert", {"rows": [{"channel": "secret", "id": 99}]}),
-    ("pubsub_trims/-/insert", {"row": {"channel": "secret", "last_id": 2, "first_id": 1, "messages": 2, "runs": ""}}),
-    ("sqlite_sequence/-/insert", {"row": {"name": "pubsub_messages", "seq": 0}}),
+    ("vpubsub/2/-/delete", {}),
+    ("vpubsub/2/-/update", {"update": {"payload": "y"}}),
+    ("vpubsub/-/upsert", {"rows": [{"id": 2, "channel": "secret", "payload": "y"}]}),
+    ("vpubsub/-/drop", {"confirm": True}),
+    ("_pubsub_released/-/insert", {"row": {"channel": "secret", "id": 99}}),
+    ("_pubsub_released/-/upsert", {"rows": [{"channel": "secret", "id": 99}]}),
+    ("_pubsub_trims/-/insert", {"row": {"channel": "secret", "last_id": 2, "first_id": 1, "messages": 2, "runs": ""}}),
+    ("sqlite_sequence/-/insert", {"row": {"name": "vpubsub", "seq": 0}}),
     ("pubsub_subscriptions/1/-/update", {"update": {"cursor": 2}}),
     ("pubsub_subscriptions/1/-/update", {"update": {"owner": "bob"}}),
     ("pubsub_subscriptions/1/-/delete", {}),
     ("pubsub_subscriptions/-/insert", {"row": {"owner": "ada", "name": "theirs"}}),
     ("pubsub_subscriptions/-/drop", {"confirm": True}),
     ("vpubsub/-/insert", {"row": {"channel": "secret", "payload": "x"}}),
-    ("-/create", {"table": "pubsub_released", "row": {"channel": "secret", "id": 99}}),
+    ("-/create", {"table": "_pubsub_released", "row": {"channel": "secret", "id": 99}}),
 ]
 
 
@@ -287,7 +283,7 @@ def test_a_token_sees_and_publishes_what_it_is_restricted_to(server: Server) -> 
                     break
             assert ("hidden text" in found) == ("secret" in seen)
         assert (client.get(f"{server.pubsub}/secret").status_code == 200) == ("secret" in seen)
-        log = client.get(f"{server.url}/data/pubsub_messages.json").status_code == 200
+        log = client.get(f"{server.url}/data/vpubsub.json").status_code == 200
         one = client.post(f"{server.pubsub}/-/publish", json=both["items"][1]).status_code == 200
         two = client.post(f"{server.pubsub}/-/publish", json=both).status_code == 200
         return seen, log, one, two
@@ -310,7 +306,7 @@ def test_a_token_for_channels_needs_no_other_right(serve: Callable[..., Server])
     server.publish(channel="a", payload="x")
     with httpx.Client(base_url=server.url, headers=restricted("eve", {"a": ["view-channel"]})) as client:
         assert [row["channel"] for row in client.get("/data/-/pubsub/-/channels.json").json()["channels"]] == ["a"]
-        assert client.get("/data/pubsub_messages.json").status_code == 403
+        assert client.get("/data/vpubsub.json").status_code == 403
 
 
 def test_a_rule_for_every_database_hides_a_channel(serve: Callable[..., Server], tmp_path: Path) -> None:
@@ -328,7 +324,7 @@ def test_a_rule_for_every_database_hides_a_channel(serve: Callable[..., Server],
     assert httpx.get(f"{server.pubsub}/secret").status_code == 403
     assert "secret" not in httpx.get(f"{server.pubsub}/-/channels.json").text
     assert "hidden text" not in httpx.get(server.pubsub).text
-    assert httpx.get(f"{server.url}/data/pubsub_messages.json").status_code == 403
+    assert httpx.get(f"{server.url}/data/vpubsub.json").status_code == 403
 
 
 def test_datasette_knows_channels_that_do_not_exist_yet(server: Server) -> None:

@@ -186,8 +186,8 @@ def test_filter_shows_rows_that_contain_a_text(serve: Callable[..., Server], wat
 def test_times_are_in_the_readers_zone(serve: Callable[..., Server], browser: Browser) -> None:
     server = serve()
     server.publish(channel="a", payload="x")
-    [(utc,)] = server.rows("SELECT created_at FROM pubsub_messages")
-    [(local,)] = server.rows("SELECT strftime('%Y-%m-%d %H:%M:%f', created_at, '+9 hours') FROM pubsub_messages")
+    [(utc,)] = server.rows("SELECT created_at FROM vpubsub")
+    [(local,)] = server.rows("SELECT strftime('%Y-%m-%d %H:%M:%f', created_at, '+9 hours') FROM vpubsub")
     context = browser.new_context(timezone_id="Asia/Tokyo")
     page = context.new_page()
     page.goto(f"{server.pubsub}/a")
@@ -277,7 +277,7 @@ def test_behind_a_base_url(serve: Callable[..., Server], watched: Watched) -> No
     page.wait_for_url("**/prefix/*/-/pubsub/a~2Fb")
     first(page, "live")
     page.locator("td.col-id a").first.click()
-    page.wait_for_url("**/prefix/*/pubsub_messages/2")
+    page.wait_for_url("**/prefix/*/vpubsub/2")
     expect(page.get_by_text("live", exact=True)).to_be_visible()
 
 

@@ -37,7 +37,7 @@ def test_everything_arrives_once_in_id_order(serve: Callable[..., Server]) -> No
     ids = [int(message["messageId"]) for message in received]
     assert ids == sorted(set(ids))
     assert [(m["channel"], m["payload"]) for m in received] == server.rows(
-        "SELECT channel, payload FROM pubsub_messages WHERE channel GLOB 'channel*' AND payload <> 'end' ORDER BY id"
+        "SELECT channel, payload FROM vpubsub WHERE channel GLOB 'channel*' AND payload <> 'end' ORDER BY id"
     )
     for name in commands:
         assert [m["payload"] for m in received if m["payload"].startswith(f"{name} ")] == [

@@ -35,9 +35,9 @@ WITNESSES = """
 CREATE TABLE said (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);
 CREATE TABLE gone (id INTEGER PRIMARY KEY);
 CREATE TABLE moved (subscription INTEGER, was INTEGER, became INTEGER);
-CREATE TRIGGER said AFTER INSERT ON pubsub_messages
+CREATE TRIGGER said AFTER INSERT ON vpubsub
 BEGIN INSERT INTO said VALUES (NEW.id, NEW.channel, NEW.payload); END;
-CREATE TRIGGER gone AFTER DELETE ON pubsub_messages
+CREATE TRIGGER gone AFTER DELETE ON vpubsub
 BEGIN INSERT INTO gone VALUES (OLD.id); END;
 CREATE TRIGGER moved AFTER UPDATE OF cursor ON pubsub_subscriptions
 BEGIN INSERT INTO moved VALUES (NEW.id, OLD.cursor, NEW.cursor); END;

@@ -538,17 +538,17 @@ class Bench:
             connection.execute("pragma journal_mode = wal")
             connection.execute("pragma synchronous = full")
             connection.execute(
-                "create table if not exists pubsub_messages (id integer primary key,"
+                "create table if not exists vpubsub (id integer primary key,"
                 " channel text not null, payload, created_at text)"
             )
-            connection.execute("create index if not exists pubsub_messages_channel on pubsub_messages (channel, id)")
+            connection.execute("create index if not exists vpubsub_channel on vpubsub (channel, id)")
             yield connection
         finally:
             connection.close()
 
     def _sqlite_insert(self, batch: int, commits: int) -> float:
         rows = [(f"chan-{i % CHANNELS}", PAYLOAD, "2030-01-01T00:00:00.000Z") for i in range(batch)]
-        sql = "insert into pubsub_messages (channel, payload, created_at) values (?, ?, ?)"
+        sql = "insert into vpubsub (channel, payload, created_at) values (?, ?, ?)"
         with self._database("insert.db") as connection:
             start = time.perf_counter()
             for _ in range(commits):
@@ -566,7 +566,7 @@ class Bench:
             start = time.perf_counter()
             connection.execute(
                 "with recursive n (i) as (select 1 union all select i + 1 from n where i < ?)"
-                " insert into pubsub_messages (channel, payload, created_at)"
+                " insert into vpubsub (channel, payload, created_at)"
                 " select 'chan-' || (i % ?), ?, '2030-01-01T00:00:00.000Z' from n",
                 (SQLITE_BULK_ROWS, CHANNELS, PAYLOAD),
             )
@@ -577,7 +577,7 @@ class Bench:
         with self._database("bulk.db") as connection:
             start = time.perf_counter()
             while rows := connection.execute(
-                "select id, payload from pubsub_messages where channel = ? and id > ? order by id limit ?",
+                "select id, payload from vpubsub where channel = ? and id > ? order by id limit ?",
                 ("chan-3", last, SQLITE_PAGE_ROWS),
             ).fetchall():
                 count, last = count + len(rows), rows[-1][0]

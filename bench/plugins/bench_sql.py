@@ -50,10 +50,10 @@ def _source(conn: sqlite3.Connection, rows: int, payload: str) -> None:
 
 def _empty(conn: sqlite3.Connection) -> None:
     """The tables as they were before: SQLite empties a table without triggers at once."""
-    guard = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'pubsub_messages_delete'").fetchone()[0]
+    guard = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'vpubsub_delete'").fetchone()[0]
     conn.execute("BEGIN")
-    conn.execute("DROP TRIGGER pubsub_messages_delete")
-    conn.execute("DELETE FROM pubsub_messages")
+    conn.execute("DROP TRIGGER vpubsub_delete")
+    conn.execute("DELETE FROM vpubsub")
     conn.execute(guard)
     conn.execute("DELETE FROM bench_bare")
     conn.execute("DROP TRIGGER IF EXISTS bench_orders_publish")
@@ -99,12 +99,12 @@ def _trigger(conn: sqlite3.Connection) -> float:
 
 MEASURES: dict[str, Callable[[sqlite3.Connection], float]] = {
     "view": _statement("INSERT INTO vpubsub (channel, payload) SELECT channel, payload FROM bench_source"),
-    "log": _statement("INSERT INTO pubsub_messages (channel, payload) SELECT channel, payload FROM bench_source"),
+    "log": _statement("INSERT INTO vpubsub (channel, payload) SELECT channel, payload FROM bench_source"),
     "bare": _statement(
         f"INSERT INTO bench_bare (channel, payload, created_at) SELECT channel, payload, '{NOW}' FROM bench_source"
     ),
     "publish_batch": _statement("SELECT publish_batch(channel, payload) FROM bench_source"),
-    "executemany": _executemany("INSERT INTO pubsub_messages (channel, payload) VALUES (?, ?)"),
+    "executemany": _executemany("INSERT INTO vpubsub (channel, payload) VALUES (?, ?)"),
     "executemany_bare": _executemany(f"INSERT INTO bench_bare (channel, payload, created_at) VALUES (?, ?, '{NOW}')"),
     "update": lambda conn: _timed(conn, lambda: conn.execute(UPDATE)),
     "update_trigger": _trigger,
