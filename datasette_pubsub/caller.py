@@ -21,9 +21,10 @@ from datasette.utils.asgi import Request
 from .broker import Broker
 from .brokers import brokers
 from .collector import resting
-from .errors import FailedPrecondition, PermissionDenied, TooMany, Unavailable
+from .errors import FailedPrecondition, PermissionDenied, PubsubError, TooMany, Unavailable
 from .models import Item
 from .permissions import require_publish
+from .sql import Run
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -38,8 +39,16 @@ T = TypeVar("T")
 class Caller:
     """The request that is being served; known from the moment Datasette asks for its actor."""
 
-    def __init__(self, request: Request | None = None) -> None:
+    def __init__(self, request: Request | None = None, run: Run | None = None) -> None:
         self.request = request
+        #: The run that somebody has asked for by a button, which is to be noted here.
+        self.asked_for = run
+        #: What the request's statements have published, in their order.
+        self.runs: list[Run] = []
+        #: Whether Datasette makes the page of a table or view, for which it runs the same SQL several times.
+        self.table_page = False
+        #: Why publish_batch has not published for this request.
+        self.refused: PubsubError | None = None
 
 
 #: ``None`` where no request is being served.
@@ -97,7 +106,8 @@ class Bridge:
         request = caller.request
         if request is None:
             raise PermissionDenied("permission denied: the request has no actor yet")
-        check_same_origin(request)
+        if caller.asked_for is None:
+            check_same_origin(request)
         await require_publish(self._datasette, request.actor, broker.name, {item.channel for item in chunk})
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:

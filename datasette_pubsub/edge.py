@@ -271,15 +271,18 @@ async def read_json_body(request: Request, receive: Any, limit: Limit) -> bytes:
     return await read_body(request, receive, limit)
 
 
-async def read_form(request: Request, receive: Any, limit: Limit) -> dict[str, str]:
-    """The fields of a form as browsers send it. Raises a :class:`PubsubError` that says what is wrong with it."""
+async def read_form(request: Request, receive: Any, limit: Limit, most: int = MAX_FORM_FIELDS) -> dict[str, str]:
+    """The fields of a form as browsers send it, at most so many.
+
+    Raises a :class:`PubsubError` that says what is wrong with it.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("content-type must be application/x-www-form-urlencoded")
     body = await read_body(request, receive, limit)
     try:
         text = body.decode("ascii")
-        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS))
+        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=most))
     except ValueError:
         raise InvalidArgument("the body is not a form of texts in UTF-8") from None
 

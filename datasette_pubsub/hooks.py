@@ -31,6 +31,7 @@ from . import (
     permissions,
     rpc,
     rules,
+    runs,
     shutdown,
     sql,
     sse,
@@ -51,6 +52,7 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", sse.stream),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", api.publish),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", pages_publish.publish_form),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/run$", runs.run),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", api.ack),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.json$", messages.as_json),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.csv$", messages.as_csv),
@@ -130,12 +132,14 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
     if writes:
         broker.store.prepare_write(conn)
     bridge = caller.bridge(datasette)
+    runs.make_known(datasette.get_database(database))
     sql.register(
         conn,
         broker.settings,
         functools.partial(bridge.publish, broker),
         writes=writes,
         permit=functools.partial(bridge.permit, broker),
+        ask=functools.partial(runs.plan, datasette, database),
     )
 
 
@@ -195,7 +199,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
                 await app(scope, receive, send)
                 return
             shutdown.listen(datasette)
-            token = caller.current.set(caller.Caller())
+            token = caller.current.set(caller.Caller(run=runs.take_wanted()))
             try:
                 await app(scope, receive, edge.with_cors(datasette, scope, send))
             finally:
@@ -243,6 +247,7 @@ def table_actions(datasette: Datasette, actor: dict[str, Any] | None, database: 
 @hookimpl
 def filters_from_request(request: Request, database: str, table: str, datasette: Datasette) -> Any:
     """Not to filter, but because it is called before Datasette reads the rows of a table's page."""
+    runs.note_table_page()
     return live_table.look(request, datasette, database, table)
 
 
@@ -252,8 +257,10 @@ async def top_table(datasette: Datasette, request: Request, database: str) -> st
 
 
 @hookimpl
-def extra_js_urls(request: Request | None) -> list[dict[str, Any]]:
-    return live_table.script(request)
+async def extra_js_urls(
+    datasette: Datasette, request: Request | None, database: str | None, view_name: str
+) -> list[dict[str, Any]]:
+    return [*live_table.script(request), *await runs.script(datasette, request, database, view_name)]
 
 
 @hookimpl
@@ -264,6 +271,16 @@ def extra_css_urls(request: Request | None) -> list[str]:
 @hookimpl
 async def top_database(datasette: Datasette, request: Request, database: str) -> str | None:
     return await panel.panel(datasette, request, database)
+
+
+@hookimpl
+async def top_query(datasette: Datasette, request: Request, database: str) -> str:
+    return await runs.top(datasette, request, database, None)
+
+
+@hookimpl
+async def top_stored_query(datasette: Datasette, request: Request, database: str, query_name: str) -> str:
+    return await runs.top(datasette, request, database, query_name)
 
 
 @hookimpl

@@ -11,11 +11,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import log
 from .config import CHUNK_MESSAGES, Settings
-from .errors import PubsubError, Unavailable
+from .errors import FailedPrecondition, PubsubError, Unavailable
 from .models import Item, check_items
 
 #: Is asked whether the caller may publish a chunk. Raises :class:`PubsubError`.
@@ -24,6 +25,42 @@ Permit = Callable[[Sequence[Item]], None]
 #: Hands one chunk on; returns when it is durable. May raise :class:`PubsubError`.
 #: The flag says that the file cannot be written while the SELECT is reading it.
 Publish = Callable[[Sequence[Item], bool], None]
+
+
+@dataclass(slots=True)
+class Run:
+    """What one run of a statement has published on a read-only connection.
+
+    ``counts`` holds the results of its calls, in the order in which they ended;
+    ``published`` counts the messages that are on disk.
+    """
+
+    counts: list[int] = field(default_factory=list)
+    published: int = 0
+    failed: PubsubError | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the calls of one statement do: publish, noted in ``run``, or, with ``again``, only return what ``run`` did.
+
+    With ``unlimited``, Datasette's time limit for SQL does not end a statement
+    that runs again, as it did not end the first run.
+    """
+
+    run: Run
+    again: bool = False
+    unlimited: bool = False
+    #: How many calls have ended.
+    ended: int = 0
+
+
+#: Is asked once for each statement, in its SQL thread, when its first call begins. ``None`` publishes, and notes
+#: nothing: nobody asks what became of it. Must not raise.
+Ask = Callable[[], Plan | None]
+
+#: The plan of the statement that runs now. Each SQL call of Datasette's runs in a context of its own.
+_plan: ContextVar[Plan | None] = ContextVar("datasette_pubsub_plan", default=None)
 
 #: The payload bytes that one chunk may hold before it is handed on early.
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -56,12 +93,21 @@ def raise_failure() -> None:
         raise PublishFailed(f"publish_batch: {noted[0].message}")
 
 
-def register(conn: sqlite3.Connection, settings: Settings, publish: Publish, *, writes: bool, permit: Permit) -> None:
+def register(
+    conn: sqlite3.Connection,
+    settings: Settings,
+    publish: Publish,
+    *,
+    writes: bool,
+    permit: Permit,
+    ask: Ask = lambda: None,
+) -> None:
     """Register ``publish_batch(channel, payload)`` and ``publish_batch(channel, payload, key)``.
 
     ``publish`` serves read-only connections; ``permit`` is asked, on a write
     connection (``writes``), whether the caller may publish a chunk, and raises
-    :class:`PubsubError` when not.
+    :class:`PubsubError` when not. ``ask`` says, on a read-only connection,
+    whether a statement publishes.
     """
     if writes:
 
@@ -72,10 +118,32 @@ def register(conn: sqlite3.Connection, settings: Settings, publish: Publish, *, 
         conn.row_factory = _row
 
         def begin() -> _Aggregate:
-            return _ThroughBatcher(settings, conn, publish)
+            plan = _plan.get()
+            if plan is None:
+                plan = ask()
+                _plan.set(plan)
+            if plan is not None and plan.again:
+                return _Again(settings, conn, plan)
+            return _ThroughBatcher(settings, conn, publish, plan.run if plan is not None else Run())
 
     for arguments in (2, 3):
         conn.create_aggregate("publish_batch", arguments, begin)  # type: ignore[arg-type]
+
+
+class _Unusable:
+    """publish_batch on a connection on which statements are only looked at."""
+
+    def step(self, *values: Any) -> None:
+        raise PublishFailed("publish_batch does not run on an isolated connection")
+
+    def finalize(self) -> None:
+        return None
+
+
+def register_name(conn: sqlite3.Connection) -> None:
+    """Make ``publish_batch`` known to a connection on which SQL is compiled, and never publishes."""
+    for arguments in (2, 3):
+        conn.create_aggregate("publish_batch", arguments, _Unusable)  # type: ignore[arg-type]
 
 
 def _row(cursor: sqlite3.Cursor, values: Any) -> sqlite3.Row:
@@ -85,6 +153,9 @@ def _row(cursor: sqlite3.Cursor, values: Any) -> sqlite3.Row:
             _publish_held()
         except PubsubError as error:
             failure.set([error])
+            plan = _plan.get()
+            if plan is not None:
+                plan.run.failed = error
     if failure.get() is not None:
         raise_failure()
     return sqlite3.Row(cursor, values)
@@ -166,9 +237,10 @@ class _ThroughBatcher(_Aggregate):
     could not tell where it stopped.
     """
 
-    def __init__(self, settings: Settings, conn: sqlite3.Connection, publish: Publish) -> None:
+    def __init__(self, settings: Settings, conn: sqlite3.Connection, publish: Publish, run: Run) -> None:
         super().__init__(settings)
         self._publish = publish
+        self._run = run
         self._conn = conn
         self._ended = False
         self._blocks = conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal"
@@ -190,11 +262,44 @@ class _ThroughBatcher(_Aggregate):
     def publish(self, chunk: list[Item]) -> None:
         """Hand one chunk on; returns when it is durable."""
         self._publish(chunk, self._blocks)
+        self._run.published += len(chunk)
         self._conn.set_progress_handler(None, 0)
 
     def finalize(self) -> int | None:
         self._ended = True
         return super().finalize()
+
+    def finish(self) -> None:
+        self._run.counts.append(self._count)
+
+    def failed(self) -> int | None:
+        self._run.failed = self._failed
+        return None
+
+
+class _Again(_Aggregate):
+    """On a read-only connection, for a statement that has run before or must not run: publishes nothing."""
+
+    def __init__(self, settings: Settings, conn: sqlite3.Connection, plan: Plan) -> None:
+        super().__init__(settings)
+        if plan.unlimited:
+            conn.set_progress_handler(None, 0)
+        self._plan = plan
+
+    def step(self, channel: Any, payload: Any, key: Any = None) -> None:
+        pass
+
+    def finish(self) -> None:
+        run, ended = self._plan.run, self._plan.ended
+        self._plan.ended += 1
+        if run.failed is not None:
+            raise run.failed
+        if ended >= len(run.counts):
+            raise FailedPrecondition(
+                f"it published {run.published:,} messages; the rows that it reads have changed since, so that its "
+                "result cannot be shown again"
+            )
+        self._count = run.counts[ended]
 
 
 class _InTransaction(_Aggregate):

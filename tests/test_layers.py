@@ -26,7 +26,7 @@ LAYERS = [
     {"wire", "codecs", "edge", "endless", "sending", "texts", "plot", "unpacking"},
     {"rpc_call"},
     {"frame", "messages", "links", "rpc_publish", "ndjson"},
-    {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table"},
+    {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table", "runs"},
     {"panel", "jump", "demo"},
     {"cli", "cli_broadcast", "cli_common", "cli_publish", "cli_tail", "cli_trim"},
     {"hooks"},
