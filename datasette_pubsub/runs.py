@@ -40,7 +40,7 @@ from itsdangerous import BadSignature
 
 from . import caller, permissions, sql
 from .brokers import brokers
-from .edge import broker_of, publish_limit, read_form
+from .edge import broker_of, content_type, mapped, publish_limit, read_form
 from .errors import FailedPrecondition, MethodNotAllowed, PermissionDenied, PubsubError
 from .frame import shown
 from .sql import Plan, Run
@@ -214,16 +214,27 @@ def _told(receipt: dict[str, Any]) -> str:
 # -- the button --------------------------------------------------------------
 
 
-@shown
-async def run(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``POST /<db>/-/pubsub/-/run``: the form of a query, with ``?query=`` for a stored one; runs it once."""
+async def run(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
+    """``POST /<db>/-/pubsub/-/run``: the form of a query, with ``?query=`` for a stored one; runs it once.
+
+    A browser is led to the query's page; other clients get the result as JSON, as Datasette makes it.
+    """
+    view = shown(_run) if _is_opened(request) else mapped(_run)
+    return await view(scope, receive, send, request, datasette)
+
+
+async def _run(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     if request.method != "POST":
         raise MethodNotAllowed("this address is used with POST")
     if request.headers.get("sec-fetch-dest") in FRAMES:
         raise PermissionDenied("permission denied: a query is not run within a page of another")
     broker = broker_of(datasette, request)
     query = request.args.get("query") or ""
-    form = await read_form(request, receive, publish_limit(broker), MAX_FIELDS)
+    stored = await datasette.get_query(broker.name, query) if query else None
+    if stored is not None and stored.is_write:
+        raise FailedPrecondition(f"query {query!r} writes: it is run by a POST to its own address")
+    # A stored query without parameters has an empty form.
+    form = await read_form(request, receive, publish_limit(broker), MAX_FIELDS) if content_type(request) else {}
     form.pop(RECEIPT, None)
     database = str(datasette.urls.database(broker.name))
     page = str(datasette.urls.query(broker.name, query)) if query else f"{database}/-/query"

@@ -169,9 +169,11 @@ class _Aggregate:
         self._chunk: list[Item] = []
         self._bytes = 0
         self._count = 0
+        self._rows = 0
         self._failed: PubsubError | None = None
 
     def step(self, channel: Any, payload: Any, key: Any = None) -> None:
+        self._rows += 1
         if self._failed is not None:
             return
         # Called for every row: what can wait for the chunk is done for it as a whole.
@@ -184,7 +186,7 @@ class _Aggregate:
             except (PubsubError, sqlite3.Error) as error:
                 self._fail(error)
 
-    def finalize(self) -> int | None:
+    def finalize(self) -> int:
         try:
             if self._failed is None and self._chunk:
                 self._hand_over()
@@ -213,9 +215,9 @@ class _Aggregate:
     def finish(self) -> None:
         """All rows have been seen."""
 
-    def failed(self) -> int | None:
+    def failed(self) -> int:
         """The result of a failed call, or an exception."""
-        return None
+        raise NotImplementedError
 
 
 def _publish_held() -> None:
@@ -265,16 +267,17 @@ class _ThroughBatcher(_Aggregate):
         self._run.published += len(chunk)
         self._conn.set_progress_handler(None, 0)
 
-    def finalize(self) -> int | None:
+    def finalize(self) -> int:
         self._ended = True
         return super().finalize()
 
     def finish(self) -> None:
         self._run.counts.append(self._count)
 
-    def failed(self) -> int | None:
+    def failed(self) -> int:
         self._run.failed = self._failed
-        return None
+        # As if it had not failed, so that a condition on the result lets the row pass which cannot be made then.
+        return self._rows
 
 
 class _Again(_Aggregate):
@@ -287,7 +290,10 @@ class _Again(_Aggregate):
         self._plan = plan
 
     def step(self, channel: Any, payload: Any, key: Any = None) -> None:
-        pass
+        self._rows += 1
+
+    def failed(self) -> int:
+        return self._rows
 
     def finish(self) -> None:
         run, ended = self._plan.run, self._plan.ended
@@ -349,7 +355,7 @@ class _InTransaction(_Aggregate):
         if self._spool is not None:
             self._conn.execute(f"DELETE FROM {_SPOOL} WHERE batch = ?", [self._spool])
 
-    def failed(self) -> int | None:
+    def failed(self) -> int:
         if self._began:
             self._conn.execute("ROLLBACK")
         else:

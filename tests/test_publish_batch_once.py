@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,26 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Server
-from test_publish_batch import GRANT, SAME_ORIGIN, cookie
+from test_publish_batch import SAME_ORIGIN, cookie
 from test_publish_batch_browser import SELECT, install, published
 
+GRANT: dict[str, Any] = {"permissions": {"publish-message": {"id": ["writer", "root"]}}}
+
 GROUPS = "SELECT g, publish_batch('g', x) AS n FROM t GROUP BY g"
+
+GET, POST, HEAD = (functools.partial(method, timeout=60) for method in (httpx.get, httpx.post, httpx.head))
 
 #: What Chromium sends with a link, a reload, a picture, and what is fetched in advance; and browsers on plain HTTP.
 OPENED: list[dict[str, str]] = [
     {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
     {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Sec-Fetch-User": "?1"},
     {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
-    {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "empty", "Sec-Purpose": "prefetch"},
+    {
+        "Sec-Fetch-Site": "same-origin",
+        "Sec-Fetch-Mode": "no-cors",
+        "Sec-Fetch-Dest": "empty",
+        "Sec-Purpose": "prefetch",
+    },
     {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"},
     {"Upgrade-Insecure-Requests": "1"},
 ]
@@ -39,12 +49,11 @@ def server(serve: Callable[..., Server], tmp_path: Path) -> Server:
 
 
 def get(server: Server, path: str, sql: str = SELECT, actor: str = "writer", **headers: str) -> httpx.Response:
-    return httpx.get(
+    return GET(
         f"{server.url}/data/{path}",
         params={"sql": sql} if "query" in path else {},
         cookies=cookie(actor),
         headers={**SAME_ORIGIN, **headers},
-        timeout=60,
     )
 
 
@@ -58,7 +67,7 @@ def test_a_request_publishes_once_in_every_format(server: Server) -> None:
         if path.endswith("csv"):
             assert answer.text.split() == ["n", "3"]
     for extra in ("&_stream=1", "&_trace=1", "&_size=max&_dl=1"):
-        answer = httpx.get(
+        answer = GET(
             f"{server.url}/data/-/query.csv?sql={SELECT}{extra}", cookies=cookie("writer"), headers=SAME_ORIGIN
         )
         count += 3
@@ -71,7 +80,7 @@ def test_a_request_publishes_once_in_every_format(server: Server) -> None:
 def test_the_csv_of_a_command_line_client(serve: Callable[..., Server], tmp_path: Path) -> None:
     install(tmp_path / "data.db")
     server = serve()
-    answer = httpx.get(f"{server.url}/data/-/query.csv", params={"sql": "SELECT publish_batch('c','x') AS n"})
+    answer = GET(f"{server.url}/data/-/query.csv", params={"sql": "SELECT publish_batch('c','x') AS n"})
     assert (answer.text.split(), published(server)) == (["n", "1"], 1)
 
 
@@ -80,7 +89,11 @@ def test_csv_that_fails_publishes_its_full_batches_once(server: Server) -> None:
     answer = get(server, "-/query.csv", f"{many} SELECT publish_batch('c', CASE WHEN i < 1400 THEN i END) FROM n")
     assert (answer.status_code, answer.text) == (400, "publish_batch: payload is NULL")
     assert published(server) == 1000
-    answer = get(server, "-/query.csv", f"{many} SELECT publish_batch('c', i), sum(json_extract(iif(i=1400, '{{', 1), '$')) FROM n")
+    answer = get(
+        server,
+        "-/query.csv",
+        f"{many} SELECT publish_batch('c', i), sum(json_extract(iif(i=1400, '{{', 1), '$')) FROM n",
+    )
     assert (answer.status_code, answer.text) == (400, "malformed JSON")
     assert published(server) == 2000
 
@@ -90,14 +103,14 @@ def test_csv_that_takes_longer_than_a_query_may(serve: Callable[..., Server], tm
     server = serve(options=["--setting", "sql_time_limit_ms", "60"])
     many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000)"
     sql = f"{many} SELECT publish_batch('c', i) AS n FROM n"
-    answer = httpx.get(f"{server.url}/data/-/query.csv", params={"sql": sql}, timeout=60)
+    answer = GET(f"{server.url}/data/-/query.csv", params={"sql": sql})
     assert (answer.text.split(), published(server)) == (["n", "300000"], 300_000)
 
 
 @pytest.mark.parametrize("headers", OPENED)
 def test_what_a_browser_opens_by_itself_publishes_nothing(server: Server, headers: dict[str, str]) -> None:
     for path in ("-/query", "-/query.json", "-/query.csv", "read", "read.csv"):
-        answer = httpx.get(
+        answer = GET(
             f"{server.url}/data/{path}",
             params={"sql": SELECT} if "query" in path else {},
             cookies=cookie("writer"),
@@ -110,9 +123,7 @@ def test_what_a_browser_opens_by_itself_publishes_nothing(server: Server, header
 
 def test_head_publishes_nothing(server: Server) -> None:
     for path in ("-/query", "-/query.json", "-/query.csv"):
-        httpx.head(
-            f"{server.url}/data/{path}", params={"sql": SELECT}, cookies=cookie("writer"), headers=SAME_ORIGIN
-        )
+        HEAD(f"{server.url}/data/{path}", params={"sql": SELECT}, cookies=cookie("writer"), headers=SAME_ORIGIN)
     assert published(server) == 0
 
 
@@ -120,15 +131,22 @@ def test_the_page_of_a_table_or_view_publishes_nothing(server: Server) -> None:
     """Datasette runs its SQL for the rows, their count, facets and what it suggests as facets."""
     with sqlite3.connect(server.path) as conn:
         conn.execute("CREATE VIEW v AS SELECT publish_batch('v', x) AS n FROM t GROUP BY g")
-    for path in ("v", "v.json", "v.csv", "t.json?_where=(select publish_batch('c','x'))", "v.json?_facet=n"):
-        answer = httpx.get(f"{server.url}/data/{path}", cookies=cookie("writer"), headers=SAME_ORIGIN)
-        assert "runs its SQL several times" in answer.text or answer.status_code != 200, path
+    for path in (
+        "v",
+        "v.json",
+        "v.csv",
+        "t.json?_where=(select publish_batch('c','x'))",
+        "v.json?_facet=n",
+        "v.json?n__gt=0",
+    ):
+        answer = GET(f"{server.url}/data/{path}", cookies=cookie("writer"), headers=SAME_ORIGIN)
+        assert "runs its SQL several times" in answer.text, (path, answer.text)
     assert published(server) == 0
     assert get(server, "-/query.json", "SELECT sum(n) AS n FROM v").json()["rows"] == [{"n": 3}]
 
 
 def run(server: Server, data: dict[str, str], query: str = "", **headers: str) -> httpx.Response:
-    return httpx.post(
+    return POST(
         f"{server.pubsub}/-/run",
         params={"query": query} if query else {},
         data=data,
@@ -149,14 +167,35 @@ def test_a_post_runs_a_query_once(server: Server) -> None:
     for answer, status, reason in (
         (run(server, {"sql": SELECT}, actor="other"), 400, "permission denied: publish-message on channel 'c'"),
         (run(server, {"sql": "DELETE FROM t"}), 400, "Statement must be a SELECT"),
-        (run(server, {}, "select"), 400, ""),
+        (run(server, {}, "select"), 409, "query 'select' writes"),
         (run(server, {}, "nothing"), 404, ""),
         (run(server, {}, "../../-/versions"), 404, ""),
         (run(server, {"sql": SELECT}, **{"Sec-Fetch-Site": "cross-site"}), 403, ""),
-        (httpx.get(f"{server.pubsub}/-/run"), 405, "this address is used with POST"),
+        (GET(f"{server.pubsub}/-/run"), 405, "this address is used with POST"),
     ):
-        assert (answer.status_code == status or not reason) and reason in answer.text, answer.text
+        assert answer.status_code == status, answer.text
+        assert reason in answer.text
     assert published(server) == 7
+
+
+def test_a_failure_is_told_where_its_result_is_a_condition(server: Server) -> None:
+    for condition in ("(SELECT publish_batch('', 'x'))", "(SELECT publish_batch('', x) FROM t) = 3"):
+        for path in ("-/query.json", "-/query.csv"):
+            answer = get(server, path, f"SELECT 1 WHERE {condition}")
+            assert (answer.status_code, published(server)) == (400, 0)
+            assert "publish_batch: channel is empty" in answer.text
+    assert get(server, "-/query.json", "SELECT 1 AS one WHERE (SELECT publish_batch('c', 'x')) = 1").json()["rows"]
+    assert published(server) == 1
+
+
+def test_over_no_rows(server: Server) -> None:
+    """SQLite never begins the call then, and Python's sqlite3 makes NULL of that."""
+    answer = get(server, "-/query.json", "SELECT publish_batch('c', x) AS n FROM t WHERE 0")
+    assert answer.json()["rows"] == [{"n": None}]
+    answer = get(server, "-/query.json", "SELECT coalesce(publish_batch('c', x), 0) AS n FROM t WHERE 0")
+    assert answer.json()["rows"] == [{"n": 0}]
+    assert get(server, "-/query.json", f"{SELECT} WHERE 0 GROUP BY g").json()["rows"] == []
+    assert published(server) == 0
 
 
 # -- SQL that Datasette analyses ---------------------------------------------
@@ -164,9 +203,9 @@ def test_a_post_runs_a_query_once(server: Server) -> None:
 
 def test_a_configured_write_query_publishes_without_the_right_to(server: Server) -> None:
     """By Datasette's design: a query in the configuration is the owner's, who decides by it what visitors do."""
-    refused = httpx.post(f"{server.pubsub}/-/publish", json={"channel": "x", "payload": "y"})
+    refused = POST(f"{server.pubsub}/-/publish", json={"channel": "x", "payload": "y"})
     assert refused.status_code == 403
-    answer = httpx.post(f"{server.url}/data/plain?_json=1", json={"channel": "secret/alerts", "payload": "from a visitor"})
+    answer = POST(f"{server.url}/data/plain?_json=1", json={"channel": "secret/alerts", "payload": "from a visitor"})
     assert answer.json()["ok"], answer.text
     assert server.rows("SELECT channel, payload FROM vpubsub") == [("secret/alerts", "from a visitor")]
 
@@ -174,18 +213,21 @@ def test_a_configured_write_query_publishes_without_the_right_to(server: Server)
 def test_a_configured_write_query_with_publish_batch(server: Server) -> None:
     """It runs in the query's transaction, for those who may publish: the function asks who runs it."""
     for name in ("select", "insert"):
-        answer = httpx.post(f"{server.url}/data/{name}?_json=1", json={})
+        answer = POST(f"{server.url}/data/{name}?_json=1", json={})
         assert answer.status_code == 400
-        assert answer.json()["error"] == "publish_batch: permission denied: publish-message on channel 'w' of database data"
+        assert (
+            answer.json()["error"]
+            == "publish_batch: permission denied: publish-message on channel 'w' of database data"
+        )
         assert published(server) == 0
-    answer = httpx.post(f"{server.url}/data/select?_json=1", json={}, cookies=cookie("writer"))
+    answer = POST(f"{server.url}/data/select?_json=1", json={}, cookies=cookie("writer"))
     assert (answer.json()["ok"], published(server)) == (True, 3)
-    answer = httpx.post(f"{server.url}/data/insert?_json=1", json={}, cookies=cookie("writer"))
+    answer = POST(f"{server.url}/data/insert?_json=1", json={}, cookies=cookie("writer"))
     assert (answer.json()["ok"], published(server)) == (True, 6)
     assert server.rows("SELECT x FROM t ORDER BY id DESC LIMIT 1") == [(3,)]
     assert server.rows("SELECT DISTINCT channel FROM vpubsub") == [("w",)]
     # Opened, it shows its form.
-    assert httpx.get(f"{server.url}/data/select").status_code == 200
+    assert GET(f"{server.url}/data/select").status_code == 200
     assert published(server) == 6
 
 
@@ -193,7 +235,7 @@ def test_the_write_page(server: Server) -> None:
     root = server.root_cookie()
 
     def write(sql: str) -> httpx.Response:
-        return httpx.post(f"{server.url}/data/-/execute-write", json={"sql": sql}, cookies=root)
+        return POST(f"{server.url}/data/-/execute-write", json={"sql": sql}, cookies=root)
 
     answer = write(SELECT)
     assert (answer.status_code, published(server)) == (400, 0)
@@ -203,7 +245,11 @@ def test_the_write_page(server: Server) -> None:
     answer = write("INSERT INTO t (x) SELECT publish_batch('', x) FROM t")
     assert (answer.status_code, answer.json()["error"]) == (400, "publish_batch: channel is empty")
     assert (published(server), server.rows("SELECT count(*) FROM t")) == (3, [(4,)])
-    page = httpx.get(f"{server.url}/data/-/execute-write", params={"sql": "INSERT INTO t (x) SELECT publish_batch('w', 1)"}, cookies=root)
+    page = GET(
+        f"{server.url}/data/-/execute-write",
+        params={"sql": "INSERT INTO t (x) SELECT publish_batch('w', 1)"},
+        cookies=root,
+    )
     assert (page.status_code, published(server)) == (200, 3)
     assert "no such function" not in page.text
 
@@ -211,20 +257,18 @@ def test_the_write_page(server: Server) -> None:
 def test_a_query_that_an_actor_has_stored(server: Server) -> None:
     root = server.root_cookie()
     for name, sql in (("mine", SELECT), ("mine_too", "INSERT INTO t (x) SELECT publish_batch('w', x) FROM t")):
-        answer = httpx.post(
-            f"{server.url}/data/-/queries/store", json={"query": {"name": name, "sql": sql}}, cookies=root
-        )
+        answer = POST(f"{server.url}/data/-/queries/store", json={"query": {"name": name, "sql": sql}}, cookies=root)
         assert answer.status_code == 201, answer.text
     assert published(server) == 0
-    assert httpx.get(f"{server.url}/data/mine.csv", cookies=root, headers=SAME_ORIGIN).text.split() == ["n", "3"]
+    assert GET(f"{server.url}/data/mine.csv", cookies=root, headers=SAME_ORIGIN).text.split() == ["n", "3"]
     assert published(server) == 3
-    answer = httpx.post(f"{server.url}/data/mine_too?_json=1", json={}, cookies=root)
+    answer = POST(f"{server.url}/data/mine_too?_json=1", json={}, cookies=root)
     assert (answer.json()["ok"], published(server)) == (True, 6), answer.text
 
 
 def test_a_view_with_it_is_analysed_and_not_run(server: Server) -> None:
     root = server.root_cookie()
-    answer = httpx.post(
+    answer = POST(
         f"{server.url}/data/-/execute-write",
         json={"sql": "CREATE VIEW v AS SELECT publish_batch('v', x) AS n FROM t"},
         cookies=root,
