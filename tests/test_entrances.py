@@ -191,6 +191,15 @@ def publish_sql_page(server: Server, actor: str | None, channel: str) -> bool:
     return answer.status_code == 200
 
 
+def publish_run(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.post(
+        f"{server.pubsub}/-/run",
+        data={"sql": "SELECT publish_batch(:channel, 'x')", "channel": channel},
+        headers=headers(actor),
+    )
+    return answer.status_code == 200
+
+
 def publish_write_page(server: Server, actor: str | None, channel: str) -> bool:
     answer = httpx.post(
         f"{server.url}/data/-/execute-write",
@@ -240,6 +249,7 @@ WHO: dict[Callable[[Server, str | None, str], bool], dict[str, set[str | None]]]
     publish_connect: {"open/1": {"ada", "bob"}, "open/new too": {"ada", "bob"}, "secret": {"ada"}},
     # These pages need execute-sql, or the right to insert any message.
     publish_sql_page: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_run: {"open/1": {"ada"}, "secret": {"ada"}},
     publish_write_page: {"open/1": {"ada"}, "secret": {"ada"}},
     publish_write_api: {"open/1": {"ada"}, "secret": {"ada"}},
     alter_row: {"open/1": set()},
@@ -297,6 +307,7 @@ def test_without_rules_a_visitor_can_do_only_what_he_could_do_before(serve: Call
     assert not publish_http(server, None, "a")
     assert not publish_connect(server, None, "a")
     assert not publish_sql_page(server, None, "a")
+    assert not publish_run(server, None, "a")
     assert not publish_write_page(server, None, "a")
     assert not publish_write_api(server, None, "a")
     assert server.rows("SELECT name FROM sqlite_master WHERE name LIKE '%pubsub%'") == [], "nothing was even prepared"

@@ -344,3 +344,23 @@ def test_a_page_within_a_page_of_another_does_not_run(server: Server, context: B
     inner.get_by_role("button", name="Publish").click()
     expect(inner.locator("body")).to_contain_text("a query is not run within a page of another")
     assert published(server) == 0
+
+
+def test_under_a_prefix_with_names_that_must_be_written_differently(
+    serve: Callable[..., Server], tmp_path: Path, context: BrowserContext
+) -> None:
+    install(tmp_path / "my data.db")
+    queries = {"say it": {"sql": "SELECT publish_batch(:c, x) AS n FROM t"}}
+    config = {**OPEN, "settings": {"base_url": "/prefix/"}, "databases": {"my data": {"queries": queries}}}
+    server = serve(databases=["my data"], config=config)
+    page = context.new_page()
+    page.goto(f"{server.url}/prefix/my+data")
+    typed(page, SELECT)
+    press(page)
+    assert (result(page), published(server)) == (["3"], 3)
+    press(page, "Publish again")
+    assert (result(page), published(server)) == (["3"], 6)
+    page.goto(f"{server.url}/prefix/my+data/say+it?c=%C3%A4%26%2B")
+    press(page, "Publish")
+    assert (result(page), published(server)) == (["3"], 9)
+    assert server.rows("SELECT DISTINCT channel FROM vpubsub WHERE id > 6") == [("ä&+",)]

@@ -220,7 +220,8 @@ INSERT INTO existing (text) VALUES ('x') RETURNING (SELECT payload FROM VPubSub 
 UPDATE existing SET text = (SELECT payload FROM main.vpubsub WHERE id = 2)
 INSERT INTO vpubsub (channel, payload) VALUES ('open/1', 'x')
 INSERT INTO VPUBSUB (channel, payload) VALUES ('open/1', 'x')
-INSERT INTO existing (text) SELECT publish_batch('open/1', 'x')
+INSERT INTO existing (text) SELECT publish_batch('secret', 'x')
+INSERT INTO existing (text) SELECT publish_batch(iif(n.n = 1, 'open/1', 'secret'), 'x') FROM (SELECT 1 AS n UNION SELECT 2) n
 """.strip().splitlines()
 
 #: The same through the JSON API.
