@@ -110,6 +110,7 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
             brokers(datasette).settings(name)
             broker = brokers(datasette).find(name)
             if broker is not None:
+                runs.make_known(datasette.get_database(name))
                 await broker.store.look()
         for warning in permissions.warnings(datasette):
             logger.warning(warning)

@@ -221,7 +221,7 @@ UPDATE existing SET text = (SELECT payload FROM main.vpubsub WHERE id = 2)
 INSERT INTO vpubsub (channel, payload) VALUES ('open/1', 'x')
 INSERT INTO VPUBSUB (channel, payload) VALUES ('open/1', 'x')
 INSERT INTO existing (text) SELECT publish_batch('secret', 'x')
-INSERT INTO existing (text) SELECT publish_batch(iif(n.n = 1, 'open/1', 'secret'), 'x') FROM (SELECT 1 AS n UNION SELECT 2) n
+INSERT INTO existing (text) SELECT publish_batch(c.value, 'x') FROM json_each('["open/1", "secret"]') c
 """.strip().splitlines()
 
 #: The same through the JSON API.
