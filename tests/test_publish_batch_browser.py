@@ -364,3 +364,28 @@ def test_under_a_prefix_with_names_that_must_be_written_differently(
     press(page, "Publish")
     assert (result(page), published(server)) == (["3"], 9)
     assert server.rows("SELECT DISTINCT channel FROM vpubsub WHERE id > 6") == [("ä&+",)]
+
+
+def test_on_plain_http_where_browsers_say_less(server: Server, browser: Browser) -> None:
+    """Only to their own machine, and over TLS, do browsers send ``Sec-Fetch-*``."""
+    arguments = ["--no-sandbox", "--disable-background-networking", "--host-resolver-rules=MAP lan.test 127.0.0.1"]
+    elsewhere = browser.browser_type.launch(executable_path=chromium.binary(), args=arguments)
+    try:
+        page = elsewhere.new_page()
+        page.set_default_timeout(chromium.DEADLINE_MS)
+        with page.expect_request("**/-/query?**") as request:
+            page.goto(f"http://lan.test:{server.port}/data/-/query?sql={quote(SELECT)}")
+        assert not [name for name in request.value.all_headers() if name.startswith("sec-fetch")]
+        expect(page.locator(".pubsub-run .message-info")).to_contain_text(NOT_RUN)
+        assert published(server) == 0
+        press(page)
+        assert (result(page), published(server)) == (["3"], 3)
+        page.reload()
+        told(page, 3)
+        page.get_by_role("link", name="CSV").click()
+        page.wait_for_url("**/query.csv?**")
+        page.go_back()
+        told(page, 3)
+        assert published(server) == 3
+    finally:
+        elsewhere.close()
