@@ -1,0 +1,1 @@
+CLIENTS = ["drizzle", "kysely", "knex"]
