@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 from conftest import OPEN, Server, Sse, sqlite_shell
 
-from datasette_pubsub import schema
+from datasette_pubsub import broadcast, broadcast_file, schema
 from datasette_pubsub.config import Settings
 
 PAGE = (Path(__file__).parent.parent / "docs" / "orm.md").read_text()
 BLOCK = re.compile(r"<!-- test: orm (?P<client>\w+) (?P<name>\S+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
 
-#: What the README's reader has done: the ids of messages and users are far apart.
+#: What the README's reader has done, and a broadcast of the table; the ids of messages and users are far apart.
 BEFORE = """
 CREATE TABLE users (id INTEGER PRIMARY KEY, email TEXT, status TEXT);
 INSERT INTO users (id, email, status) VALUES (40, 'hacker@example.com', 'banned');
@@ -122,6 +122,7 @@ def shops(folder: Path, names: list[str]) -> Iterator[dict[str, Shop]]:
             schema.set_durability(conn, Settings())
             schema.install(conn, Settings())
             conn.executescript(BEFORE)
+            broadcast_file.create(conn, "users", broadcast.Broadcast("changes/users"))
     (folder / "server").mkdir()
     server = Server(list(paths.values()), OPEN, folder / "server")
     try:
@@ -147,12 +148,12 @@ def check(shop: Shop, first: list[str], second: list[str], known: str, again: ob
     assert (users, head) == (40, 2)
     with shop.subscriber() as subscriber:
         published = run(first, shop.folder, **environment)
-        assert published == ["3 4", "5"]
-        assert subscriber.received() == [(3, {"user": 41}), (4, "welcome"), (5, {"order": 8})]
+        assert published == ["4 5", "6"], "3 is the broadcast's"
+        assert subscriber.received() == [(4, {"user": 41}), (5, "welcome"), (6, {"order": 8})]
         *key, report = run(second, shop.folder, **environment)
         assert key == [known]
         found = json.loads(report)
-        assert found["rollback"] == 7, "6 was the subscriber's; the message was there, and is not any more"
+        assert found["rollback"] == 9, "7 was the subscriber's, 8 the broadcast's; 8 and 9 are rolled back"
         assert found["again"] == again
         for change in ("update", "delete"):
             assert "vpubsub is append-only" in found[change]
@@ -161,4 +162,4 @@ def check(shop: Shop, first: list[str], second: list[str], known: str, again: ob
     assert shop.rows("SELECT * FROM users WHERE id > 40") == [grace]
     orders = "SELECT id, payload FROM vpubsub WHERE channel = 'orders' AND payload <> 'fence' ORDER BY id"
     stored = [(number, read(payload)) for number, payload in shop.rows(orders)]
-    assert stored == [(2, {"order": 7}), (3, {"user": 41}), (4, "welcome"), (5, {"order": 8})]
+    assert stored == [(2, {"order": 7}), (4, {"user": 41}), (5, "welcome"), (6, {"order": 8})]
