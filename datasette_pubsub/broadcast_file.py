@@ -7,19 +7,27 @@ and knows ours by their names and by the note inside them.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from . import broadcast as text
-from .broadcast import Broadcast, Column, Shape, Trigger, identifier
+from .broadcast import Broadcast, Column, Shape, Trigger, Unique, identifier
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError
-from .objects import LOG, TABLES
+from .expressions import index_condition
+from .objects import BROADCAST_OBJECTS, LOG, RECORDS, REPLACED, TABLES, make_missing
 from .schema import installed, max_payload_bytes
 
 #: SQLite's names for a table's rowid, unless a column has the name (https://sqlite.org/rowidtable.html).
 _ROWIDS = ("rowid", "_rowid_", "oid")
+
+#: How the names of the broker's own hidden tables begin.
+OWN_PREFIX = "_pubsub_"
+
+#: The oldest SQLite that has the functions of JSON unless it was built without them.
+OLDEST_SQLITE = "3.38"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,21 @@ class Found:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A broadcast that was made and does not stand any more: why, and what it was, if that can be read.
+
+    ``made_at``: when it was made, in UTC. ``gone``: its table is not there any
+    more either.
+    """
+
+    table: str
+    reason: str
+    broadcast: Broadcast | None
+    made_at: str
+    gone: bool = False
+
+
 def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
     """What a broadcast must know of a table. Raises :class:`NotFound`, or :class:`InvalidArgument` for a view etc."""
     row = conn.execute(
@@ -47,7 +70,7 @@ def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
     if row is None:
         raise NotFound(f"table not found: {table}")
     name, kind, without_rowid, strict = row
-    if name in TABLES:
+    if name in TABLES or name.startswith(OWN_PREFIX):
         raise InvalidArgument(f"{name} belongs to the log itself and cannot be broadcast")
     if kind != "table":
         what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "part of a virtual table")
@@ -63,6 +86,7 @@ def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
             may_be_real=column[0] != alias and _may_be_real(column[1], strict),
             may_be_blob=column[0] != alias and not (strict and column[1].upper() not in ("BLOB", "ANY")),
             subtyped=column[3] in (2, 3),
+            may_be_text=column[0] != alias and not (strict and column[1].upper() in ("INT", "INTEGER", "REAL")),
         )
         for column in found
     )
@@ -70,15 +94,40 @@ def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
     rowid = None if without_rowid else next((each for each in _ROWIDS if each not in taken), None)
     if rowid is None and not key:
         raise InvalidArgument(f"{name} has no primary key, and its columns hide the rowid: its rows cannot be named")
-    return Shape(name, columns, key, rowid, _replaces_silently(conn, name))
+    unique, all_known = _unique(conn, name, {column.name for column in columns if column.subtyped})
+    return Shape(
+        name,
+        columns,
+        key,
+        rowid,
+        alias,
+        tuple(unique),
+        not all_known or any(not each.is_key for each in unique),
+        not all_known,
+    )
 
 
-def _replaces_silently(conn: sqlite3.Connection, table: str) -> bool:
-    """Whether REPLACE can remove a row whose key is not that of the new one, to the letter."""
-    indexes = conn.execute('SELECT name, origin FROM pragma_index_list(?) WHERE "unique"', [table]).fetchall()
-    other = any(origin != "pk" for _, origin in indexes)
-    loose = "SELECT 1 FROM pragma_index_xinfo(?) WHERE key AND coll <> 'BINARY'"
-    return other or any(conn.execute(loose, [name]).fetchone() for name, _ in indexes)
+def _unique(conn: sqlite3.Connection, table: str, generated: set[str]) -> tuple[list[Unique], bool]:
+    """What must be unique in a table beside the rowid, and whether that is all.
+
+    Indexes on expressions are left out, and on generated columns, whose values
+    a trigger before the change is not told.
+    """
+    found, all_known = [], True
+    for name, origin, partial, sql in conn.execute(
+        "SELECT i.name, i.origin, i.partial, m.sql FROM pragma_index_list(?) AS i "
+        "LEFT JOIN sqlite_master AS m ON m.type = 'index' AND m.name = i.name WHERE i.\"unique\" ORDER BY i.seq DESC",
+        [table],
+    ).fetchall():
+        columns = conn.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", [name]).fetchall()
+        where = index_condition(sql) if partial else ""
+        if where is None or any(column is None or column in generated for column, _ in columns):
+            all_known = False
+            continue
+        exact = all(collation.upper() == "BINARY" for _, collation in columns)
+        pairs = tuple((column, identifier(collation)) for column, collation in columns)
+        found.append(Unique(pairs, where, origin == "pk" and exact))
+    return found, all_known
 
 
 def _rowid_column(
@@ -110,21 +159,21 @@ def find(conn: sqlite3.Connection, table: str, compare: bool = True) -> Found | 
     read: list[tuple[str, Broadcast]] = []
     problems: list[str] = []
     for name, sql in rows:
-        operation = name.removeprefix(text.PREFIX).partition("_")[0]
-        if not name.startswith(text.PREFIX) or operation not in text.OPERATIONS:
+        kind = text.kind_of(name)
+        if kind is None:
             continue
         try:
             note = text.read_comment(sql)
         except InvalidArgument as error:
             problems.append(f"{name}: {error.message}")
-            triggers.append(Trigger(operation, name, sql))
+            triggers.append(Trigger(kind, name, sql))
             continue
         if note is not None:
-            triggers.append(Trigger(operation, name, sql))
+            triggers.append(Trigger(kind, name, sql))
             read.append(note)
     if not triggers:
         return None
-    triggers.sort(key=lambda trigger: text.OPERATIONS.index(trigger.operation))
+    triggers.sort(key=lambda trigger: text.KINDS.index(trigger.kind))
     if read and any(note != read[0] for note in read):
         problems.append("its triggers differ in what they broadcast")
     if compare and read and not problems:
@@ -144,12 +193,14 @@ def _differences(
         gone = [name for name in broadcast.columns or () if not shape.has(name)]
         if gone:
             return [f"the table has no column {name!r} any more" for name in gone]
-        wanted = text.triggers(broadcast, shape, {trigger.operation: trigger.name for trigger in there})
+        wanted = text.triggers(broadcast, shape, {trigger.kind: trigger.name for trigger in there})
     except (InvalidArgument, NotFound) as error:
         return [error.message]
-    missing = {trigger.operation for trigger in wanted} - {trigger.operation for trigger in there}
-    if missing:
+    missing = {trigger.kind for trigger in wanted} - {trigger.kind for trigger in there}
+    if missing & set(text.OPERATIONS):
         return [f"the trigger for {operation} is missing" for operation in text.OPERATIONS if operation in missing]
+    if missing:
+        return ["triggers are missing that tell what REPLACE removes"]
     limit = max_payload_bytes(conn)
     if limit is not None and limit < broadcast.limit:
         return [f"it was made for messages of {broadcast.limit} bytes, and this file takes {limit} (max_payload_bytes)"]
@@ -172,23 +223,26 @@ def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[T
     """
     if not installed(conn):
         raise FailedPrecondition("the log is not installed in this file")
+    _check_json(conn)
     shape = shape_of(conn, table)
     limit = max_payload_bytes(conn)
     broadcast = (broadcast if limit is None else replace(broadcast, limit=limit)).checked(shape)
     _compile(conn, shape, "the table cannot be written as it is")
     remove(conn, shape.table)
+    make_missing(conn, BROADCAST_OBJECTS)
     taken = {row[0].lower() for row in conn.execute("SELECT name FROM sqlite_master")}
-    names = {operation: _free(text.name_of(operation, shape.table), taken) for operation in broadcast.conditions}
+    names = {kind: _free(text.name_of(kind, shape.table), taken) for kind in text.kinds_of(broadcast, shape)}
     made = text.triggers(broadcast, shape, names)
     for trigger in made:
         try:
             conn.execute(trigger.sql)
         except sqlite3.OperationalError as error:
-            raise InvalidArgument(f"{_field(broadcast, trigger.operation)}: {error}") from None
+            raise InvalidArgument(f"{_field(broadcast, trigger)}: {error}") from None
     with _overheard(conn, made, shape.table) as heard:
         for trigger in made:
-            _compile(conn, shape, _field(broadcast, trigger.operation), (trigger.operation,))
-    _check_heard(conn, broadcast, heard)
+            _compile(conn, shape, _field(broadcast, trigger), (trigger.operation,))
+    _check_heard(conn, heard)
+    _record(conn, shape.table, broadcast, [trigger.name for trigger in made])
     return made
 
 
@@ -202,12 +256,125 @@ def preview(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[
         conn.execute("RELEASE pubsub_preview")
 
 
+def again(conn: sqlite3.Connection, table: str) -> list[Trigger]:
+    """Make a table's broadcast as it was made before. Raises as :func:`create` does, and if there is none."""
+    found = lost(conn).get(table)
+    if found is None or found.broadcast is None:
+        raise InvalidArgument(f"{table} has lost no broadcast that could be made again")
+    return create(conn, table, found.broadcast)
+
+
 def remove(conn: sqlite3.Connection, table: str) -> int:
-    """Take a table's broadcast away; how many triggers that were."""
+    """Take a table's broadcast away, and the record of it; how many triggers that were."""
     found = find(conn, table, compare=False)
     for trigger in found.triggers if found else ():
         conn.execute(f"DROP TRIGGER {identifier(trigger.name)}")
+    if _has_table(conn, RECORDS):
+        _follow_renames(conn)
+        conn.execute(f"DELETE FROM {RECORDS} WHERE table_name = ? COLLATE NOCASE", [table])
+    if found and _has_table(conn, REPLACED):
+        for trigger in found.triggers:
+            conn.execute(f"DELETE FROM {REPLACED} WHERE table_name = ?", [trigger.name])
     return len(found.triggers) if found else 0
+
+
+# -- the record of what is broadcast --------------------------------------------
+
+
+def renew(conn: sqlite3.Connection) -> None:
+    """Make the broadcasts of an earlier version again, and record them; what cannot be made again stays as it is.
+
+    In a transaction of the caller's.
+    """
+    for table, (_, broadcast) in standing(conn).items():
+        conn.execute("SAVEPOINT pubsub_renew")
+        try:
+            create(conn, table, broadcast)
+        except (PubsubError, sqlite3.Error):
+            conn.execute("ROLLBACK TO pubsub_renew")
+        conn.execute("RELEASE pubsub_renew")
+    record_standing(conn)
+
+
+def record_standing(conn: sqlite3.Connection) -> None:
+    """Record the broadcasts that stand in the file and are not recorded: an earlier version made them.
+
+    In a transaction of the caller's.
+    """
+    make_missing(conn, BROADCAST_OBJECTS)
+    _follow_renames(conn)
+    recorded = {row[0].lower() for row in conn.execute(f"SELECT table_name FROM {RECORDS}")}
+    for table, (_, broadcast) in standing(conn).items():
+        found = find(conn, table, compare=False)
+        if found is not None and table.lower() not in recorded:
+            _record(conn, table, broadcast, [trigger.name for trigger in found.triggers])
+
+
+def lost(conn: sqlite3.Connection) -> dict[str, Lost]:
+    """The broadcasts that were made, and of which triggers are missing: by table, why, and what it was."""
+    if not _has_table(conn, RECORDS):
+        return {}
+    found = {}
+    triggers = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+    tables = {
+        row[0].lower(): row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    }
+    rows = conn.execute(f"SELECT table_name, definition, triggers, made_at FROM {RECORDS}").fetchall()
+    for recorded, definition, names, made_at in rows:
+        missing = [name for name in json.loads(names) if name not in triggers]
+        if not missing:
+            continue
+        table = tables.get(recorded.lower(), recorded)
+        gone = recorded.lower() not in tables
+        if gone:
+            reason = "there is no such table any more"
+        elif len(missing) < len(json.loads(names)):
+            reason = f"triggers of its broadcast are missing: {', '.join(missing)}"
+        else:
+            reason = "it was built anew, or its triggers were dropped, and its changes are not published any more"
+        try:
+            broadcast = text.read_json(definition)[1]
+        except InvalidArgument:
+            broadcast = None
+        found[table] = Lost(table, reason, broadcast, made_at, gone)
+    return found
+
+
+def _record(conn: sqlite3.Connection, table: str, broadcast: Broadcast, names: Sequence[str]) -> None:
+    _follow_renames(conn)
+    conn.execute(
+        f"INSERT OR REPLACE INTO {RECORDS} (table_name, definition, triggers) VALUES (?, ?, ?)",
+        [table, broadcast.as_json(table), json.dumps(names, ensure_ascii=False)],
+    )
+
+
+def _follow_renames(conn: sqlite3.Connection) -> None:
+    """Bring the names of tables up to date that were renamed, with their triggers, since they were recorded."""
+    on = dict(conn.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'").fetchall())
+    rows = conn.execute(f"SELECT table_name, definition, triggers, made_at FROM {RECORDS}").fetchall()
+    moved = []
+    for table, definition, names, made_at in rows:
+        now = {on.get(name) for name in json.loads(names)}
+        if len(now) == 1 and None not in now and now != {table}:
+            moved.append((*now, definition, names, made_at))
+            conn.execute(f"DELETE FROM {RECORDS} WHERE table_name = ?", [table])
+    conn.executemany(f"INSERT OR REPLACE INTO {RECORDS} VALUES (?, ?, ?, ?)", moved)
+
+
+def _has_table(conn: sqlite3.Connection, name: str) -> bool:
+    return conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [name]).fetchone() is not None
+
+
+def _check_json(conn: sqlite3.Connection) -> None:
+    """Raise :class:`FailedPrecondition` where this program's SQLite lacks what the triggers call."""
+    try:
+        conn.execute("SELECT json_object('a', json('1')), json_quote(1), json_valid('1')").fetchone()
+    except sqlite3.OperationalError:
+        version = conn.execute("SELECT sqlite_version()").fetchone()[0]
+        raise FailedPrecondition(
+            f"SQLite {version} here has no functions of JSON, which a broadcast's triggers call: it needs "
+            f"SQLite {OLDEST_SQLITE}, or an older one built with SQLITE_ENABLE_JSON1"
+        ) from None
 
 
 def standing(conn: sqlite3.Connection) -> dict[str, tuple[int, Broadcast]]:
@@ -257,11 +424,12 @@ def _free(name: str, taken: set[str]) -> str:
     return found
 
 
-def _field(broadcast: Broadcast, operation: str) -> str:
-    """Where a fault must be that shows in the trigger for an operation."""
+def _field(broadcast: Broadcast, trigger: Trigger) -> str:
+    """Where a fault must be that shows in a trigger."""
+    operation = "delete" if trigger.kind in text.NOTING else trigger.operation
     parts = ["the channel's expression"] if broadcast.per_row else []
     parts += [f"the condition for {operation}"] if broadcast.conditions[operation] else []
-    return " or ".join(parts) or f"the trigger for {operation}"
+    return " or ".join(parts) or f"the trigger for {trigger.operation}"
 
 
 def _compile(conn: sqlite3.Connection, shape: Shape, what: str, operations: Sequence[str] = text.OPERATIONS) -> None:
@@ -290,7 +458,7 @@ def _overheard(conn: sqlite3.Connection, made: Sequence[Trigger], table: str) ->
         if inside in ours:
             if action == sqlite3.SQLITE_FUNCTION and second:
                 heard["functions"].add(second.lower())
-            elif action == sqlite3.SQLITE_READ and first and first.lower() not in (table.lower(), LOG):
+            elif action == sqlite3.SQLITE_READ and first and first.lower() not in (table.lower(), LOG, REPLACED):
                 heard["tables"].add(first)
         return sqlite3.SQLITE_OK
 
@@ -301,7 +469,7 @@ def _overheard(conn: sqlite3.Connection, made: Sequence[Trigger], table: str) ->
         conn.set_authorizer(None)
 
 
-def _check_heard(conn: sqlite3.Connection, broadcast: Broadcast, heard: dict[str, set[str]]) -> None:
+def _check_heard(conn: sqlite3.Connection, heard: dict[str, set[str]]) -> None:
     """An expression reads its row only, and calls what every program's SQLite has."""
     where = "the channel's expression and the conditions"
     if heard["tables"]:

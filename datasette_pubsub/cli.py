@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from . import cli_broadcast, demo, log, schema, subscriptions
+from . import broadcast_file, cli_broadcast, demo, log, schema, subscriptions
 from .catchup import CatchUp
 from .cli_common import (
     LOCK_SECONDS,
@@ -58,7 +58,7 @@ def _open(file: str, writes: bool = False, create: bool = False) -> closing[sqli
 def _install(conn: sqlite3.Connection) -> tuple[str, ...]:
     settings = settings_of(conn)
     schema.set_durability(conn, settings)
-    return schema.install(conn, settings, repair=True)
+    return schema.install(conn, settings, repair=True, migrated=broadcast_file.renew)
 
 
 @click.group()

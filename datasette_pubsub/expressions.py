@@ -37,6 +37,9 @@ _REFUSED = {
     "RAISE": "RAISE",
 }
 
+#: Words before a bracket that is not a function's.
+_BEFORE_BRACKETS = ("AND", "BETWEEN", "CASE", "ELSE", "IN", "IS", "NOT", "OR", "THEN", "WHEN")
+
 
 def check_expression(text: str, field: str) -> str:
     """The expression without the spaces around it. Raises :class:`InvalidArgument` naming the field.
@@ -72,3 +75,22 @@ def check_expression(text: str, field: str) -> str:
     if depth != 0:
         raise InvalidArgument(f"{field}: the brackets do not match")
     return text
+
+
+def index_condition(sql: str) -> str | None:
+    """The condition of a partial index, from its SQL; ``None`` where it calls functions, or cannot be found."""
+    depth, begins, previous = 0, None, ""
+    for match in _TOKEN.finditer(sql):
+        kind, token = match.lastgroup, match.group()
+        if kind in ("comment", "open", "end"):
+            return None
+        if kind == "bracket":
+            depth += 1 if token == "(" else -1
+            calls = token == "(" and begins is not None and previous not in ("", *_BEFORE_BRACKETS)
+            if calls:
+                return None
+        elif kind == "word" and depth == 0 and begins is None and token.upper() == "WHERE":
+            begins = match.end()
+        if not token.isspace():
+            previous = token.upper() if kind in ("word", "quoted") and match.end() != begins else ""
+    return None if begins is None else sql[begins:].strip()

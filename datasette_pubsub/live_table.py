@@ -13,11 +13,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from datasette.resources import TableResource
 from datasette.utils import tilde_encode
 from datasette.utils.asgi import Request
+from markupsafe import Markup
 
 from . import broadcast_file, log, permissions
 from .broadcast import Broadcast
+from .broadcast_file import Lost
 from .brokers import brokers
 from .errors import PubsubError
 from .selector import Selector
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 #: Where a request keeps what was found for its page, in its scope.
 _FOUND = "pubsub_live_table"
+_LOST = "pubsub_lost_broadcast"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +52,14 @@ def look(request: Request, datasette: Datasette, database: str, table: str) -> C
         if request.url_vars.get("format") not in (None, "html"):
             return
 
-        def read(conn: sqlite3.Connection) -> LiveTable | None:
+        def read(conn: sqlite3.Connection) -> tuple[LiveTable | None, Lost | None]:
             head = log.head(conn)
             found = broadcast_file.find(conn, table, compare=False)
-            return LiveTable(found.broadcast, found.told_as, head) if found and found.broadcast else None
+            live = LiveTable(found.broadcast, found.told_as, head) if found and found.broadcast else None
+            return live, broadcast_file.lost(conn).get(table)
 
         try:
-            live = await broker.read(read)
+            live, request.scope[_LOST] = await broker.read(read)
             if live is not None:
                 channels, patterns = live.broadcast.follows()
                 selector = Selector(frozenset(channels), tuple(patterns))
@@ -88,7 +93,7 @@ async def top(datasette: Datasette, request: Request, database: str) -> str:
     """What stands above the rows: that the table is broadcast, and where; the script goes on from it."""
     live = found(request)
     if live is None:
-        return ""
+        return await _top_of_lost(datasette, request, database, request.scope.get(_LOST))
     channels, patterns = live.broadcast.follows()
     base = datasette.urls.database(database) + "/-/pubsub"
     html: str = await datasette.render_template(
@@ -104,3 +109,18 @@ async def top(datasette: Datasette, request: Request, database: str) -> str:
         request=request,
     )
     return html
+
+
+async def _top_of_lost(datasette: Datasette, request: Request, database: str, lost: Lost | None) -> str:
+    """That the table is not broadcast any more, for those who may change that."""
+    if lost is None:
+        return ""
+    resource = TableResource(database, lost.table)
+    if not await datasette.allowed(action="alter-table", resource=resource, actor=request.actor):
+        return ""
+    path = f"{datasette.urls.table(database, lost.table)}/-/broadcast"
+    return str(
+        Markup('<p class="message-warning">{} <a href="{}">Broadcast</a></p>').format(
+            f"This table was broadcast: {lost.reason}.", path
+        )
+    )

@@ -19,7 +19,7 @@ from datasette.utils.asgi import Request, Response
 from . import broadcast_file as files
 from . import permissions, rules
 from .broadcast import OPERATIONS, Broadcast, Shape, Trigger, default_channel
-from .broadcast_file import Found
+from .broadcast_file import Found, Lost
 from .broker import Broker
 from .brokers import brokers
 from .edge import broker_of, read_body
@@ -52,12 +52,21 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
         raise MethodNotAllowed("this address is used with GET and POST")
     form = await _read(request, receive)
     action = form.get("action")
-    if action not in ("preview", "create", "remove"):
-        raise InvalidArgument("action must be preview, create or remove")
-    shape, _ = await broker.read(lambda conn: _look(conn, table))
+    if action not in ("preview", "create", "remove", "again"):
+        raise InvalidArgument("action must be preview, create, remove or again")
+    shape, _, lost = await broker.read(lambda conn: _look(conn, table))
     if action == "remove":
         await broker.change(lambda conn: files.remove(conn, shape.table))
         datasette.add_message(request, f"{shape.table} is not broadcast any more")
+        return Response.redirect(broadcast_path(datasette, broker.name, shape.table))
+    if action == "again":
+        try:
+            if lost is not None and lost.broadcast is not None:
+                await _require_publish(datasette, request, broker, lost.broadcast)
+            await broker.change(lambda conn: files.again(conn, shape.table))
+        except PubsubError as error:
+            return await _show(request, datasette, broker, table, None, error)
+        datasette.add_message(request, f"{shape.table} is broadcast again")
         return Response.redirect(broadcast_path(datasette, broker.name, shape.table))
     wanted = _wanted(form, shape)
     if action == "preview":
@@ -104,9 +113,9 @@ def _wanted(form: MultiParams, shape: Shape) -> Broadcast:
     )
 
 
-def _look(conn: sqlite3.Connection, table: str) -> tuple[Shape, Found | None]:
+def _look(conn: sqlite3.Connection, table: str) -> tuple[Shape, Found | None, Lost | None]:
     shape = files.shape_of(conn, table)
-    return shape, files.find(conn, shape.table)
+    return shape, files.find(conn, shape.table), files.lost(conn).get(shape.table)
 
 
 def _create(conn: sqlite3.Connection, table: str, wanted: Broadcast, shown_before: str | None) -> None:
@@ -123,7 +132,7 @@ async def _show(
     fault: PubsubError | None = None,
 ) -> Response:
     """The page: what there is, and what ``wanted`` would make, or what is wrong with it."""
-    shape, found = await broker.read(lambda conn: _look(conn, table))
+    shape, found, lost = await broker.read(lambda conn: _look(conn, table))
     triggers = None
     if wanted is not None and (fault is None or isinstance(fault, Conflict)):
         try:
@@ -131,6 +140,7 @@ async def _show(
         except PubsubError as error:
             fault = error
     there = found.broadcast if found else None
+    before = there or (lost.broadcast if lost else None)
     context = {
         "path": broadcast_path(datasette, broker.name, shape.table),
         "base": datasette.urls.database(broker.name) + "/-/pubsub",
@@ -139,10 +149,12 @@ async def _show(
         "table": shape.table,
         "shape": shape,
         "found": found,
+        "lost": lost,
+        "noting": shape.replaces_silently or bool(wanted and wanted.per_row),
         "found_sql": _sql(found.triggers) if found else None,
         "found_channel": tilde_encode(there.channel) if there and not there.per_row else None,
         "operations": OPERATIONS,
-        "form": _filled(wanted or there or Broadcast(_first_channel(shape.table)), shape),
+        "form": _filled(wanted or before or Broadcast(_first_channel(shape.table)), shape),
         "wanted": wanted,
         "sql": _sql(triggers) if triggers else None,
         "digest": digest(triggers) if triggers else None,
@@ -228,10 +240,12 @@ def table_link(
         if await _refused(datasette, actor, database, table):
             return []
         try:
-            _, found = await broker.read(lambda conn: _look(conn, table))
+            _, found, lost = await broker.read(lambda conn: _look(conn, table))
         except PubsubError:
             return []
         state = "Its changes are published; see how, or end it" if found else "Publish its changes to a channel"
+        if lost is not None:
+            state = "Its changes are not published any more; see why, and publish them again"
         href = broadcast_path(datasette, database, table)
         return [{"href": href, "label": "Broadcast this table", "description": state}]
 

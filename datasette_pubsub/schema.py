@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sqlite_utils
@@ -17,6 +18,7 @@ from .config import SYNCHRONOUS, Settings
 from .errors import SchemaConflict
 from .migration import from_version_1, is_version_1, rebuild_log
 from .objects import (
+    BROADCAST_OBJECTS,
     FILE,
     FILE_OBJECTS,
     GUARD,
@@ -61,8 +63,11 @@ def m002_subscriptions(db: sqlite_utils.Database) -> None:
 
 @migrations()
 def m003_log_is_vpubsub(db: sqlite_utils.Database) -> None:
-    """The file knows its schema version. (That ``vpubsub`` is the log, :func:`from_version_1` has seen to before.)"""
-    make_missing(db.conn, FILE_OBJECTS)
+    """The file knows its schema version, and what is broadcast.
+
+    (That ``vpubsub`` is the log, :func:`from_version_1` has seen to before.)
+    """
+    make_missing(db.conn, {**BROADCAST_OBJECTS, **FILE_OBJECTS})
 
 
 _GUARD_LIMIT = re.compile(r"limit of (\d+) bytes \(max_payload_bytes\)")
@@ -153,12 +158,15 @@ def instance_id(conn: sqlite3.Connection) -> str | None:
     return str(row[0]) if row else None
 
 
-def _record_file(conn: sqlite3.Connection) -> None:
+def _record_file(conn: sqlite3.Connection, unchecked: bool) -> None:
+    """Have the file say what it is; ``unchecked``: its messages came while no guard checked them."""
     conn.execute(
         f"INSERT INTO {FILE} (one, schema_version, instance_id) VALUES (1, ?, lower(hex(randomblob(16)))) "
         "ON CONFLICT (one) DO UPDATE SET schema_version = excluded.schema_version",
         [SCHEMA_VERSION],
     )
+    if unchecked:
+        conn.execute(f"UPDATE {FILE} SET checked_after = (SELECT coalesce(max(id), 0) FROM {LOG})")
 
 
 def go_on_above(conn: sqlite3.Connection) -> None:
@@ -237,10 +245,17 @@ def _in_quotes(name: str) -> str:
     return name.replace('"', '""')
 
 
-def install(conn: sqlite3.Connection, settings: Settings, *, repair: bool = False) -> tuple[str, ...]:
+def install(
+    conn: sqlite3.Connection,
+    settings: Settings,
+    *,
+    repair: bool = False,
+    migrated: Callable[[sqlite3.Connection], None] = lambda conn: None,
+) -> tuple[str, ...]:
     """Bring the file to the newest schema, in one transaction, with all that was dropped; a complete one is only read.
 
-    Inside a transaction of the caller's it becomes part of that. With ``repair``,
+    Inside a transaction of the caller's it becomes part of that. ``migrated`` is called, inside the transaction,
+    when a file of the first version has become one of this. With ``repair``,
     objects that were altered are put right where that loses nothing; returns
     their names. Raises :class:`SchemaConflict` when the file holds something with
     our names that is not ours or cannot be put right, or was made by a newer
@@ -255,7 +270,7 @@ def install(conn: sqlite3.Connection, settings: Settings, *, repair: bool = Fals
         repaired: tuple[str, ...] = ()
         # Looked at again inside the transaction: another process may have been faster.
         if not _ready(conn, guard, repair):
-            repaired = _install(conn, guard)
+            repaired = _install(conn, guard, migrated)
     except BaseException:
         conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
         raise
@@ -263,9 +278,11 @@ def install(conn: sqlite3.Connection, settings: Settings, *, repair: bool = Fals
     return repaired
 
 
-def _install(conn: sqlite3.Connection, guard: str) -> tuple[str, ...]:
+def _install(conn: sqlite3.Connection, guard: str, migrated: Callable[[sqlite3.Connection], None]) -> tuple[str, ...]:
+    was_version_1 = is_version_1(conn)
     from_version_1(conn)
-    repaired = inspect(conn).altered
+    found = inspect(conn)
+    repaired = found.altered
     for name in repaired:
         if name != LOG:
             _drop_altered(conn, name)
@@ -274,11 +291,13 @@ def _install(conn: sqlite3.Connection, guard: str) -> tuple[str, ...]:
     if LOG in repaired:
         rebuild_log(conn)
     make_missing(conn, OBJECTS)
-    _record_file(conn)
+    _record_file(conn, unchecked=GUARD in (*found.missing, *found.altered))
     if lost or LOG in repaired:
         go_on_above(conn)
     conn.execute(f"DROP TRIGGER IF EXISTS {GUARD}")
     conn.execute(guard)
+    if was_version_1:
+        migrated(conn)
     return repaired
 
 

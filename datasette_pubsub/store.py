@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from . import log, schema
+from . import broadcast_file, log, schema
 from .batcher import Transaction
 from .config import Settings
 from .errors import FailedPrecondition, PubsubError, Unavailable
@@ -76,7 +76,7 @@ class Store:
             schema.set_durability(conn, self._settings)
             if not self._datasette.setting("cache_size_kb"):
                 schema.set_cache(conn)
-            schema.install(conn, self._settings)
+            schema.install(conn, self._settings, migrated=broadcast_file.renew)
         except PubsubError as error:
             self.conflict = error
         except sqlite3.Error as error:

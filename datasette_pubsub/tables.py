@@ -16,7 +16,7 @@ from datasette.utils.permissions import SKIP_PERMISSION_CHECKS, build_rules_unio
 
 from . import schema
 from .brokers import brokers
-from .objects import FILE, LOG, PROBE, RELEASED, SUBSCRIPTIONS, TABLES, TRIMS
+from .objects import FILE, LOG, PROBE, RECORDS, RELEASED, REPLACED, SUBSCRIPTIONS, TABLES, TRIMS
 from .permissions import rights
 from .rules import PUBLISH, VIEW, Actor, in_plain, plain, rows_rule
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 #: Tables that nobody writes to through Datasette: what frees messages for deletion, what the file says of itself, the
 #: counter of the message ids (SQLite's own), and which migrations have run.
-KEPT = (RELEASED, TRIMS, FILE, "sqlite_sequence", "_sqlite_migrations")
+KEPT = (RELEASED, TRIMS, FILE, RECORDS, "sqlite_sequence", "_sqlite_migrations")
 
-#: Tables that an INSERT INTO vpubsub touches. Datasette asks for all three rights to them also where SQL only inserts;
-#: changing and deleting messages is refused by the log itself.
-PUBLISHED_TO = (LOG, PROBE)
+#: Tables that an INSERT INTO vpubsub touches, also by a broadcast's triggers. Datasette asks for all three rights to
+#: them also where SQL only inserts; changing and deleting messages is refused by the log itself.
+PUBLISHED_TO = (LOG, PROBE, REPLACED)
 
 _WRITES = ("insert-row", "update-row", "delete-row")
 _SHAPES = ("alter-table", "drop-table", "drop-view")

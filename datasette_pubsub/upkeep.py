@@ -15,7 +15,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
-from . import retention, schema, subscriptions
+from . import broadcast_file, retention, schema, subscriptions
+from .broadcast_file import Lost
 from .config import Settings
 from .errors import PubsubError
 from .holders import Holders
@@ -28,6 +29,9 @@ logger = logging.getLogger("datasette_pubsub")
 #: connection ends, or when the server comes back before its reader does.
 SEEN_SECONDS = 60.0
 SEEN_PART = 0.1
+
+#: How often the file's schema is looked at for tables that have lost their broadcast, in seconds: one number is read.
+SCHEMA_SECONDS = 5.0
 
 T = TypeVar("T")
 
@@ -51,6 +55,10 @@ class Upkeep:
         self._file = file
         self._holders = holders
         self._removed = removed
+        #: The file's schema as it was seen last, when, and which tables were told to have lost their broadcast.
+        self._schema_version: int | None = None
+        self._schema_seen = float("-inf")
+        self._told: set[tuple[str, str]] = set()
 
     async def run_cursors(self) -> None:
         """Save the cursors of live automatic subscriptions now and then, and look after the rows of all."""
@@ -60,12 +68,36 @@ class Upkeep:
                 return
             self._holders.save()
             try:
+                if time.monotonic() - self._schema_seen >= SCHEMA_SECONDS:
+                    self._schema_seen = time.monotonic()
+                    await self._tell_lost_broadcasts()
                 await self._look_after(self._holders.ids)
             except PubsubError:
                 # Locked, or full: told where it was found, and the next round comes soon.
                 continue
             except Exception:
                 logger.exception("database %s: could not look after its subscriptions; trying again", self._name)
+
+    async def _tell_lost_broadcasts(self) -> None:
+        """Tell once of each table that is not broadcast any more; looks only where the file's schema has changed."""
+
+        def look(conn: sqlite3.Connection) -> tuple[int, dict[str, Lost] | None]:
+            version = int(conn.execute("PRAGMA schema_version").fetchone()[0])
+            return version, None if version == self._schema_version else broadcast_file.lost(conn)
+
+        self._schema_version, lost = await self._file.read(look)
+        if lost is None:
+            return
+        for table, found in lost.items():
+            if (table, found.made_at) not in self._told:
+                logger.warning(
+                    "database %s: table %r was broadcast: %s; broadcast it again on its page, or with: "
+                    "datasette pubsub broadcast FILE TABLE --again",
+                    self._name,
+                    table,
+                    found.reason,
+                )
+        self._told = {(table, found.made_at) for table, found in lost.items()}
 
     async def _look_after(self, held: list[int]) -> None:
         """Learn what was done by SQL to subscriptions that are held, and write that they are in use."""

@@ -32,6 +32,7 @@ from datasette_pubsub import (
     broadcast_file,
     edge,
     errors,
+    harmless,
     hooks,
     log,
     messages,
@@ -340,7 +341,7 @@ def test_no_name_that_does_not_exist() -> None:
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in broadcast.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
-    known |= {"json_each", "sqlite_master", "cache_size_kb"}
+    known |= {"json_each", "sqlite_master", "cache_size_kb", *harmless.FUNCTIONS}
     for page, text in DOCS.items():
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
             assert name in known, (page, name)
@@ -446,3 +447,8 @@ def test_the_javascript_example(serve: Callable[..., Server]) -> None:
         with page.expect_console_message(lambda message: message.text == "orders one"):
             page.add_script_tag(content=script, type="module")
         page.wait_for_function("document.title === 'live'")
+
+
+def test_every_function_that_an_expression_may_call() -> None:
+    text = section("tables", "What can be chosen")
+    assert [name for name in sorted(harmless.FUNCTIONS) if f"`{name}`" not in text] == []

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "config", "models", "collector", "utf8_sql"},
     {"objects", "migration", "schema"},
     {"log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot", "reader"},
-    {"expressions", "broadcast", "broadcast_file"},
+    {"expressions", "harmless", "broadcast", "broadcast_file"},
     {"sql", "transaction", "batcher"},
     {"store"},
     {"hub", "watcher", "rounds", "recent", "admission"},
