@@ -19,7 +19,7 @@ import pytest
 import sqlite_utils
 from conftest import Server, Sse, sqlite_shell, wait_for
 
-from datasette_pubsub import log, schema, subscriptions
+from datasette_pubsub import broadcast_file, log, schema, subscriptions
 from datasette_pubsub.config import Settings
 from datasette_pubsub.errors import SchemaConflict
 
@@ -129,6 +129,20 @@ def test_all_is_kept_and_what_users_made_works_on(conn: sqlite3.Connection) -> N
     assert conn.execute("SELECT id FROM lost").fetchall() == [(23,)]
     plan = " ".join(row[3] for row in conn.execute("EXPLAIN QUERY PLAN SELECT id FROM vpubsub ORDER BY created_at"))
     assert "by_time" in plan
+
+
+def test_broadcasts_are_made_again_as_this_version_makes_them(conn: sqlite3.Connection) -> None:
+    schema.install(conn, Settings(), migrated=broadcast_file.renew)
+    for table in ("items", "people"):
+        found = broadcast_file.find(conn, table)
+        assert found is not None
+        assert found.problems == ()
+    assert broadcast_file.lost(conn) == {}
+    conn.execute("INSERT INTO items (name, price) VALUES ('tea', 2.5)")
+    conn.execute("INSERT INTO people (email, status) VALUES ('a@b.c', 'new')")
+    conn.execute("UPDATE people SET status = 'banned'")
+    rows = conn.execute("SELECT channel, payload ->> '$.new.name' FROM vpubsub WHERE id > 200").fetchall()
+    assert rows == [("changes/items", "tea"), ("people/new", None), ("people/banned", None)]
 
 
 def test_the_objects_are_those_of_a_new_file(conn: sqlite3.Connection, tmp_path: Path) -> None:

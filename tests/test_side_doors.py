@@ -55,7 +55,16 @@ ELSEWHERE = (
     "/data/-/pubsub/-/snapshot.json?sql=select+payload+from+vpubsub",
 )  # fmt: skip
 
-OURS = ("vpubsub", "pubsub_subscriptions", "_pubsub_trims", "_pubsub_released", "_pubsub_file", "_pubsub_probe")
+OURS = (
+    "vpubsub",
+    "pubsub_subscriptions",
+    "_pubsub_trims",
+    "_pubsub_released",
+    "_pubsub_file",
+    "_pubsub_probe",
+    "_pubsub_broadcasts",
+    "_pubsub_replaced",
+)
 
 #: What an owner may have made of the log: views, also of views, and an index for search.
 DERIVED = """
