@@ -24,7 +24,7 @@ from .errors import InvalidArgument, NotFound, TooLarge
 from .holders import Holders
 from .hub import Encoder, Hub
 from .inflow import Inflow
-from .models import ANYWHERE, AckMode, Item, Page, Where, check_subscription_name
+from .models import ANYWHERE, AckMode, Item, Page, Superseded, Where, check_subscription_name
 from .reader import Reader
 from .rounds import Rounds
 from .selector import ALL, Rights, Selector, Verdicts
@@ -237,6 +237,7 @@ class Broker:
                 "cursor": found.cursor,
                 "lag": lag,
                 "connected": found.id in self._holders,
+                "delivery": self._holders.delivery(found.id),
                 "created_at": found.created_at,
                 "last_seen_at": found.last_seen_at,
             }
@@ -405,7 +406,7 @@ class Broker:
                 position,
                 send_bytes=self.settings.send_bytes,
                 heartbeat_seconds=heartbeat_seconds or self.settings.heartbeat_seconds,
-                first_alone=automatic,
+                automatic=automatic,
                 ahead=wanted > head or (subscription is not None and subscription.ahead),
                 allowed=allowed,
                 expires_in=expires_in,
@@ -419,10 +420,13 @@ class Broker:
             self._admission.add(stream)
             try:
                 yield stream
+                if subscription is not None and not isinstance(stream.end, Superseded):
+                    await stream.last_looks()
             finally:
                 self._admission.discard(stream)
                 if subscription is not None:
                     self._holders.leave(subscription.id, stream)
+                stream.close()
         finally:
             if waiter is not None:
                 self.hub.unregister(waiter)

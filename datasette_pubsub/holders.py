@@ -1,14 +1,16 @@
 """Who holds which subscription: one live stream each, and its cursor on the way to the file.
 
 The law of this module: a cursor of a stream is saved only while that stream
-holds the subscription, and only as far as everything before it was handed over
-or told. It knows no SQL; what the file says of the rows is brought to it.
+holds the subscription, and only as far as everything before it has arrived at
+the reader's machine (:mod:`.acknowledged`), or was told. It knows no SQL; what
+the file says of the rows is brought to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from .acknowledged import Delivery
 from .batcher import Batcher
 from .models import Changed, Superseded
 from .stream import Stream
@@ -26,7 +28,8 @@ class Holders:
         #: Streams whose row read something else at the last look. A reader that names other channels
         #: changes its row too, just before it takes over: so only what is still so at the next look counts.
         self._differing: set[Stream] = set()
-        #: Those of them whose cursor follows the stream, with the sends it had had when it was last saved.
+        #: Those of them whose cursor follows the stream, with the sends it had had when it was last saved;
+        #: -1 while not all of them had arrived.
         self._automatic: dict[int, int] = {}
         #: What was last seen of each row.
         self._states: dict[int, str] = {}
@@ -39,8 +42,17 @@ class Holders:
         """The subscriptions that are held now."""
         return list(self._streams)
 
+    def delivery(self, number: int) -> Delivery | None:
+        """What moves the cursor of a subscription; ``None`` while nobody is connected."""
+        stream = self._streams.get(number)
+        return None if stream is None else stream.delivery
+
     def take_over(self, number: int, position: int, automatic: bool, resumes: bool) -> int:
-        """End the stream that holds the subscription; where the next one begins."""
+        """End the stream that holds the subscription; where the next one begins.
+
+        An automatic cursor goes on after what has arrived over the older connection. What was on the way there
+        comes again.
+        """
         previous = self._streams.pop(number, None)
         if previous is None:
             return position
@@ -48,9 +60,10 @@ class Holders:
         previous.stop(Superseded())
         if number in self._automatic:
             del self._automatic[number]
-            self._batcher.move_cursor(number, previous.settled)
+            finished, _ = previous.finished()
+            self._batcher.move_cursor(number, finished)
             if automatic and not resumes:
-                return max(position, previous.settled)
+                return max(position, finished)
         return position
 
     def begin(self, subscription: Subscription, stream: Stream, automatic: bool) -> None:
@@ -67,7 +80,7 @@ class Holders:
             self._forget(number)
             if number in self._automatic:
                 del self._automatic[number]
-                self._batcher.move_cursor(number, stream.settled)
+                self._batcher.move_cursor(number, stream.finished()[0])
 
     def drop(self, number: int) -> None:
         """The subscription is gone: its stream ends, and nothing of it is saved."""
@@ -91,19 +104,22 @@ class Holders:
     def save(self) -> None:
         """Have the cursors of automatic subscriptions written whose readers were sent something since the last time.
 
+        Or had not got all of it then.
         Where the others stand is of use to nobody: after what they have read, there is nothing for them.
         """
         for number, before in self._automatic.items():
             stream = self._streams[number]
             if stream.sends != before:
-                self._automatic[number] = stream.sends
-                self._batcher.move_cursor(number, stream.settled)
+                sends = stream.sends
+                finished, everything = stream.finished()
+                self._automatic[number] = sends if everything else -1
+                self._batcher.move_cursor(number, finished)
 
     def save_quiet(self, numbers: Collection[int]) -> None:
         """Have these cursors written, so far as they are automatic, though nothing was sent."""
         for number in numbers:
             if number in self._automatic:
-                self._batcher.move_cursor(number, self._streams[number].settled)
+                self._batcher.move_cursor(number, self._streams[number].finished()[0])
 
     def learn(self, asked: Collection[int], states: Mapping[str, str]) -> None:
         """Take in what SQL did to the rows: cursors that were moved, other channels to read, rows that are gone."""

@@ -17,6 +17,7 @@ from . import (
     api,
     broadcast_file,
     caller,
+    compat,
     demo,
     edge,
     jump,
@@ -202,7 +203,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
             shutdown.listen(datasette)
             token = caller.current.set(caller.Caller(run=runs.take_wanted()))
             try:
-                await app(scope, receive, edge.with_cors(datasette, scope, send))
+                await app(compat.with_server(scope, receive, send), receive, edge.with_cors(datasette, scope, send))
             finally:
                 caller.current.reset(token)
 

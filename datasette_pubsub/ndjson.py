@@ -171,7 +171,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
                         await send_frames(send, text.encode(), broker.settings.send_timeout_seconds)
                 last = _farewell(inflow)
             except ReaderStuck:
-                shutdown.cut_off(datasette, scope)
+                shutdown.cut_off(scope)
                 logger.info(
                     "database %s: a publisher was cut off: it took no answers for %s s (send_timeout_seconds)",
                     broker.name,

@@ -18,7 +18,7 @@ from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from datasette.utils.asgi import Request, Response
 
-from . import permissions, recheck, rpc_publish, shutdown
+from . import acknowledged, permissions, recheck, rpc_publish, shutdown
 from .brokers import Brokers, brokers
 from .codecs import CODECS, Published, PublishRequest, StreamRequest
 from .config import MAX_CHANNEL_BYTES
@@ -152,13 +152,14 @@ class Service:
             ) as live:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
-                outlet = call.sender.outlet(broker.settings.send_timeout_seconds)
-                live.through(outlet.begin)
+                arrival = acknowledged.of(call.request.scope) if live.automatic else None
+                outlet = call.sender.outlet(broker.settings.send_timeout_seconds, arrival)
+                live.through(outlet.begin, arrival)
                 await outlet.start(live.frames())
                 end = live.end
         except ReaderStuck:
             call.sender.stuck = True
-            shutdown.cut_off(self._datasette, call.request.scope)
+            shutdown.cut_off(call.request.scope)
             logger.info(
                 "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
                 broker.name,

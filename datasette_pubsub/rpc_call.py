@@ -14,6 +14,7 @@ from typing import Any
 from connectrpc.errors import ConnectError
 from datasette.utils.asgi import Request
 
+from .acknowledged import Acknowledged
 from .codecs import connect_error
 from .edge import internal
 from .errors import PubsubError
@@ -52,9 +53,9 @@ class Sender:
         """Send frames as they are. Raises :class:`ReaderStuck` when that takes longer than ``seconds``."""
         await send_frames(self._send, data, seconds)
 
-    def outlet(self, seconds: float) -> Outlet:
+    def outlet(self, seconds: float, arrival: Acknowledged | None = None) -> Outlet:
         """What sends the frames of a stream, as :meth:`raw` does."""
-        return Outlet(self._send, seconds)
+        return Outlet(self._send, seconds, arrival)
 
 
 @dataclass(frozen=True, slots=True)

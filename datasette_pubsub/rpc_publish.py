@@ -68,7 +68,7 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
                         await call.sender.raw(answer_frames(found, as_json), broker.settings.send_timeout_seconds)
     except ReaderStuck:
         call.sender.stuck = True
-        shutdown.cut_off(datasette, call.request.scope)
+        shutdown.cut_off(call.request.scope)
         logger.info(
             "database %s: a publisher was cut off: it took no answers for %s s (send_timeout_seconds)",
             broker.name,

@@ -14,6 +14,8 @@ from contextlib import aclosing
 from types import coroutine
 from typing import Any, TypeVar, cast
 
+from .acknowledged import Acknowledged
+
 T = TypeVar("T")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -49,11 +51,13 @@ class Outlet:
     of the task at all: see :meth:`begin`.
     """
 
-    __slots__ = ("_begun", "_context", "_loop", "_seconds", "_send", "_task")
+    __slots__ = ("_acknowledged", "_begun", "_context", "_loop", "_seconds", "_send", "_task")
 
-    def __init__(self, send: Send, seconds: float) -> None:
+    def __init__(self, send: Send, seconds: float, acknowledged: Acknowledged | None = None) -> None:
         self._send = send
         self._seconds = seconds
+        #: Is told of what was sent, where somebody asks what of it has arrived.
+        self._acknowledged = acknowledged
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[None]
@@ -77,7 +81,11 @@ class Outlet:
             self._begun = self._context.run(_first_step, self._send, data)
         finally:
             _leave_task(self._loop, self._task)
-        return self._begun is None
+        if self._begun is not None:
+            return False
+        if self._acknowledged is not None:
+            self._acknowledged.sent(len(data))
+        return True
 
     async def _send_all(self, frames: AsyncGenerator[bytes, None]) -> None:
         try:
@@ -87,6 +95,8 @@ class Outlet:
                         await send_frames(self._send, data, self._seconds)
                     else:
                         await self._finish(*self._begun)
+                    if self._acknowledged is not None:
+                        self._acknowledged.sent(len(data))
         finally:
             if self._begun is not None:
                 self._begun[0].close()

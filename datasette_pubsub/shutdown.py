@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from . import compat
 from .brokers import Brokers, brokers
 
 if TYPE_CHECKING:
@@ -55,24 +57,25 @@ def _chain(number: signal.Signals, loop: asyncio.AbstractEventLoop, known: Broke
 
 def _end(loop: asyncio.AbstractEventLoop, known: Brokers) -> None:
     known.close_streams()
-    loop.call_later(PATIENCE_SECONDS, _abort, known, None)
+    loop.call_later(PATIENCE_SECONDS, _abort, known)
 
 
-def cut_off(datasette: Datasette, scope: Any) -> None:
+def cut_off(scope: Mapping[str, Any]) -> None:
     """Close the connection of a reader that takes nothing, with all that waits in its buffers.
 
     An application can only stop sending; the server would then wait for the
-    reader to take the rest. Does nothing on a server other than uvicorn.
+    reader to take the rest. Does nothing on a server whose connections cannot be
+    reached, nor while the other streams of an HTTP/2 connection flow.
     """
-    _abort(brokers(datasette), tuple(scope["client"]) if scope.get("client") else ())
+    transport = compat.transport_of(scope)
+    if transport is not None and (transport.get_write_buffer_size() or not compat.is_multiplexed(scope)):
+        compat.abort(transport)
 
 
-def _abort(known: Brokers, client: tuple[Any, ...] | None) -> None:
-    """Abort the connections that are being written to: one client's, or all."""
+def _abort(known: Brokers) -> None:
+    """Abort the connections that are being written to."""
     state = getattr(known.server, "server_state", None)
     for connection in list(getattr(state, "connections", ())):
         transport = getattr(connection, "transport", None)
-        if transport is None or (client is not None and getattr(connection, "client", None) != client):
-            continue
-        if client is not None or transport.get_write_buffer_size():
-            transport.abort()
+        if transport is not None and transport.get_write_buffer_size():
+            compat.abort(transport)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
 
-from . import permissions, recheck, shutdown
+from . import acknowledged, permissions, recheck, shutdown
+from .acknowledged import Acknowledged
 from .edge import broker_of, cors_headers, mapped, refuse_elsewhere, selector_from, where_from
 from .endless import endless
 from .errors import InvalidArgument, MethodNotAllowed
@@ -42,7 +43,7 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
-async def _answer(live: Stream, receive: Any, send: Any, headers: dict[str, str], seconds: float) -> None:
+async def _answer(live: Stream, scope: Any, receive: Any, send: Any, headers: dict[str, str], seconds: float) -> None:
     """The whole response: until the stream ends or its reader has gone. Raises :class:`ReaderStuck`."""
     await send(
         {
@@ -51,11 +52,12 @@ async def _answer(live: Stream, receive: Any, send: Any, headers: dict[str, str]
             "headers": _raw({"Content-Type": CONTENT_TYPE, **HEADERS, **headers}),
         }
     )
-    if await _send_until_gone(live, receive, send, seconds):
+    arrival = acknowledged.of(scope) if live.automatic else None
+    if await _send_until_gone(live, receive, Outlet(send, seconds, arrival), arrival):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _send_until_gone(live: Stream, receive: Any, send: Any, seconds: float) -> bool:
+async def _send_until_gone(live: Stream, receive: Any, outlet: Outlet, arrival: Acknowledged | None) -> bool:
     """Send all of the stream; whether its reader is still there. Raises :class:`ReaderStuck`."""
     task = asyncio.current_task()
     assert task is not None
@@ -65,8 +67,7 @@ async def _send_until_gone(live: Stream, receive: Any, send: Any, seconds: float
         if waiting:
             task.cancel()  # nobody waits any more for the reader to go
 
-    outlet = Outlet(send, seconds)
-    live.through(outlet.begin)
+    live.through(outlet.begin, arrival)
     sending = outlet.start(live.frames())
     sending.add_done_callback(ended)
     try:
@@ -129,9 +130,10 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
         expires_in=recheck.expires_in(request.actor),
     ) as live:
         try:
-            await _answer(live, receive, send, cors_headers(datasette), broker.settings.send_timeout_seconds)
+            headers, seconds = cors_headers(datasette), broker.settings.send_timeout_seconds
+            await _answer(live, scope, receive, send, headers, seconds)
         except ReaderStuck:
-            shutdown.cut_off(datasette, scope)
+            shutdown.cut_off(scope)
             logger.info(
                 "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
                 broker.name,

@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from .acknowledged import Acknowledged, Delivery
 from .hub import Encoder, Hub, Span, Waiter
 from .models import AHEAD, End, Gap, Heartbeat, Page, Ready, Revoked
 
@@ -24,7 +25,7 @@ Begin = Callable[[bytes], bool]
 
 #: How long a subscription with an automatic cursor rests after its very first
 #: message, in seconds. A reader that takes one message and leaves (``break``,
-#: ``head -1``) is common, and in this mode what was handed over counts as read;
+#: ``head -1``) is common, and in this mode what has arrived counts as read;
 #: so the second message is not sent before the first could have made it leave.
 FIRST_MESSAGE_SECONDS = 0.2
 
@@ -34,7 +35,8 @@ _ALL = 1 << 30
 class Stream:
     """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
 
-    It moves when the consumer asks for the next send, so when the last was taken.
+    It moves when the consumer asks for the next send, so when the last was taken. With an ``automatic`` cursor, what
+    the reader's machine has acknowledged is asked for with :meth:`finished`.
     ``ahead`` says that the reader came with a position ahead of the head. With
     ``max_unacked``, no more than so many messages are handed over before
     :meth:`acknowledged` is called.
@@ -50,7 +52,7 @@ class Stream:
         *,
         send_bytes: int,
         heartbeat_seconds: float,
-        first_alone: bool = False,
+        automatic: bool = False,
         ahead: bool = False,
         max_unacked: int | None = None,
         allowed: Callable[[], Awaitable[bool]] | None = None,
@@ -67,7 +69,10 @@ class Stream:
         self._send_bytes = send_bytes
         #: How long a wait lasts: until a heartbeat is due, or the next look at the reader's rights.
         self._patience = heartbeat_seconds if allowed is None else min(heartbeat_seconds, recheck_seconds)
-        self._first_alone = first_alone
+        #: Whether the reader's cursor follows what is sent.
+        self.automatic = automatic
+        self._first_alone = automatic
+        self._acknowledged: Acknowledged | None = None
         #: What the next message is to say about a gap before it.
         self._missed = AHEAD if ahead else 0
         #: Where a gap began that the wire format has no event for: it counts as told with the next message.
@@ -100,6 +105,22 @@ class Stream:
             return self._untold
         return self.position if self._waiter.woken else max(self.position, self._hub.head)
 
+    def finished(self) -> tuple[int, bool]:
+        """Up to where the reader has everything, as far as that can be known, and whether there is nothing more.
+
+        Where what has arrived cannot be known, that is what was handed over.
+        """
+        if self._acknowledged is None or self._acknowledged.look():
+            return self.settled, True
+        return min(self.settled, self._acknowledged.position), False
+
+    @property
+    def delivery(self) -> Delivery:
+        """What moves the reader's cursor."""
+        if not self.automatic:
+            return "explicit"
+        return "handed-over" if self._acknowledged is None else "tcp-acknowledged"
+
     @property
     def end(self) -> End | None:
         """Why the stream was told to end, if it was."""
@@ -113,10 +134,26 @@ class Stream:
                 self._ended.set()
             self._waiter.wake()
 
-    def through(self, begin: Begin) -> None:
-        """Let the hub serve this reader while :meth:`frames` waits, which saves a turn of the consumer's task."""
+    def through(self, begin: Begin, acknowledged: Acknowledged | None = None) -> None:
+        """Let the hub serve this reader while :meth:`frames` waits, which saves a turn of the consumer's task.
+
+        ``acknowledged`` knows of what was sent how much has arrived.
+        """
         self._begin = begin
         self._waiter.serve = self._serve
+        if acknowledged is not None:
+            acknowledged.position = self.position
+            self._acknowledged = acknowledged
+
+    async def last_looks(self) -> None:
+        """Give what was sent last a moment to arrive, before the end of the connection is not waited for."""
+        if self._acknowledged is not None:
+            await self._acknowledged.last_looks()
+
+    def close(self) -> None:
+        """The stream has ended, and its cursor was saved."""
+        if self._acknowledged is not None:
+            self._acknowledged.close()
 
     def acknowledged(self, cursor: int) -> None:
         """The reader has finished everything up to here."""
@@ -230,6 +267,8 @@ class Stream:
         self._move(span.position)
         if not self._missed:
             self._untold = None
+        if span.data and self._acknowledged is not None:
+            self._acknowledged.mark(self.position)
         if span.messages and self._unacked is not None:
             self._unacked.append((span.last, span.messages))
             self._in_flight += span.messages
@@ -266,6 +305,8 @@ class Stream:
         if self._unacked is not None:
             self._unacked.clear()
         self._in_flight = 0
+        if self._acknowledged is not None:
+            self._acknowledged.rewind(self.position)
         return self._encoder.event(Gap(AHEAD, self.position))
 
     async def _from_log(self, room: int) -> Span:

@@ -10,13 +10,13 @@ import datasette_pubsub
 PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
-    {"errors", "config", "models", "collector", "utf8_sql"},
+    {"errors", "config", "models", "collector", "compat", "utf8_sql"},
     {"objects", "migration", "schema"},
     {"log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot", "reader"},
     {"expressions", "harmless", "broadcast", "broadcast_file"},
     {"sql", "transaction", "batcher"},
     {"store"},
-    {"hub", "watcher", "rounds", "recent", "admission"},
+    {"acknowledged", "hub", "watcher", "rounds", "recent", "admission"},
     {"stream", "inflow"},
     {"holders"},
     {"upkeep"},

@@ -1,0 +1,193 @@
+"""What leans on more than a documented interface: of asyncio, uvicorn, hypercorn and Linux.
+
+Each function says why it is needed and what it does where the thing is not there. The tests in
+``tests/test_acked_compat.py`` fail when one of these servers changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+#: Where a request's scope holds the server's own ``receive`` and ``send``; see :func:`with_server`.
+_SERVER = "datasette_pubsub.server"
+
+#: Called with the error that ended a connection, or ``None``.
+Lost = Callable[[Exception | None], None]
+
+#: ``struct tcp_info`` in linux/tcp.h: where ``tcpi_bytes_acked``, a ``__u64``, begins (Linux 4.1), in bytes.
+_TCPI_BYTES_ACKED = 120
+_TCP_INFO_BYTES = _TCPI_BYTES_ACKED + 8
+
+#: linux/sockios.h: the bytes of a socket's send queue, of TCP those that are not acknowledged.
+_SIOCOUTQ = 0x5411
+
+#: macOS, sys/socket.h: the bytes in a socket's send buffer, of TCP those that are not acknowledged.
+_SO_NWRITE = 0x1024
+
+LINUX = sys.platform == "linux"
+MACOS = sys.platform == "darwin"
+
+
+def with_server(scope: Mapping[str, Any], receive: Any, send: Any) -> dict[str, Any]:
+    """The scope of a request, from which the functions below find the server. For the outermost wrapper.
+
+    ASGI has no way from a request to its connection. The ``receive`` and ``send`` that a server calls an application
+    with are methods of the server's objects; a wrapper's own are not.
+    """
+    return {**scope, _SERVER: (receive, send)}
+
+
+def transport_of(scope: Mapping[str, Any]) -> asyncio.Transport | None:
+    """asyncio's transport of the connection that a request came with; ``None`` where it cannot be reached.
+
+    Needed because the server's buffers and the socket tell what has arrived, and because nothing in ASGI ends a
+    connection whose peer takes nothing. Found under uvicorn (both HTTP implementations) and hypercorn on asyncio or
+    uvloop; not under granian, hypercorn on trio, or a wrapper outside of Datasette that has a ``receive`` of its own.
+    """
+    receive, send = scope.get(_SERVER, (None, None))
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    if transport is None:
+        transport = getattr(getattr(_hypercorn_server(send), "writer", None), "transport", None)
+    if not all(hasattr(transport, name) for name in ("get_write_buffer_size", "get_protocol", "abort", "is_closing")):
+        return None
+    return cast(asyncio.Transport, transport)
+
+
+def _hypercorn_protocol(send: Any) -> Any:
+    """Hypercorn's ``H11Protocol`` or ``H2Protocol``: ``send`` is a method of its stream."""
+    return getattr(getattr(getattr(send, "__self__", None), "send", None), "__self__", None)
+
+
+def _hypercorn_server(send: Any) -> Any:
+    """Hypercorn's ``TCPServer``, of one connection."""
+    return getattr(getattr(_hypercorn_protocol(send), "send", None), "__self__", None)
+
+
+def is_multiplexed(scope: Mapping[str, Any]) -> bool:
+    """Whether other streams share the connection: HTTP/2."""
+    return str(scope.get("http_version", "")).startswith(("2", "3"))
+
+
+def held_back(scope: Mapping[str, Any]) -> Callable[[], int | None]:
+    """How many bytes of a response the server has taken and not given to the transport; ``None`` while unknown.
+
+    Hypercorn keeps what is sent over HTTP/2 in a buffer of each stream, and writes it in a task of its own. Other
+    servers keep nothing: they have written when a send returns.
+    """
+    if not is_multiplexed(scope):
+        return lambda: 0
+    send = scope.get(_SERVER, (None, None))[1]
+    protocol, server = _hypercorn_protocol(send), _hypercorn_server(send)
+    number = getattr(getattr(send, "__self__", None), "stream_id", None)
+
+    def held() -> int | None:
+        try:
+            # While one task writes, another may have taken bytes from the buffer and wait for its turn.
+            return None if server.send_lock.locked() else len(protocol.stream_buffers[number].buffer)
+        except (AttributeError, KeyError):
+            return None
+
+    return held
+
+
+def beneath_tls(transport: asyncio.Transport) -> asyncio.Transport | None:
+    """The transport that asyncio's TLS writes to; ``None`` for another TLS.
+
+    Needed because what has been encrypted waits there, and because it is told of the connection's end before the
+    socket is closed, where the one above is told later.
+    """
+    found = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return found if isinstance(found, asyncio.Transport) else None
+
+
+class _WhenLost:
+    """Stands in for a protocol's ``connection_lost``, and tells others first."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        self.watchers: dict[object, Lost] = {}
+        self._protocol = protocol
+
+    def __call__(self, error: Exception | None) -> None:
+        del self._protocol.__dict__["connection_lost"]
+        self.tell(error)
+        self._protocol.connection_lost(error)
+
+    def tell(self, error: Exception | None) -> None:
+        watchers, self.watchers = self.watchers, {}
+        for tell in watchers.values():
+            tell(error)
+
+
+def when_lost(transport: asyncio.BaseTransport, tell: Lost) -> Callable[[], None]:
+    """Have a function called when the connection has ended and its socket is still open; returns what undoes that.
+
+    asyncio and uvloop close the socket as soon as the protocol's ``connection_lost`` returns, long before the
+    application hears of it; only until then the kernel says what has arrived. A descriptor of our own for each
+    stream (``dup``) would need twice as many. Raises ``TypeError`` for a protocol that takes no attribute.
+    """
+    protocol = transport.get_protocol()
+    if not hasattr(protocol, "__dict__"):
+        raise TypeError(f"{type(protocol).__name__} takes no attributes")
+    hook = protocol.__dict__.get("connection_lost")
+    if not isinstance(hook, _WhenLost):
+        hook = protocol.__dict__["connection_lost"] = _WhenLost(protocol)
+    key = object()
+    hook.watchers[key] = tell
+
+    def undo() -> None:
+        hook.watchers.pop(key, None)
+        if not hook.watchers and protocol.__dict__.get("connection_lost") is hook:
+            del protocol.__dict__["connection_lost"]
+
+    return undo
+
+
+def abort(transport: asyncio.Transport) -> None:
+    """Close a connection with all that waits in its buffers; who watches it is told first, while they are full.
+
+    The protocol is told of no error then, as when everything was written.
+    """
+    for each in (beneath_tls(transport), transport):
+        hook = getattr(each and each.get_protocol(), "connection_lost", None)
+        if isinstance(hook, _WhenLost):
+            hook.tell(ConnectionAbortedError())
+    transport.abort()
+
+
+def bytes_acknowledged(sock: socket.socket) -> int:
+    """How many bytes the peer's TCP has acknowledged since the connection began. Linux; raises ``OSError``.
+
+    Python has no name for the fields of ``TCP_INFO``. Still right after a reset, as long as the socket is open.
+    """
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    if len(info) < _TCP_INFO_BYTES:
+        raise OSError("this kernel does not count acknowledged bytes")
+    return int(struct.unpack_from("=Q", info, _TCPI_BYTES_ACKED)[0])
+
+
+def bytes_outstanding(sock: socket.socket) -> int:
+    """How many bytes the kernel holds that the peer has not acknowledged. Raises ``OSError``.
+
+    On a Unix socket (Linux only) it is the memory of what the peer's process has not read, which is more than the
+    bytes; 0 means 0.
+    """
+    if LINUX:
+        import fcntl
+
+        return int(struct.unpack("=i", fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4)))[0])
+    if MACOS and sock.family != socket.AF_UNIX:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+    raise OSError("this system does not tell what was acknowledged")
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Whether the connection has ended, which the event loop may not know yet. Leaves a pending error in place."""
+    poller = select.poll()
+    poller.register(sock.fileno(), 0)
+    return bool(poller.poll(0))
