@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from abc import ABC, abstractmethod
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -32,8 +33,9 @@ from . import compat
 #: What moves the cursor of a connected subscription: acks, acknowledged bytes, or what was handed to the server.
 Delivery = Literal["explicit", "tcp-acknowledged", "handed-over"]
 
-#: Marks that a stream keeps, at most. A peer that takes nothing, with small messages, would collect more of them than
-#: its buffers hold bytes; every second one is dropped then, and a few more messages come again.
+#: Marks that a stream keeps, at most, of 16 bytes each. A peer that takes nothing would collect more of them when
+#: sends are small, one for each send in its buffers, which hold megabytes. Every second one is dropped then, so that
+#: a few more messages come again.
 MAX_MARKS = 4096
 
 #: Looks at the end of a stream whose last messages may still arrive: pauses before each, in seconds. A peer may
@@ -49,12 +51,17 @@ class Acknowledged(ABC):
 
     def __init__(self, transport: asyncio.Transport, beneath: asyncio.Transport) -> None:
         self.position = 0
+        #: Whether it can be known. What stands between the stream and the server may keep bytes back.
+        self.known = True
         #: The connection has been lost, and its socket must not be asked any more: its number may be another's.
         self.lost = False
         self._count = 0
         #: Bytes that were handed over when the connection was being closed, all of them at the end.
         self._dropped = 0
-        self._marks: list[tuple[int, int]] = []
+        #: Marks that have not arrived: counts of bytes, and the position that each stands for. Not lists: ten thousand
+        #: of them would be the garbage collector's business.
+        self._counts = array("q")
+        self._positions = array("q")
         self._transport = transport
         self._beneath = beneath
         self._sock: socket.socket = transport.get_extra_info("socket")
@@ -72,30 +79,28 @@ class Acknowledged(ABC):
 
     def mark(self, position: int) -> None:
         """With what was sent until now, everything up to this position has been handed over."""
-        marks = self._marks
-        if marks and marks[-1][0] == self._count:
-            marks.pop()
-        marks.append((self._count, position))
-        if len(marks) > MAX_MARKS:
+        self._counts.append(self._count)
+        self._positions.append(position)
+        if len(self._counts) > MAX_MARKS:
             self.look()
-            if len(marks) > MAX_MARKS // 2:
-                del marks[-2::-2]
+            if len(self._counts) > MAX_MARKS // 2:
+                for marks in (self._counts, self._positions):
+                    del marks[-2::-2]
 
     def look(self) -> bool:
         """Learn what has arrived; whether everything that was marked has."""
-        marks = self._marks
-        if marks and not self.lost:
+        if self._counts and not self.lost:
             try:
                 arrived = self._arrived()
             except (OSError, ValueError):
                 arrived = 0
             self._take(arrived)
-        return not marks
+        return not self._counts
 
     def rewind(self, position: int) -> None:
         """The log ends here now: ids beyond have been given back."""
         self.position = min(self.position, position)
-        self._marks = [(count, min(place, position)) for count, place in self._marks]
+        self._positions = array("q", [min(each, position) for each in self._positions])
 
     async def last_looks(self) -> None:
         """Give what was sent last a moment to arrive."""
@@ -111,11 +116,10 @@ class Acknowledged(ABC):
         self.lost = True
 
     def _take(self, arrived: int) -> None:
-        marks = self._marks
-        index = bisect_right(marks, arrived, key=lambda mark: mark[0])
+        index = bisect_right(self._counts, arrived)
         if index:
-            self.position = max(self.position, marks[index - 1][1])
-            del marks[:index]
+            self.position = max(self.position, self._positions[index - 1])
+            del self._counts[:index], self._positions[:index]
 
     def _when_lost(self, error: Exception | None) -> None:
         try:
@@ -145,22 +149,26 @@ class OverTcp(Acknowledged):
         self._base = 0
         #: Whether what is counted is to be compared with what the kernel says, after the next send.
         self._compare = True
-        #: Where counted bytes stand in the connection, if not simply after ``_base``: (counted, in the connection).
-        self._places: list[tuple[int, int]] | None = None
+        #: Where counted bytes end in the connection, if that is not simply as far after ``_base``: counts, and places.
+        self._places: tuple[array[int], array[int]] | None = None
         self._through = 0
+        #: How many of the counted bytes are the framing of chunks.
+        self._framing = 0
         self._timer: asyncio.TimerHandle | None = None
         written = self._written()
         if chunked and written is not None:
             self._base = written
         else:
-            self._places = []
+            self._places = array("q"), array("q")
 
     def sent(self, size: int) -> None:
         if self._places is not None:
             super().sent(size)
         elif size:
             # A chunk: its size in hexadecimal digits, CRLF, the bytes, CRLF.
-            self._count += size + ((size.bit_length() + 3) >> 2) + 4
+            framing = ((size.bit_length() + 3) >> 2) + 4
+            self._framing += framing
+            self._count += size + framing
 
     def mark(self, position: int) -> None:
         super().mark(position)
@@ -196,9 +204,13 @@ class OverTcp(Acknowledged):
         if written is None:
             return
         self._compare = False
-        if written != self._base + self._count:
+        counted = self._base + self._count
+        if written < counted - self._framing:
+            # A wrapper compresses the body, and holds the end of it back.
+            self.known = False
+        elif written != counted:
             # Whatever stands between: all that was counted has been written by now.
-            self._places = [(self._count, written)]
+            self._places = array("q", [self._count]), array("q", [written])
 
     def _note_later(self) -> None:
         self._timer = None
@@ -217,10 +229,12 @@ class OverTcp(Acknowledged):
         if written is None or held is None:
             return False
         count = self._count - self._dropped - held
-        if not self._places or self._places[-1][0] < count:
-            self._places.append((count, written))
-        if len(self._places) > MAX_MARKS:
-            del self._places[-2::-2]
+        counts, places = self._places
+        if not counts or counts[-1] < count:
+            counts.append(count)
+            places.append(written)
+        if len(counts) > MAX_MARKS:
+            del counts[-2::-2], places[-2::-2]
         return held == 0
 
     def _arrived(self) -> int:
@@ -233,10 +247,11 @@ class OverTcp(Acknowledged):
         acknowledged = compat.bytes_acknowledged(self._sock)
         if self._places is None:
             return acknowledged - self._base
-        index = bisect_right(self._places, acknowledged, key=lambda place: place[1])
+        counts, places = self._places
+        index = bisect_right(places, acknowledged)
         if index:
-            self._through = self._places[index - 1][0]
-            del self._places[:index]
+            self._through = counts[index - 1]
+            del counts[:index], places[:index]
         return self._through
 
 

@@ -110,16 +110,18 @@ class Stream:
 
         Where what has arrived cannot be known, that is what was handed over.
         """
-        if self._acknowledged is None or self._acknowledged.look():
+        acknowledged = self._acknowledged
+        if acknowledged is None or not acknowledged.known or acknowledged.look():
             return self.settled, True
-        return min(self.settled, self._acknowledged.position), False
+        return min(self.settled, acknowledged.position), False
 
     @property
     def delivery(self) -> Delivery:
         """What moves the reader's cursor."""
         if not self.automatic:
             return "explicit"
-        return "handed-over" if self._acknowledged is None else "tcp-acknowledged"
+        known = self._acknowledged is not None and self._acknowledged.known
+        return "tcp-acknowledged" if known else "handed-over"
 
     @property
     def end(self) -> End | None:
