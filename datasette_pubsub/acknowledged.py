@@ -58,6 +58,8 @@ class Acknowledged(ABC):
         self._count = 0
         #: Bytes that were handed over when the connection was being closed, all of them at the end.
         self._dropped = 0
+        #: Whether something is to be done at the next mark.
+        self._attends = False
         #: Marks that have not arrived: counts of bytes, and the position that each stands for. Not lists: ten thousand
         #: of them would be the garbage collector's business.
         self._counts = array("q")
@@ -81,11 +83,8 @@ class Acknowledged(ABC):
         """With what was sent until now, everything up to this position has been handed over."""
         self._counts.append(self._count)
         self._positions.append(position)
-        if len(self._counts) > MAX_MARKS:
-            self.look()
-            if len(self._counts) > MAX_MARKS // 2:
-                for marks in (self._counts, self._positions):
-                    del marks[-2::-2]
+        if self._attends or len(self._counts) > MAX_MARKS:
+            self._marked()
 
     def look(self) -> bool:
         """Learn what has arrived; whether everything that was marked has."""
@@ -128,6 +127,13 @@ class Acknowledged(ABC):
             pass
         self.lost = True
 
+    def _marked(self) -> None:
+        """A mark has been set, and something is to be done: there may be too many."""
+        if len(self._counts) > MAX_MARKS:
+            self.look()
+            if len(self._counts) > MAX_MARKS // 2:
+                del self._counts[-2::-2], self._positions[-2::-2]
+
     @abstractmethod
     def _arrived(self) -> int:
         """How many of the counted bytes have. Raises ``OSError``."""
@@ -147,8 +153,8 @@ class OverTcp(Acknowledged):
         self._held = held
         #: Where in the connection the stream's first byte stands.
         self._base = 0
-        #: Whether what is counted is to be compared with what the kernel says, after the next send.
-        self._compare = True
+        # What is counted is to be compared with what the kernel says, after the first send and after each look.
+        self._attends = True
         #: Where counted bytes end in the connection, if that is not simply as far after ``_base``: counts, and places.
         self._places: tuple[array[int], array[int]] | None = None
         self._through = 0
@@ -170,14 +176,12 @@ class OverTcp(Acknowledged):
             self._framing += framing
             self._count += size + framing
 
-    def mark(self, position: int) -> None:
-        super().mark(position)
-        if self._places is not None:
-            if self._note() or self._timer is not None:
-                return
-            self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._note_later)
-        elif self._compare:
+    def _marked(self) -> None:
+        super()._marked()
+        if self._places is None:
             self._check()
+        elif not self._note() and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._note_later)
 
     def close(self) -> None:
         super().close()
@@ -203,13 +207,14 @@ class OverTcp(Acknowledged):
             return
         if written is None:
             return
-        self._compare = False
+        self._attends = False
         counted = self._base + self._count
         if written < counted - self._framing:
             # A wrapper compresses the body, and holds the end of it back.
             self.known = False
         elif written != counted:
             # Whatever stands between: all that was counted has been written by now.
+            self._attends = True
             self._places = array("q", [self._count]), array("q", [written])
 
     def _note_later(self) -> None:
@@ -238,7 +243,7 @@ class OverTcp(Acknowledged):
         return held == 0
 
     def _arrived(self) -> int:
-        self._compare = True
+        self._attends = True
         if self._places is not None:
             self._note()
         return self._arrived_at_end(None)

@@ -59,6 +59,24 @@ def transport_of(scope: Mapping[str, Any]) -> asyncio.Transport | None:
     return cast(asyncio.Transport, transport)
 
 
+def server_of(handler: object) -> object:
+    """The server whose signal handler this is: uvicorn's is a method of its ``Server``. ``None`` for others.
+
+    Needed to reach all connections of a server that is told to end.
+    """
+    return getattr(handler, "__self__", None)
+
+
+def transports_of(server: object) -> list[asyncio.Transport]:
+    """The connections of a uvicorn server; none of another's.
+
+    Needed because a server that ends waits for peers that take nothing.
+    """
+    connections = list(getattr(getattr(server, "server_state", None), "connections", ()))
+    found = [getattr(connection, "transport", None) for connection in connections]
+    return [transport for transport in found if transport is not None]
+
+
 def _hypercorn_protocol(send: Any) -> Any:
     """Hypercorn's ``H11Protocol`` or ``H2Protocol``: ``send`` is a method of its stream."""
     return getattr(getattr(getattr(send, "__self__", None), "send", None), "__self__", None)

@@ -44,8 +44,7 @@ def _chain(number: signal.Signals, loop: asyncio.AbstractEventLoop, known: Broke
     previous = signal.getsignal(number)
     if not callable(previous):
         return
-    # uvicorn's handler is a method of its server.
-    known.server = getattr(previous, "__self__", None)
+    known.server = compat.server_of(previous)
 
     def handler(received: int, frame: FrameType | None) -> None:
         if not loop.is_closed():
@@ -74,8 +73,6 @@ def cut_off(scope: Mapping[str, Any]) -> None:
 
 def _abort(known: Brokers) -> None:
     """Abort the connections that are being written to."""
-    state = getattr(known.server, "server_state", None)
-    for connection in list(getattr(state, "connections", ())):
-        transport = getattr(connection, "transport", None)
-        if transport is not None and transport.get_write_buffer_size():
+    for transport in compat.transports_of(known.server):
+        if transport.get_write_buffer_size():
             compat.abort(transport)

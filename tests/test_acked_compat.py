@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import signal
 import socket
 import ssl
 import struct
@@ -540,6 +541,27 @@ def test_hypercorn_over_http_2(loop: str) -> None:
             await until(lambda: arrival.lost, "lost")
 
     LOOPS[loop](run())
+
+
+@pytest.mark.parametrize("http", ["httptools", "h11"])
+def test_a_server_is_known_by_its_signal_handler(http: str) -> None:
+    async def run() -> None:
+        app = App()
+        server = uvicorn.Server(uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="error"))
+        task = asyncio.create_task(server.serve())
+        await until(lambda: server.started or task.done(), "the server listens")
+        assert compat.server_of(signal.getsignal(signal.SIGTERM)) is server
+        client = Client(server.servers[0].sockets[0].getsockname())
+        await client.get("/")
+        await app.arrival
+        assert compat.transports_of(server) == [compat.transport_of(app.scope)]
+        client.sock.close()
+        app.bodies.put_nowait(None)
+        server.should_exit = server.force_exit = True
+        await task
+        assert compat.transports_of(None) == []
+
+    asyncio.run(run())
 
 
 def test_a_wrapper_that_compresses_is_noticed() -> None:
