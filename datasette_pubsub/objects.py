@@ -183,7 +183,7 @@ def guard_sql(max_payload_bytes: int) -> str:
     channel_bytes = "length(CAST(NEW.channel AS BLOB))"
     moment = "'[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9]Z'"
     known = f"SELECT 1 FROM {LOG} WHERE channel = NEW.channel AND id > (SELECT checked_after FROM {FILE})"
-    ignored = f"NEW.created_at IS NULL AND NOT EXISTS (SELECT 1 FROM {PROBE})"
+    ignored = f"NEW.created_at IS NULL AND NOT EXISTS (SELECT 1 FROM {PROBE} WHERE created_at)"
     return f"""
         CREATE TRIGGER {GUARD} BEFORE INSERT ON {LOG}
         WHEN NEW.key IS NOT NULL OR NEW.id <> -1 OR NEW.payload IS NULL OR {too_large}

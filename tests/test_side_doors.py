@@ -248,8 +248,16 @@ FORBIDDEN_API: list[tuple[str, dict[str, Any]]] = [
     ("pubsub_subscriptions/1/-/delete", {}),
     ("pubsub_subscriptions/-/insert", {"row": {"owner": "ada", "name": "theirs"}}),
     ("pubsub_subscriptions/-/drop", {"confirm": True}),
-    ("vpubsub/-/insert", {"row": {"channel": "secret", "payload": "x"}}),
+    ("_pubsub_file/-/insert", {"row": {"one": 1, "schema_version": 9, "instance_id": "x"}}),
+    ("_pubsub_broadcasts/-/insert", {"row": {"table_name": "existing", "definition": "{}", "triggers": "[]"}}),
     ("-/create", {"table": "_pubsub_released", "row": {"channel": "secret", "id": 99}}),
+]
+
+
+#: Besides, for who does not publish to every channel.
+CLOSED_API: list[tuple[str, dict[str, Any]]] = [
+    ("vpubsub/-/insert", {"row": {"channel": "open/1", "payload": "x"}}),
+    ("_pubsub_probe/-/insert", {"row": {"created_at": 1}}),
 ]
 
 
@@ -267,7 +275,7 @@ def test_nobody_alters_the_log_or_another_cursor(server: Server) -> None:
                 answer = client.post("-/execute-write", json={"sql": sql})
                 assert answer.status_code in (400, 403), f"{actor}: {sql}: {answer.text}"
                 assert "hidden text" not in answer.text, sql
-            for path, body in FORBIDDEN_API:
+            for path, body in [*FORBIDDEN_API, *(CLOSED_API if actor == "bob" else [])]:
                 answer = client.post(path, json=body)
                 assert answer.status_code in (400, 403, 404), f"{actor}: {path} {body}: {answer.text}"
         assert state() == before, actor
