@@ -100,7 +100,7 @@ def publish_rate(server: Server, channel: str, requests: int, batch: int = 100, 
 
 def sql(folder: Path, sizes: Sizes) -> Values:
     """Seconds of one transaction on Datasette's write connection, by what is done in it."""
-    names = ("view", "log", "bare", "publish_batch", "executemany", "executemany_bare", "update", "update_trigger")
+    names = ("first", "log", "bare", "publish_batch", "executemany", "executemany_bare", "update", "update_trigger")
     values: Values = {name: [] for name in names}
     with fresh(folder, "sql", HERE / "plugins") as server:
         for repeat in range(sizes.repeats):

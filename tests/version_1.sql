@@ -6,9 +6,10 @@ CREATE TABLE "_sqlite_migrations" (
    "name" TEXT,
    "applied_at" TEXT
 );
-INSERT INTO "_sqlite_migrations" VALUES(1,'datasette-pubsub','m001_log','2026-11-29 11:14:45.982264+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(2,'datasette-pubsub','m002_subscriptions','2026-11-29 11:14:45.982709+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(1,'datasette-pubsub','m001_log','2026-11-29 12:17:12.265423+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(2,'datasette-pubsub','m002_subscriptions','2026-11-29 12:17:12.265887+00:00');
 CREATE TABLE items (id INTEGER PRIMARY KEY, name TEXT, price REAL);
+CREATE TABLE notes (text, made TEXT DEFAULT CURRENT_TIMESTAMP);
 CREATE TABLE people (id INTEGER PRIMARY KEY, email TEXT UNIQUE, status TEXT);
 CREATE TABLE pubsub_messages (
             id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
@@ -36,6 +37,8 @@ CREATE TABLE pubsub_trims (
             runs BLOB NOT NULL,
             PRIMARY KEY (channel, last_id)
         ) WITHOUT ROWID;
+CREATE TABLE stock (item INTEGER, place TEXT, amount INTEGER, PRIMARY KEY (item, place)) WITHOUT ROWID;
+CREATE TABLE tags (name TEXT COLLATE NOCASE PRIMARY KEY, colour TEXT);
 CREATE UNIQUE INDEX "idx__sqlite_migrations_migration_set_name"
     ON "_sqlite_migrations" ("migration_set", "name");
 CREATE INDEX pubsub_messages_channel ON pubsub_messages (channel, id);
@@ -246,6 +249,309 @@ BEGIN
       FROM "people" AS pubsub_now WHERE pubsub_now.rowid = NEW.rowid
     ) AS pubsub_row
     WHERE new_row IS NOT old_row AND row_key IS json_object('id', OLD."id") AND channel IS (SELECT coalesce((SELECT 'people/' || value FROM (SELECT (status) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('people/' || value AS BLOB)) <= 255), 'people/') FROM (SELECT OLD."id" AS "id", OLD."email" AS "email", OLD."status" AS "status") AS pubsub_now)
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_insert_stock" AFTER INSERT ON "stock"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "stock", "channel": "stock", "per_row": "", "columns": null, "new": true, "old": true, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'insert', 'table', 'stock', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'insert', 'table', 'stock', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'insert', 'table', 'stock', 'key', json(row_key), 'new', json(new_row)) AS payload
+    FROM (
+      SELECT 'stock' AS channel,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END) AS row_key,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END,
+          'amount', CASE typeof(pubsub_now."amount") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."amount") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."amount") AS REAL) = pubsub_now."amount" THEN printf('%!.15g', pubsub_now."amount") ELSE replace(printf('%!.17g', pubsub_now."amount"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."amount")) ELSE pubsub_now."amount" END) AS new_row
+      FROM "stock" AS pubsub_now WHERE pubsub_now."item" = NEW."item" AND pubsub_now."place" = NEW."place"
+    ) AS pubsub_row
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_update_stock" AFTER UPDATE ON "stock"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "stock", "channel": "stock", "per_row": "", "columns": null, "new": true, "old": true, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'delete', 'table', 'stock', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'delete', 'table', 'stock', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'delete', 'table', 'stock', 'key', json(row_key), 'old', json(old_row)) AS payload
+    FROM (
+      SELECT 'stock' AS channel,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END) AS row_key,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END,
+          'amount', CASE typeof(pubsub_now."amount") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."amount") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."amount") AS REAL) = pubsub_now."amount" THEN printf('%!.15g', pubsub_now."amount") ELSE replace(printf('%!.17g', pubsub_now."amount"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."amount")) ELSE pubsub_now."amount" END) AS old_row
+      FROM (SELECT OLD."item" AS "item", OLD."place" AS "place", OLD."amount" AS "amount") AS pubsub_now
+    ) AS pubsub_row
+    WHERE NOT EXISTS (SELECT 1 FROM "stock" AS pubsub_now WHERE pubsub_now."item" IS OLD."item" AND pubsub_now."place" IS OLD."place" AND json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END) IS pubsub_row.row_key)
+  );
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'insert', 'table', 'stock', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'insert', 'table', 'stock', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'insert', 'table', 'stock', 'key', json(row_key), 'new', json(new_row)) AS payload
+    FROM (
+      SELECT 'stock' AS channel,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END) AS row_key,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END,
+          'amount', CASE typeof(pubsub_now."amount") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."amount") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."amount") AS REAL) = pubsub_now."amount" THEN printf('%!.15g', pubsub_now."amount") ELSE replace(printf('%!.17g', pubsub_now."amount"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."amount")) ELSE pubsub_now."amount" END) AS new_row
+      FROM "stock" AS pubsub_now WHERE pubsub_now."item" = NEW."item" AND pubsub_now."place" = NEW."place"
+    ) AS pubsub_row
+    WHERE row_key IS NOT json_object('item', CASE typeof(OLD."item") WHEN 'real' THEN json(CASE WHEN abs(OLD."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', OLD."item") AS REAL) = OLD."item" THEN printf('%!.15g', OLD."item") ELSE replace(printf('%!.17g', OLD."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(OLD."item")) ELSE OLD."item" END,
+          'place', CASE typeof(OLD."place") WHEN 'blob' THEN json_object('hex', hex(OLD."place")) ELSE OLD."place" END)
+  );
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'update', 'table', 'stock', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'update', 'table', 'stock', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'update', 'table', 'stock', 'key', json(row_key), 'new', json(new_row), 'old', json(old_row)) AS payload
+    FROM (
+      SELECT 'stock' AS channel,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END) AS row_key,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END,
+          'amount', CASE typeof(pubsub_now."amount") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."amount") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."amount") AS REAL) = pubsub_now."amount" THEN printf('%!.15g', pubsub_now."amount") ELSE replace(printf('%!.17g', pubsub_now."amount"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."amount")) ELSE pubsub_now."amount" END) AS new_row,
+      json_object('item', CASE typeof(OLD."item") WHEN 'real' THEN json(CASE WHEN abs(OLD."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', OLD."item") AS REAL) = OLD."item" THEN printf('%!.15g', OLD."item") ELSE replace(printf('%!.17g', OLD."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(OLD."item")) ELSE OLD."item" END,
+          'place', CASE typeof(OLD."place") WHEN 'blob' THEN json_object('hex', hex(OLD."place")) ELSE OLD."place" END,
+          'amount', CASE typeof(OLD."amount") WHEN 'real' THEN json(CASE WHEN abs(OLD."amount") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', OLD."amount") AS REAL) = OLD."amount" THEN printf('%!.15g', OLD."amount") ELSE replace(printf('%!.17g', OLD."amount"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(OLD."amount")) ELSE OLD."amount" END) AS old_row
+      FROM "stock" AS pubsub_now WHERE pubsub_now."item" = NEW."item" AND pubsub_now."place" = NEW."place"
+    ) AS pubsub_row
+    WHERE new_row IS NOT old_row AND row_key IS json_object('item', CASE typeof(OLD."item") WHEN 'real' THEN json(CASE WHEN abs(OLD."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', OLD."item") AS REAL) = OLD."item" THEN printf('%!.15g', OLD."item") ELSE replace(printf('%!.17g', OLD."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(OLD."item")) ELSE OLD."item" END,
+          'place', CASE typeof(OLD."place") WHEN 'blob' THEN json_object('hex', hex(OLD."place")) ELSE OLD."place" END)
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_delete_stock" AFTER DELETE ON "stock"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "stock", "channel": "stock", "per_row": "", "columns": null, "new": true, "old": true, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'delete', 'table', 'stock', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'delete', 'table', 'stock', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'delete', 'table', 'stock', 'key', json(row_key), 'old', json(old_row)) AS payload
+    FROM (
+      SELECT 'stock' AS channel,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END) AS row_key,
+      json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END,
+          'amount', CASE typeof(pubsub_now."amount") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."amount") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."amount") AS REAL) = pubsub_now."amount" THEN printf('%!.15g', pubsub_now."amount") ELSE replace(printf('%!.17g', pubsub_now."amount"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."amount")) ELSE pubsub_now."amount" END) AS old_row
+      FROM (SELECT OLD."item" AS "item", OLD."place" AS "place", OLD."amount" AS "amount") AS pubsub_now
+    ) AS pubsub_row
+    WHERE NOT EXISTS (SELECT 1 FROM "stock" AS pubsub_now WHERE pubsub_now."item" IS OLD."item" AND pubsub_now."place" IS OLD."place" AND json_object('item', CASE typeof(pubsub_now."item") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."item") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."item") AS REAL) = pubsub_now."item" THEN printf('%!.15g', pubsub_now."item") ELSE replace(printf('%!.17g', pubsub_now."item"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."item")) ELSE pubsub_now."item" END,
+          'place', CASE typeof(pubsub_now."place") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."place")) ELSE pubsub_now."place" END) IS pubsub_row.row_key)
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_insert_notes" AFTER INSERT ON "notes"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "notes", "channel": "changes\/notes", "per_row": "", "columns": ["text"], "new": true, "old": false, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'insert', 'table', 'notes', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'insert', 'table', 'notes', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'insert', 'table', 'notes', 'key', json(row_key), 'new', json(new_row)) AS payload
+    FROM (
+      SELECT 'changes/notes' AS channel,
+      json_object('rowid', pubsub_now.rowid) AS row_key,
+      json_object('text', CASE typeof(pubsub_now."text") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."text") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."text") AS REAL) = pubsub_now."text" THEN printf('%!.15g', pubsub_now."text") ELSE replace(printf('%!.17g', pubsub_now."text"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."text")) ELSE pubsub_now."text" END) AS new_row
+      FROM "notes" AS pubsub_now WHERE pubsub_now.rowid = NEW.rowid
+    ) AS pubsub_row
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_update_notes" AFTER UPDATE ON "notes"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "notes", "channel": "changes\/notes", "per_row": "", "columns": ["text"], "new": true, "old": false, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'delete', 'table', 'notes', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'delete', 'table', 'notes', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'delete', 'table', 'notes', 'key', json(row_key)) AS payload
+    FROM (
+      SELECT 'changes/notes' AS channel,
+      json_object('rowid', pubsub_now.rowid) AS row_key,
+      json_object('text', CASE typeof(pubsub_now."text") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."text") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."text") AS REAL) = pubsub_now."text" THEN printf('%!.15g', pubsub_now."text") ELSE replace(printf('%!.17g', pubsub_now."text"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."text")) ELSE pubsub_now."text" END) AS old_row
+      FROM (SELECT OLD."text" AS "text", OLD.rowid AS rowid) AS pubsub_now
+    ) AS pubsub_row
+    WHERE NOT EXISTS (SELECT 1 FROM "notes" AS pubsub_now WHERE pubsub_now.rowid = OLD.rowid)
+  );
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'insert', 'table', 'notes', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'insert', 'table', 'notes', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'insert', 'table', 'notes', 'key', json(row_key), 'new', json(new_row)) AS payload
+    FROM (
+      SELECT 'changes/notes' AS channel,
+      json_object('rowid', pubsub_now.rowid) AS row_key,
+      json_object('text', CASE typeof(pubsub_now."text") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."text") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."text") AS REAL) = pubsub_now."text" THEN printf('%!.15g', pubsub_now."text") ELSE replace(printf('%!.17g', pubsub_now."text"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."text")) ELSE pubsub_now."text" END) AS new_row
+      FROM "notes" AS pubsub_now WHERE pubsub_now.rowid = NEW.rowid
+    ) AS pubsub_row
+    WHERE row_key IS NOT json_object('rowid', OLD.rowid)
+  );
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'update', 'table', 'notes', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'update', 'table', 'notes', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'update', 'table', 'notes', 'key', json(row_key), 'new', json(new_row)) AS payload
+    FROM (
+      SELECT 'changes/notes' AS channel,
+      json_object('rowid', pubsub_now.rowid) AS row_key,
+      json_object('text', CASE typeof(pubsub_now."text") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."text") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."text") AS REAL) = pubsub_now."text" THEN printf('%!.15g', pubsub_now."text") ELSE replace(printf('%!.17g', pubsub_now."text"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."text")) ELSE pubsub_now."text" END) AS new_row,
+      json_object('text', CASE typeof(OLD."text") WHEN 'real' THEN json(CASE WHEN abs(OLD."text") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', OLD."text") AS REAL) = OLD."text" THEN printf('%!.15g', OLD."text") ELSE replace(printf('%!.17g', OLD."text"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(OLD."text")) ELSE OLD."text" END) AS old_row
+      FROM "notes" AS pubsub_now WHERE pubsub_now.rowid = NEW.rowid
+    ) AS pubsub_row
+    WHERE new_row IS NOT old_row AND row_key IS json_object('rowid', OLD.rowid)
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_delete_notes" AFTER DELETE ON "notes"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "notes", "channel": "changes\/notes", "per_row": "", "columns": ["text"], "new": true, "old": false, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048469
+      THEN json_object('op', 'delete', 'table', 'notes', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'delete', 'table', 'notes', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'delete', 'table', 'notes', 'key', json(row_key)) AS payload
+    FROM (
+      SELECT 'changes/notes' AS channel,
+      json_object('rowid', pubsub_now.rowid) AS row_key,
+      json_object('text', CASE typeof(pubsub_now."text") WHEN 'real' THEN json(CASE WHEN abs(pubsub_now."text") BETWEEN 1e-15 AND 1e15 AND CAST(printf('%!.15g', pubsub_now."text") AS REAL) = pubsub_now."text" THEN printf('%!.15g', pubsub_now."text") ELSE replace(printf('%!.17g', pubsub_now."text"), 'Inf', '9e999') END) WHEN 'blob' THEN json_object('hex', hex(pubsub_now."text")) ELSE pubsub_now."text" END) AS old_row
+      FROM (SELECT OLD."text" AS "text", OLD.rowid AS rowid) AS pubsub_now
+    ) AS pubsub_row
+    WHERE NOT EXISTS (SELECT 1 FROM "notes" AS pubsub_now WHERE pubsub_now.rowid = OLD.rowid)
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_insert_tags" AFTER INSERT ON "tags"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "tags", "channel": "tags\/", "per_row": "colour", "columns": null, "new": true, "old": true, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048470
+      THEN json_object('op', 'insert', 'table', 'tags', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'insert', 'table', 'tags', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'insert', 'table', 'tags', 'key', json(row_key), 'new', json(new_row)) AS payload
+    FROM (
+      SELECT coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') AS channel,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END) AS row_key,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END,
+          'colour', CASE typeof(pubsub_now."colour") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."colour")) ELSE pubsub_now."colour" END) AS new_row
+      FROM "tags" AS pubsub_now WHERE pubsub_now.rowid = NEW.rowid
+    ) AS pubsub_row
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_update_tags" AFTER UPDATE ON "tags"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "tags", "channel": "tags\/", "per_row": "colour", "columns": null, "new": true, "old": true, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048470
+      THEN json_object('op', 'delete', 'table', 'tags', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'delete', 'table', 'tags', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'delete', 'table', 'tags', 'key', json(row_key), 'old', json(old_row)) AS payload
+    FROM (
+      SELECT coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') AS channel,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END) AS row_key,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END,
+          'colour', CASE typeof(pubsub_now."colour") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."colour")) ELSE pubsub_now."colour" END) AS old_row
+      FROM (SELECT OLD."name" AS "name", OLD."colour" AS "colour") AS pubsub_now
+    ) AS pubsub_row
+    WHERE NOT EXISTS (SELECT 1 FROM "tags" AS pubsub_now WHERE pubsub_now."name" IS OLD."name" AND json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END) IS pubsub_row.row_key AND coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') IS pubsub_row.channel)
+  );
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048470
+      THEN json_object('op', 'insert', 'table', 'tags', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'insert', 'table', 'tags', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'insert', 'table', 'tags', 'key', json(row_key), 'new', json(new_row)) AS payload
+    FROM (
+      SELECT coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') AS channel,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END) AS row_key,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END,
+          'colour', CASE typeof(pubsub_now."colour") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."colour")) ELSE pubsub_now."colour" END) AS new_row
+      FROM "tags" AS pubsub_now WHERE pubsub_now.rowid = NEW.rowid
+    ) AS pubsub_row
+    WHERE (row_key IS NOT json_object('name', CASE typeof(OLD."name") WHEN 'blob' THEN json_object('hex', hex(OLD."name")) ELSE OLD."name" END) OR channel IS NOT (SELECT coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') FROM (SELECT OLD."name" AS "name", OLD."colour" AS "colour") AS pubsub_now))
+  );
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048470
+      THEN json_object('op', 'update', 'table', 'tags', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'update', 'table', 'tags', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'update', 'table', 'tags', 'key', json(row_key), 'new', json(new_row), 'old', json(old_row)) AS payload
+    FROM (
+      SELECT coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') AS channel,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END) AS row_key,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END,
+          'colour', CASE typeof(pubsub_now."colour") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."colour")) ELSE pubsub_now."colour" END) AS new_row,
+      json_object('name', CASE typeof(OLD."name") WHEN 'blob' THEN json_object('hex', hex(OLD."name")) ELSE OLD."name" END,
+          'colour', CASE typeof(OLD."colour") WHEN 'blob' THEN json_object('hex', hex(OLD."colour")) ELSE OLD."colour" END) AS old_row
+      FROM "tags" AS pubsub_now WHERE pubsub_now.rowid = NEW.rowid
+    ) AS pubsub_row
+    WHERE new_row IS NOT old_row AND row_key IS json_object('name', CASE typeof(OLD."name") WHEN 'blob' THEN json_object('hex', hex(OLD."name")) ELSE OLD."name" END) AND channel IS (SELECT coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') FROM (SELECT OLD."name" AS "name", OLD."colour" AS "colour") AS pubsub_now)
+  );
+END;
+CREATE TRIGGER "pubsub_broadcast_delete_tags" AFTER DELETE ON "tags"
+BEGIN
+  /* datasette-pubsub broadcast 1: {"table": "tags", "channel": "tags\/", "per_row": "colour", "columns": null, "new": true, "old": true, "conditions": {"insert": "", "update": "", "delete": ""}, "limit": 1048576} */
+  INSERT INTO vpubsub (channel, payload)
+  SELECT channel, CASE
+    WHEN length(CAST(payload AS BLOB)) <= 1048576 THEN payload
+    WHEN length(CAST(row_key AS BLOB)) <= 1048470
+      THEN json_object('op', 'delete', 'table', 'tags', 'key', json(row_key), 'too_large', json('true'))
+    ELSE json_object('op', 'delete', 'table', 'tags', 'too_large', json('true')) END
+  FROM (
+    SELECT channel, row_key, json_object('op', 'delete', 'table', 'tags', 'key', json(row_key), 'old', json(old_row)) AS payload
+    FROM (
+      SELECT coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') AS channel,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END) AS row_key,
+      json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END,
+          'colour', CASE typeof(pubsub_now."colour") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."colour")) ELSE pubsub_now."colour" END) AS old_row
+      FROM (SELECT OLD."name" AS "name", OLD."colour" AS "colour") AS pubsub_now
+    ) AS pubsub_row
+    WHERE NOT EXISTS (SELECT 1 FROM "tags" AS pubsub_now WHERE pubsub_now."name" IS OLD."name" AND json_object('name', CASE typeof(pubsub_now."name") WHEN 'blob' THEN json_object('hex', hex(pubsub_now."name")) ELSE pubsub_now."name" END) IS pubsub_row.row_key AND coalesce((SELECT 'tags/' || value FROM (SELECT (colour) AS value) WHERE typeof(value) <> 'blob' AND instr(value, char(0)) = 0 AND length(CAST('tags/' || value AS BLOB)) <= 255), 'tags/') IS pubsub_row.channel)
   );
 END;
 DELETE FROM "sqlite_sequence";
