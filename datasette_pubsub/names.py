@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 #: A channel's name: bytes where it is not valid UTF-8.
 Name = str | bytes
@@ -32,14 +33,19 @@ def sort_key(name: Name) -> bytes:
 
 
 @contextmanager
-def exact(conn: sqlite3.Connection) -> Iterator[None]:
-    """Within it, texts that a connection reads are :data:`Name` values, and rows are tuples."""
-    factories = conn.row_factory, conn.text_factory
-    conn.row_factory, conn.text_factory = None, _name
+def factories(conn: sqlite3.Connection, text_factory: Any) -> Iterator[None]:
+    """Within it, rows are tuples, and texts are what ``text_factory`` makes of their bytes."""
+    before = conn.row_factory, conn.text_factory
+    conn.row_factory, conn.text_factory = None, text_factory
     try:
         yield
     finally:
-        conn.row_factory, conn.text_factory = factories
+        conn.row_factory, conn.text_factory = before
+
+
+def exact(conn: sqlite3.Connection) -> AbstractContextManager[None]:
+    """Within it, rows are tuples, and texts that the connection reads are :data:`Name` values."""
+    return factories(conn, _name)
 
 
 def _name(data: bytes) -> Name:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 from .config import PAGE_MESSAGES
 from .log import expand, expands, head
 from .models import Message, Page
-from .names import OF_CHANNEL, Name, exact, shown, sort_key
+from .names import OF_CHANNEL, Name, exact, factories, shown, sort_key
 from .objects import LOG
 from .selector import Selector
 
@@ -29,21 +28,6 @@ MERGED_CHANNELS = 50
 WINDOW_IDS = 20_000
 
 _COLUMNS = "id, channel, payload, created_at"
-
-
-@contextmanager
-def _plain_rows(conn: sqlite3.Connection) -> Iterator[None]:
-    """Within it, rows are tuples and texts are decoded in C.
-
-    Datasette's own connections call Python for every row and every text, which
-    takes as long as SQLite takes to find them.
-    """
-    factories = conn.row_factory, conn.text_factory
-    conn.row_factory, conn.text_factory = None, str
-    try:
-        yield
-    finally:
-        conn.row_factory, conn.text_factory = factories
 
 
 class Reader:
@@ -67,7 +51,9 @@ class Reader:
         The head is read before the rows, so that ``position`` never passes a
         message that was committed in between.
         """
-        with _plain_rows(conn):
+        # Texts are decoded in C, and rows are tuples: Datasette's own connections call Python for every text and row,
+        # which takes as long as SQLite takes to find them.
+        with factories(conn, str):
             try:
                 return self._page(conn, after, max_bytes, limit)
             except sqlite3.OperationalError as error:
