@@ -7,6 +7,7 @@ can publish with nothing installed (DESIGN.md, decision 2).
 from __future__ import annotations
 
 import sqlite3
+from textwrap import dedent
 
 from .config import MAX_CHANNEL_BYTES
 from .utf8_sql import invalid_utf8
@@ -42,21 +43,21 @@ GUARD = f"{LOG}_guard"
 LOG_OBJECTS = {
     LOG: (
         LOG,
-        f"""
+        dedent(f"""\
         CREATE TABLE {LOG} (
             id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
             channel TEXT NOT NULL,
             payload NOT NULL,
             created_at TEXT NOT NULL ON CONFLICT REPLACE DEFAULT ({NOW}),
             key TEXT
-        )""",
+        )"""),
     ),
     f"{LOG}_channel": (LOG, f"CREATE INDEX {LOG}_channel ON {LOG} (channel, id)"),
     f"{LOG}_key": (LOG, f"CREATE UNIQUE INDEX {LOG}_key ON {LOG} (channel, key)"),
     RELEASED: (RELEASED, f"CREATE TABLE {RELEASED} (channel TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID"),
     TRIMS: (
         TRIMS,
-        f"""
+        dedent(f"""\
         CREATE TABLE {TRIMS} (
             channel TEXT NOT NULL,
             last_id INTEGER NOT NULL,
@@ -64,21 +65,21 @@ LOG_OBJECTS = {
             messages INTEGER NOT NULL,
             runs BLOB NOT NULL,
             PRIMARY KEY (channel, last_id)
-        ) WITHOUT ROWID""",
+        ) WITHOUT ROWID"""),
     ),
     PROBE: (PROBE, f"CREATE TABLE {PROBE} (created_at INTEGER NOT NULL DEFAULT 1)"),
     f"{LOG}_update": (
         LOG,
-        f"""
+        dedent(f"""\
         CREATE TRIGGER {LOG}_update BEFORE UPDATE ON {LOG}
-        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: messages cannot be changed'); END""",
+        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: messages cannot be changed'); END"""),
     ),
     f"{LOG}_delete": (
         LOG,
-        f"""
+        dedent(f"""\
         CREATE TRIGGER {LOG}_delete BEFORE DELETE ON {LOG}
         WHEN NOT EXISTS (SELECT 1 FROM {RELEASED} WHERE channel = OLD.channel AND id >= OLD.id)
-        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: only retention removes messages'); END""",
+        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: only retention removes messages'); END"""),
     ),
 }
 
@@ -86,7 +87,7 @@ LOG_OBJECTS = {
 SUBSCRIPTION_OBJECTS = {
     SUBSCRIPTIONS: (
         SUBSCRIPTIONS,
-        f"""
+        dedent(f"""\
         CREATE TABLE {SUBSCRIPTIONS} (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             owner TEXT NOT NULL DEFAULT '',
@@ -96,11 +97,11 @@ SUBSCRIPTION_OBJECTS = {
             created_at TEXT NOT NULL DEFAULT ({NOW}),
             last_seen_at TEXT NOT NULL DEFAULT ({NOW}),
             UNIQUE (owner, name)
-        )""",
+        )"""),
     ),
     f"{SUBSCRIPTIONS}_forward": (
         SUBSCRIPTIONS,
-        f"""
+        dedent(f"""\
         CREATE TRIGGER {SUBSCRIPTIONS}_forward BEFORE UPDATE OF cursor ON {SUBSCRIPTIONS}
         WHEN NEW.cursor IS NOT OLD.cursor
         BEGIN
@@ -108,7 +109,7 @@ SUBSCRIPTION_OBJECTS = {
             SELECT RAISE(ABORT, 'a cursor is a message id of the log, and this one is ahead of its head')
             WHERE typeof(NEW.cursor) <> 'integer'
                OR NEW.cursor > coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{LOG}'), 0);
-        END""",
+        END"""),
     ),
 }
 
@@ -117,17 +118,17 @@ SUBSCRIPTION_OBJECTS = {
 BROADCAST_OBJECTS = {
     RECORDS: (
         RECORDS,
-        f"""
+        dedent(f"""\
         CREATE TABLE {RECORDS} (
             table_name TEXT PRIMARY KEY,
             definition TEXT NOT NULL,
             triggers TEXT NOT NULL,
             made_at TEXT NOT NULL DEFAULT ({NOW})
-        ) WITHOUT ROWID""",
+        ) WITHOUT ROWID"""),
     ),
     REPLACED: (
         REPLACED,
-        f"""
+        dedent(f"""\
         CREATE TABLE {REPLACED} (
             id INTEGER PRIMARY KEY,
             table_name TEXT NOT NULL,
@@ -136,7 +137,7 @@ BROADCAST_OBJECTS = {
             row_key TEXT,
             channel TEXT NOT NULL,
             payload TEXT NOT NULL
-        )""",
+        )"""),
     ),
     f"{REPLACED}_cause": (REPLACED, f"CREATE INDEX {REPLACED}_cause ON {REPLACED} (table_name, cause)"),
 }
@@ -146,13 +147,13 @@ BROADCAST_OBJECTS = {
 FILE_OBJECTS = {
     FILE: (
         FILE,
-        f"""
+        dedent(f"""\
         CREATE TABLE {FILE} (
             one INTEGER PRIMARY KEY CHECK (one = 1),
             schema_version INTEGER NOT NULL,
             instance_id TEXT NOT NULL,
             checked_after INTEGER NOT NULL DEFAULT 0
-        )""",
+        )"""),
     ),
 }
 
@@ -184,7 +185,7 @@ def guard_sql(max_payload_bytes: int) -> str:
     moment = "'[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9]Z'"
     known = f"SELECT 1 FROM {LOG} WHERE channel = NEW.channel AND id > (SELECT checked_after FROM {FILE})"
     ignored = f"NEW.created_at IS NULL AND NOT EXISTS (SELECT 1 FROM {PROBE} WHERE created_at)"
-    return f"""
+    return dedent(f"""\
         CREATE TRIGGER {GUARD} BEFORE INSERT ON {LOG}
         WHEN NEW.key IS NOT NULL OR NEW.id <> -1 OR NEW.payload IS NULL OR {too_large}
           OR typeof(NEW.channel) <> 'text' OR {channel_bytes} NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES}
@@ -218,7 +219,7 @@ def guard_sql(max_payload_bytes: int) -> str:
             SELECT NEW.channel, NEW.payload, {NOW}, NEW.key WHERE {ignored};
             SELECT RAISE(IGNORE) WHERE {ignored};
             DELETE FROM {PROBE} WHERE NEW.created_at IS NULL;
-        END"""
+        END""")
 
 
 def existing(conn: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:
