@@ -7,7 +7,6 @@ told of channels stands in :mod:`.rules`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,6 @@ from typing import TYPE_CHECKING, Any
 from datasette.permissions import _skip_permission_checks
 from datasette.resources import TableResource
 from datasette.utils.asgi import Request
-from datasette.utils.permissions import (
-    SKIP_PERMISSION_CHECKS,
-    build_rules_union,
-    gather_permission_sql_from_hooks,
-)
 
 from . import log
 from .broker import Broker
@@ -28,7 +22,8 @@ from .config import Settings
 from .errors import InvalidArgument, PermissionDenied
 from .models import Item
 from .objects import SUBSCRIPTIONS
-from .rules import PUBLISH, VIEW, Actor, ChannelResource, about, patterns_for, plain
+from .rules import PUBLISH, VIEW, Actor, ChannelResource, about, patterns_for
+from .rulings import grants, identity, kept, others, rulings
 from .selector import ALL, Selector, Verdicts
 
 if TYPE_CHECKING:
@@ -58,29 +53,34 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
     """What Datasette's rules say of the channels of a database, however many there are.
 
     Only channels that a rule names can differ from the database as a whole, so
-    only they are asked for one by one.
+    only they are decided one by one. The rules are read once per request, for all databases.
     """
-    general = await _may(datasette, actor, action, database, None)
-    with plain():
-        collected = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
-    if collected is SKIP_PERMISSION_CHECKS:
+    if _skip_permission_checks.get():
         return ALL
-    union, params = build_rules_union(actor, collected)
-    params["pubsub_database"] = database
-    restrictions = [f"SELECT parent, child FROM ({rule.restriction_sql})" for rule in collected if rule.restriction_sql]
-    here = "(parent = :pubsub_database OR parent IS NULL)"
-    parts = [f"SELECT child FROM ({rows}) WHERE child IS NOT NULL AND {here}" for rows in (union, *restrictions)]
-    internal = datasette.get_internal_database()
-    rows = await internal.execute(" UNION ".join(parts), params)
-    named = frozenset([(row[0], await _may(datasette, actor, action, database, row[0])) for row in rows.rows])
-    if restrictions:
-        # Rules by pattern count only where the actor's token is for the whole database.
-        whole = f"SELECT 1 FROM ({' INTERSECT '.join(restrictions)}) WHERE child IS NULL AND {here} LIMIT 1"
-        if not (await internal.execute(whole, params)).rows:
-            return Verdicts(False, named)
     broker = brokers(datasette).find(database)
     patterns = () if broker is None else patterns_for(broker.settings, actor, action)
-    return Verdicts(general, named, patterns)
+    if action == PUBLISH:
+        rules = await others(datasette, actor, action)
+        if rules is not None and not grants(rules) and not any(rule.restriction_sql for rule in rules):
+            # Publishing has no default: what no rule speaks of is denied, and nothing need be read to know that.
+            return Verdicts(False, frozenset(), patterns)
+    found = await rulings(datasette, actor)
+    if found is None:
+        return ALL
+    ruling = found.channels[action]
+    by_default = True if action == VIEW and found.sees_log(database) else None
+    by_pattern = Verdicts(patterns=patterns)
+    matches = Selector(patterns=tuple(pattern for pattern, _ in patterns)).matches
+
+    def allows(channel: str) -> bool:
+        told = by_pattern.allows(channel) if matches(channel) else None
+        return ruling.allows(database, channel, at_parent=by_default, at_child=told)
+
+    named = frozenset((channel, allows(channel)) for channel in ruling.children(database))
+    if not ruling.leaves_in(database, None):
+        # Rules by pattern count only where the actor's token is for the whole database.
+        return Verdicts(False, named)
+    return Verdicts(ruling.allows(database, None, at_parent=by_default), named, patterns)
 
 
 async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
@@ -130,7 +130,7 @@ async def recent_rights(
     if found is None or not suffices(found):
         asked = time.monotonic()
         found = await _together(datasette, actor, action, database, channel)
-        # A refusal is not kept: it would be asked again, and many of them would push out what is.
+        # A refusal is kept for the request alone: many of them would push out what is allowed.
         if suffices(found):
             known.recent.put(key, asked, found)
     return found
@@ -139,22 +139,33 @@ async def recent_rights(
 async def _together(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> Verdicts:
     """What the actor may do now to a channel, or to all of the database; those who ask the same are told together.
 
-    Not for callers for whom nothing is checked.
+    It is asked once per request. Not for callers for whom nothing is checked.
     """
+    key = _key(actor, action, database, channel)
+    answers = kept()
+    if answers is not None and key in answers:
+        known: Verdicts = answers[key]
+        return known
 
     async def answer() -> Verdicts:
         if channel is None:
             return await rights(datasette, actor, action, database)
         return Verdicts(await _may(datasette, actor, action, database, channel))
 
-    found: Verdicts = await brokers(datasette).rounds.ask(_key(actor, action, database, channel), answer)
+    found: Verdicts
+    if answers is not None and (channel is None or ("rulings", identity(actor)) in answers):
+        # What the request has read, or will read, of the rules answers all its questions.
+        found = await rights(datasette, actor, action, database)
+    else:
+        found = await brokers(datasette).rounds.ask(key, answer)
+    if answers is not None:
+        answers[key] = found
     return found
 
 
 def _key(actor: Actor, action: str, database: str, channel: str | None) -> Hashable:
     """What the answer depends on. Two actors are the same when all that they are is the same."""
-    who = None if actor is None else json.dumps(actor, sort_keys=True, default=repr)
-    return (action, who, database, channel)
+    return (action, identity(actor), database, channel)
 
 
 async def visible(

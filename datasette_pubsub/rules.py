@@ -5,36 +5,31 @@ The law of this module: it is asked by Datasette, and decides nothing; who wants
 
 from __future__ import annotations
 
-import json
+import functools
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from datasette.permissions import Action, PermissionSQL, Resource, _permission_check_cache
-from datasette.resources import DatabaseResource, TableResource
+from datasette.permissions import Action, PermissionSQL, Resource
+from datasette.resources import DatabaseResource
 from datasette.utils import actor_matches_allow
 
 from . import log
+from .broker import Broker
 from .brokers import brokers
 from .config import Settings
 from .names import shown
-from .objects import LOG
+from .rulings import PUBLISH, VIEW, Actor, in_plain, once, rows_rule, rulings
 from .selector import Selector, Verdicts
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-VIEW = "view-channel"
-PUBLISH = "publish-message"
-
 #: Channels of one database that Datasette's lists of resources show, the first by name, in channels: each is a
 #: row of the SQL that decides, and there may be any number of them.
 MAX_LISTED = 1000
-
-Actor = dict[str, Any] | None
 
 
 class ChannelResource(Resource):
@@ -54,7 +49,7 @@ class ChannelResource(Resource):
         for name in list(datasette.databases):
             broker = brokers(datasette).find(name)
             if broker is not None:
-                rows += [f"({_quote(name)}, {_quote(channel)})" for channel in await broker.read(_listed)]
+                rows += [f"({_quote(name)}, {_quote(channel)})" for channel in await _channels(broker)]
         if not rows:
             return "SELECT NULL AS parent, NULL AS child WHERE 0"
         return f"SELECT column1 AS parent, column2 AS child FROM (VALUES {', '.join(rows)})"
@@ -62,6 +57,11 @@ class ChannelResource(Resource):
 
 def _listed(conn: sqlite3.Connection) -> list[str]:
     return [shown(name) for name in log.channel_names(conn, MAX_LISTED)]
+
+
+async def _channels(broker: Broker) -> list[str]:
+    """The channels that a database lists, read once per request."""
+    return await once(("listed", broker.name), functools.partial(broker.read, _listed))
 
 
 def _quote(text: str) -> str:
@@ -88,25 +88,6 @@ _candidate: ContextVar[str | None] = ContextVar("datasette_pubsub_candidate", de
 #: Set where this plugin asks: then there is no other channel to be told about.
 _alone: ContextVar[bool] = ContextVar("datasette_pubsub_alone", default=False)
 
-#: Set while Datasette is asked about the log table as such, without the protection that follows from channels.
-_plainly: ContextVar[bool] = ContextVar("datasette_pubsub_plainly", default=False)
-
-
-def in_plain() -> bool:
-    """Whether this plugin adds nothing to Datasette's rules now."""
-    return _plainly.get()
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Within it, the answers of Datasette leave out what this plugin adds; they are not kept for the request."""
-    tokens = _plainly.set(True), _permission_check_cache.set({})
-    try:
-        yield
-    finally:
-        _plainly.reset(tokens[0])
-        _permission_check_cache.reset(tokens[1])
-
 
 async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
     """What this plugin adds to Datasette's rules for an action."""
@@ -117,29 +98,14 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
     return []
 
 
-def rows_rule(resources: list[tuple[str, str | None]], allow: int, reason: str) -> PermissionSQL:
-    """Rules for resources (parent, child), as the SQL that Datasette wants."""
-    data = json.dumps(resources)
-    key = f"pubsub_{sha256(f'{data}{allow}{reason}'.encode()).hexdigest()[:16]}"
-    return PermissionSQL(
-        sql=f"SELECT json_extract(value, '$[0]') AS parent, json_extract(value, '$[1]') AS child, "
-        f"{allow} AS allow, '{reason}' AS reason FROM json_each(:{key})",
-        params={key: data},
-    )
-
-
 async def _by_default(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
     """Whoever may see the log table may view its channels. Publishing has no default."""
     if action != VIEW:
         return []
-    # What a token of the actor's is restricted to, Datasette asks by itself, for this action.
-    whole = None if actor is None else {key: value for key, value in actor.items() if key != "_r"}
-    with plain():
-        allowed: list[tuple[str, str | None]] = [
-            (name, None)
-            for name in list(datasette.databases)
-            if await datasette.allowed(action="view-table", resource=TableResource(name, LOG), actor=whole)
-        ]
+    found = await rulings(datasette, actor)
+    if found is None:
+        return []
+    allowed: list[tuple[str, str | None]] = [(name, None) for name in list(datasette.databases) if found.sees_log(name)]
     return [rows_rule(allowed, 1, "may see the log table")]
 
 
@@ -164,7 +130,7 @@ async def _by_pattern(datasette: Datasette, actor: Actor, action: str) -> list[P
         verdicts = Verdicts(patterns=patterns)
         matches = Selector(patterns=tuple(pattern for pattern, _ in patterns)).matches
         candidate = _candidate.get()
-        listed = [] if _alone.get() else await broker.read(_listed)
+        listed = [] if _alone.get() else await _channels(broker)
         for channel in {*listed, *([candidate] if candidate else [])}:
             if matches(channel):
                 allowed[verdicts.allows(channel)].append((name, channel))
@@ -180,3 +146,6 @@ def about(channel: str | None) -> Iterator[None]:
     finally:
         _candidate.reset(tokens[0])
         _alone.reset(tokens[1])
+
+
+__all__ = ["ACTIONS", "PUBLISH", "VIEW", "Actor", "ChannelResource", "about", "own_rules", "patterns_for"]

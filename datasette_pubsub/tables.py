@@ -7,18 +7,27 @@ rules to Datasette's, and asks :mod:`permissions` what they follow from.
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from datasette.permissions import PermissionSQL
-from datasette.utils.permissions import SKIP_PERMISSION_CHECKS, build_rules_union, gather_permission_sql_from_hooks
 
 from . import schema
 from .brokers import brokers
 from .objects import FILE, LOG, PROBE, RECORDS, RELEASED, REPLACED, SUBSCRIPTIONS, TABLES, TRIMS
 from .permissions import rights
-from .rules import PUBLISH, VIEW, Actor, in_plain, plain, rows_rule
+from .rulings import (
+    PUBLISH,
+    VIEW,
+    Actor,
+    deny_unless_named,
+    grants,
+    in_plain,
+    once,
+    others,
+    rows_rule,
+)
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -30,6 +39,10 @@ KEPT = (RELEASED, TRIMS, FILE, RECORDS, "sqlite_sequence", "_sqlite_migrations")
 #: Tables that an INSERT INTO vpubsub touches, also by a broadcast's triggers. Datasette asks for all three rights to
 #: them also where SQL only inserts; changing and deleting messages is refused by the log itself.
 PUBLISHED_TO = (LOG, PROBE, REPLACED)
+
+#: Reasons that Datasette's pages about permissions give.
+NOT_ALL_SEEN = f"needs {VIEW} on every channel"
+OWNERS_ONLY = "subscriptions belong to their actors"
 
 _WRITES = ("insert-row", "update-row", "delete-row")
 _SHAPES = ("alter-table", "drop-table", "drop-view")
@@ -43,29 +56,33 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
         return await _reading(datasette, actor)
     if action == "view-database-download":
         return await _download(datasette, actor)
-    rules: list[PermissionSQL] = []
-    if action in _WRITES:
-        rules += await _publishing(datasette, actor, action)
-    if action in _WRITES:
-        rules.append(_never(datasette, KEPT))
-    if action == "delete-row":
-        rules += await _owners_only(datasette, actor, action)
-    elif action in _WRITES:
-        rules.append(_never(datasette, (SUBSCRIPTIONS,)))
+    if action not in (*_WRITES, *_SHAPES):
+        return []
+    granted = await others(datasette, actor, action)
+    if granted is None:
+        return []
+    rules = await _publishing(datasette, actor, action) if action in _WRITES else []
+    if not grants(granted):
+        # Nothing but what these rules allow is allowed, so there is nothing to deny.
+        return [rule for rule, allow in rules if allow]
+    found = [rule for rule, _ in rules]
     if action in _SHAPES:
-        rules.append(_never(datasette, sorted({*TABLES, *KEPT})))
-    return rules
+        return [*found, _never(datasette, sorted({*TABLES, *KEPT}))]
+    found.append(_never(datasette, KEPT if action == "delete-row" else (*KEPT, SUBSCRIPTIONS)))
+    if action == "delete-row" and not _is_root(datasette, actor):
+        found.append(deny_unless_named(_cursors(datasette), granted, OWNERS_ONLY))
+    return found
 
 
-async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
-    """Whoever may publish to every channel may write to the log, and nobody else may insert."""
+async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[tuple[PermissionSQL, bool]]:
+    """Whoever may publish to every channel may write to the log, and nobody else inserts: rules, and if they allow."""
     found: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
     for name in _names(datasette):
         everything = (await rights(datasette, actor, PUBLISH, name)).everything
         found[everything] += [(name, table) for table in PUBLISHED_TO]
-    rules = [rows_rule(found[True], 1, f"has {PUBLISH} on every channel")] if found[True] else []
+    rules = [(rows_rule(found[True], 1, f"has {PUBLISH} on every channel"), True)] if found[True] else []
     if found[False] and action == "insert-row":
-        rules.append(rows_rule(found[False], 0, f"needs {PUBLISH} on every channel"))
+        rules.append((rows_rule(found[False], 0, f"needs {PUBLISH} on every channel"), False))
     return rules
 
 
@@ -81,12 +98,11 @@ def _never(datasette: Datasette, tables: Iterable[str]) -> PermissionSQL:
 
 async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
     """Whether the actor sees every channel of a database, or nothing says anything about channels there."""
-    with plain():
-        others = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=VIEW)
-    if others is SKIP_PERMISSION_CHECKS:
+    rules = await others(datasette, actor, VIEW)
+    if rules is None:
         return True
     broker = brokers(datasette).find(name)
-    restricted = any(rule.sql or rule.restriction_sql for rule in others)
+    restricted = any(rule.sql or rule.restriction_sql for rule in rules)
     # Viewing follows from the table itself where no rule says anything about channels.
     if broker is None or not (restricted or broker.settings.channel_rules):
         return True
@@ -94,45 +110,37 @@ async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
 
 
 async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
-    """Close our tables, and the views that read them, to those who do not see every channel in them."""
+    """Close our tables, and the views that read them, to those who do not see every channel in them.
+
+    A view that somebody has opened to the actor by a rule of its own stays open; so do the cursors of all, which are
+    otherwise for root alone.
+    """
+    granted = await others(datasette, actor, "view-table")
+    if granted is None:
+        return []
     denied: list[tuple[str, str | None]] = []
+    derived: list[tuple[str, str]] = []
     for name in _names(datasette):
         broker = brokers(datasette).find(name)
         if broker is not None and not await _sees_all(datasette, actor, name):
-            readers = await broker.read(schema.readers)
-            named = await _named(datasette, actor, "view-table", name, readers)
-            denied += [(name, table) for table in (*TABLES, *(set(readers) - named))]
-    found = [rows_rule(denied, 0, f"needs {VIEW} on every channel")] if denied else []
-    return found + await _owners_only(datasette, actor, "view-table")
+            denied += [(name, table) for table in TABLES]
+            readers = await once(("readers", name), functools.partial(broker.read, schema.readers))
+            derived += [(name, table) for table in readers]
+    found = [rows_rule(denied, 0, NOT_ALL_SEEN)] if denied else []
+    if derived:
+        found.append(deny_unless_named(derived, granted, NOT_ALL_SEEN))
+    if not _is_root(datasette, actor) and (cursors := _cursors(datasette)):
+        found.append(deny_unless_named(cursors, granted, OWNERS_ONLY))
+    return found
 
 
-async def _owners_only(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
-    """Close the cursors of all to everybody but root and those whom a rule names for this table."""
-    if datasette.root_enabled and (actor or {}).get("id") == "root":
-        return []
-    denied: list[tuple[str, str | None]] = [
-        (name, SUBSCRIPTIONS)
-        for name in _names(datasette)
-        if not await _named(datasette, actor, action, name, [SUBSCRIPTIONS])
-    ]
-    return [rows_rule(denied, 0, "subscriptions belong to their actors")] if denied else []
+def _is_root(datasette: Datasette, actor: Actor) -> bool:
+    return bool(datasette.root_enabled and (actor or {}).get("id") == "root")
 
 
-async def _named(datasette: Datasette, actor: Actor, action: str, name: str, tables: list[str]) -> set[str]:
-    """Those of these tables that somebody has opened to the actor by a rule of their own."""
-    if not tables:
-        return set()
-    with plain():
-        collected = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
-    if collected is SKIP_PERMISSION_CHECKS:
-        return set(tables)
-    union, params = build_rules_union(actor, collected)
-    sql = (
-        f"SELECT own.value FROM json_each(:pubsub_tables) AS own JOIN ({union}) AS rule ON rule.allow "
-        "AND rule.parent = :pubsub_database AND rule.child = own.value COLLATE NOCASE"
-    )
-    values = {**params, "pubsub_database": name, "pubsub_tables": json.dumps(tables)}
-    return {row[0] for row in (await datasette.get_internal_database().execute(sql, values)).rows}
+def _cursors(datasette: Datasette) -> list[tuple[str, str]]:
+    """The tables that hold the cursors of all."""
+    return [(name, SUBSCRIPTIONS) for name in _names(datasette)]
 
 
 async def _download(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
@@ -140,4 +148,4 @@ async def _download(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
     denied: list[tuple[str, str | None]] = [
         (name, None) for name in _names(datasette) if not await _sees_all(datasette, actor, name)
     ]
-    return [rows_rule(denied, 0, f"needs {VIEW} on every channel")] if denied else []
+    return [rows_rule(denied, 0, NOT_ALL_SEEN)] if denied else []

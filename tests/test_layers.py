@@ -22,7 +22,7 @@ LAYERS = [
     {"upkeep"},
     {"broker"},
     {"brokers"},
-    {"rules", "permissions", "recheck", "tables", "caller", "shutdown"},
+    {"rulings", "rules", "permissions", "recheck", "tables", "caller", "shutdown"},
     {"wire", "codecs", "edge", "endless", "sending", "texts", "plot", "unpacking"},
     {"rpc_call"},
     {"frame", "messages", "links", "rpc_publish", "ndjson"},
