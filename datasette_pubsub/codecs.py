@@ -28,7 +28,8 @@ from .gen.db_pb2 import (
 )
 from .inflow import Answer
 from .models import Item, check_message_id
-from .wire import NOT_ORDINARY, envelope
+from .wire import NOT_ORDINARY
+from .wire_connect import envelope
 
 
 class PublishRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,61 +13,85 @@ from datasette import hookimpl
 from datasette.events import Event
 from datasette.utils.asgi import Request
 
-from . import (
-    api,
-    broadcast_file,
-    caller,
-    compat,
-    demo,
-    edge,
-    jump,
-    live_table,
-    log,
-    messages,
-    pages,
-    pages_broadcast,
-    pages_publish,
-    pages_subscriptions,
-    panel,
-    permissions,
-    rpc,
-    rules,
-    runs,
-    shutdown,
-    sql,
-    sse,
-    tables,
-)
-from .broker import in_batcher
-from .brokers import brokers
+from . import later
 from .endless import outlast
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+    from . import (
+        broadcast_file,
+        caller,
+        compat,
+        demo,
+        edge,
+        jump,
+        live_table,
+        log,
+        pages,
+        pages_broadcast,
+        pages_publish,
+        panel,
+        permissions,
+        rules,
+        runs,
+        shutdown,
+        sql,
+        tables,
+    )
+    from . import broker as broker_module
+    from .brokers import Brokers
+else:
+    broadcast_file = later.Later("broadcast_file")
+    broker_module = later.Later("broker")
+    caller = later.Later("caller")
+    compat = later.Later("compat")
+    demo = later.Later("demo")
+    edge = later.Later("edge")
+    jump = later.Later("jump")
+    live_table = later.Later("live_table")
+    log = later.Later("log")
+    pages = later.Later("pages")
+    pages_broadcast = later.Later("pages_broadcast")
+    pages_publish = later.Later("pages_publish")
+    panel = later.Later("panel")
+    permissions = later.Later("permissions")
+    rules = later.Later("rules")
+    runs = later.Later("runs")
+    shutdown = later.Later("shutdown")
+    sql = later.Later("sql")
+    tables = later.Later("tables")
 
 logger = logging.getLogger("datasette_pubsub")
 
 INTERNAL = "_internal"
 
 ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", sse.stream),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", api.publish),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", pages_publish.publish_form),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/run$", runs.run),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", api.ack),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.json$", messages.as_json),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.csv$", messages.as_csv),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", api.channels),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions$", pages_subscriptions.page),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/activity\.json$", panel.activity_json),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", api.subscriptions),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", api.delete_subscription),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", api.snapshot),
-    (r"^/(?P<database>[^/]+)/-/pubsub/?$", pages.viewer),
-    (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", pages.viewer),
-    (r"^/(?P<database>[^/]+)/(?P<table>[^/]+)/-/broadcast$", pages_broadcast.page),
-    (r"^/db\.v1\.DbService/(?P<method>.*)$", rpc.view),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", later.view("sse", "stream")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", later.view("api", "publish")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", later.view("pages_publish", "publish_form")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/run$", later.view("runs", "run")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", later.view("api", "ack")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.json$", later.view("messages", "as_json")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.csv$", later.view("messages", "as_csv")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", later.view("api", "channels")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions$", later.view("pages_subscriptions", "page")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/activity\.json$", later.view("panel", "activity_json")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", later.view("api", "subscriptions")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", later.view("api", "delete_subscription")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", later.view("api", "snapshot")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/?$", later.view("pages", "viewer")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", later.view("pages", "viewer")),
+    (r"^/(?P<database>[^/]+)/(?P<table>[^/]+)/-/broadcast$", later.view("pages_broadcast", "page")),
+    (r"^/db\.v1\.DbService/(?P<method>.*)$", later.view("rpc", "view")),
 ]
+
+
+def brokers(datasette: Datasette) -> Brokers:
+    """The brokers of this Datasette."""
+    from .brokers import brokers as known
+
+    return known(datasette)
 
 
 @dataclass
@@ -152,7 +176,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
     Datasette's "Alter table" builds a table anew, which loses its triggers: a
     broadcast is made again, in the same transaction.
     """
-    if database == INTERNAL or in_batcher.get():
+    if database == INTERNAL or broker_module.in_batcher.get():
         return None
     broker = brokers(datasette).find(database)
     if broker is None:
@@ -198,6 +222,9 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
     def wrap(app: Any) -> Any:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
+                if scope["type"] == "lifespan":
+                    # A server begins: its first requests should not wait for modules.
+                    later.load()
                 await app(scope, receive, send)
                 return
             shutdown.listen(datasette)
@@ -292,6 +319,6 @@ async def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None, req
 
 @hookimpl
 def register_commands(cli: Any) -> None:
-    from .cli import pubsub
+    from .cli_group import Commands
 
-    cli.add_command(pubsub)
+    cli.add_command(Commands())

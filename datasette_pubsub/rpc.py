@@ -50,7 +50,7 @@ from .rpc_call import Call, Sender, as_connect_error, current
 from .selector import Selector
 from .sending import ReaderStuck
 from .unpacking import Gzip
-from .wire import ConnectEncoder
+from .wire_connect import ConnectEncoder
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -1,4 +1,4 @@
-"""The wire formats: how messages and events look to SSE, Connect and gRPC readers.
+"""The wire formats: how messages and events look to readers of SSE, and what they have in common with Connect's.
 
 The law of this module: values in, bytes out; it knows no storage, no hub and no
 HTTP. Encoders are stateless, so that one frame serves all streams of a format.
@@ -10,15 +10,11 @@ import base64
 import binascii
 import json
 import re
-import struct
-from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from .errors import InvalidArgument
-from .gen.db_pb2 import Kind, SubscribeResponse
 from .models import (
     AHEAD,
     Bye,
@@ -39,15 +35,8 @@ _ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
 _LINES = re.compile(r"\r\n|\r|\n")
 
-_NUMBERS = SubscribeResponse.DESCRIPTOR.fields_by_name
-#: What stands before a message id and before a payload in Protobuf: the field's number and how it is written.
-_ID_TAG = bytes([_NUMBERS["message_id"].number << 3 | 0])
-_PAYLOAD_TAG = bytes([_NUMBERS["payload"].number << 3 | 2])
-
-#: What stands before a message of a Connect stream: a flag byte, and its length in four bytes.
-_PREFIX = struct.Struct(">BI").pack
-
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+#: JSON without blanks, as text.
+compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
@@ -79,72 +68,12 @@ class _Ordinary(msgspec.Struct, rename="camel", gc=False):
 _ordinary_json = msgspec.json.Encoder().encode
 
 
-def _message_json(message: Message, missed: int) -> bytes:
+def message_json(message: Message, missed: int) -> bytes:
     """:func:`message_fields` as JSON: the same fields, in a fifth of the time for an ordinary message."""
     payload = message.payload
     if missed or not isinstance(payload, str):
-        return _json(message_fields(message, missed)).encode()
+        return compact_json(message_fields(message, missed)).encode()
     return _ordinary_json(_Ordinary(str(message.id), message.channel, payload, message.created_at))
-
-
-def _message_proto(message: Message, missed: int) -> bytes:
-    """A message in Protobuf, in its envelope."""
-    # What stands one after the other is one message to a reader of Protobuf
-    # (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
-    shared = _shared_fields(message.channel, message.created_at)
-    payload = message.payload
-    if missed or not isinstance(payload, str) or not payload:
-        return envelope(_own_fields(message, missed) + shared)
-    # An ordinary one is put together here, of parts that its neighbours have, too, in a seventh of the time.
-    text = payload.encode()
-    number = message.id
-    high = _varint(number >> 7) if number > 127 else b""
-    head, tag = _around_id(len(high), len(text), len(shared))
-    return b"".join((head, _LOW[number & 127 | (128 if high else 0)], high, tag, text, shared))
-
-
-def _own_fields(message: Message, missed: int) -> bytes:
-    """Of a message in Protobuf, what is its own."""
-    own = SubscribeResponse(message_id=message.id, missed=missed)
-    if isinstance(message.payload, bytes):
-        own.blob = message.payload
-    else:
-        own.payload = text_of(message.payload)
-    return own.SerializeToString()
-
-
-@lru_cache(maxsize=1024)
-def _varint(number: int) -> bytes:
-    """A number as Protobuf writes it (https://protobuf.dev/programming-guides/encoding/#varints)."""
-    parts = bytearray()
-    while number > 127:
-        parts.append(number & 127 | 128)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
-
-
-#: The first byte of a message id in Protobuf.
-_LOW = [bytes([byte]) for byte in range(256)]
-
-
-@lru_cache(maxsize=1024)
-def _around_id(high: int, text: int, shared: int) -> tuple[bytes, bytes]:
-    """What stands before the id and before the payload of an ordinary message, by the sizes of its parts in bytes.
-
-    ``high`` is what the id takes after its first byte.
-    """
-    tag = _PAYLOAD_TAG + _varint(text)
-    size = len(_ID_TAG) + 1 + high + len(tag) + text + shared
-    return _PREFIX(0, size) + _ID_TAG, tag
-
-
-@lru_cache(maxsize=1024)
-def _shared_fields(channel: str, created_at: str) -> bytes:
-    """Of a message in Protobuf, what those of one channel and one commit have in common."""
-    response = SubscribeResponse(channel=channel)
-    response.created_at.seconds, response.created_at.nanos = _timestamp(created_at)
-    return response.SerializeToString()
 
 
 class SseEncoder:
@@ -160,7 +89,7 @@ class SseEncoder:
 
     def message(self, message: Message, missed: int = 0) -> bytes:
         if not self._raw:
-            return b"id: %d\ndata: %b\n\n" % (message.id, _message_json(message, missed))
+            return b"id: %d\ndata: %b\n\n" % (message.id, message_json(message, missed))
         payload = message.payload
         if isinstance(payload, str):
             text = payload
@@ -189,56 +118,7 @@ class SseEncoder:
                 name, data = "bye", {"reason": "the right to receive these messages has ended or changed"}
             case Changed():
                 name, data = "bye", {"reason": "what the subscription reads was changed; connect again"}
-        return f"event: {name}\ndata: {_json(data)}\n\n".encode()
-
-
-class ConnectEncoder:
-    """Enveloped messages of Connect, gRPC and gRPC-Web streams.
-
-    Each is a flag byte, the length in four bytes and the message
-    (https://connectrpc.com/docs/protocol/#streaming-rpcs). How a stream ended
-    is told by its end, so ``Superseded`` and ``Bye`` have no frame.
-    """
-
-    def __init__(self, as_json: bool, status: bool = False, heartbeats: bool = False) -> None:
-        self.name = "connect-json" if as_json else "connect-proto"
-        self._as_json = as_json
-        self._status = status
-        self._heartbeats = heartbeats
-
-    def message(self, message: Message, missed: int = 0) -> bytes:
-        if self._as_json:
-            return envelope(_message_json(message, missed))
-        return _message_proto(message, missed)
-
-    def event(self, event: Event) -> bytes:
-        match event:
-            case Heartbeat(head) if self._heartbeats:
-                fields: dict[str, Any] = {"kind": "KIND_HEARTBEAT", "head": head}
-            case Ready(head) if self._status:
-                fields = {"kind": "KIND_READY", "head": head}
-            case Gap(missed, resumed_at) if self._status:
-                fields = {"kind": "KIND_GAP", "missed": missed, "head": resumed_at}
-            case _:
-                return b""
-        if self._as_json:
-            return envelope(_json({k: v if k == "kind" else str(v) for k, v in fields.items()}).encode())
-        fields["kind"] = Kind.Value(fields["kind"])
-        return envelope(SubscribeResponse(**fields).SerializeToString())
-
-
-def envelope(data: bytes) -> bytes:
-    """One message of a Connect stream: a flag byte, the length in four bytes, and itself."""
-    return _PREFIX(0, len(data)) + data
-
-
-def _timestamp(created_at: str) -> tuple[int, int]:
-    """Seconds and nanoseconds of a time as the log stores it; zero for one that is no date."""
-    try:
-        moment = datetime.fromisoformat(created_at)
-    except ValueError:
-        return 0, 0
-    return int(moment.timestamp() // 1), moment.microsecond * 1000
+        return f"event: {name}\ndata: {compact_json(data)}\n\n".encode()
 
 
 class _Items(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -302,7 +182,7 @@ def _stored(payload: Any) -> Any:
         return "true" if payload else "false"
     if isinstance(payload, (dict, list)):
         try:
-            return _json(payload)
+            return compact_json(payload)
         except RecursionError:
             raise InvalidArgument("payload is nested too deeply") from None
     return payload

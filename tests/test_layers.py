@@ -23,13 +23,14 @@ LAYERS = [
     {"broker"},
     {"brokers"},
     {"rulings", "rules", "permissions", "recheck", "tables", "caller", "shutdown"},
-    {"wire", "codecs", "edge", "endless", "sending", "texts", "plot", "unpacking"},
+    {"wire", "wire_connect", "codecs", "edge", "endless", "sending", "texts", "plot", "unpacking"},
     {"rpc_call"},
     {"frame", "messages", "links", "rpc_publish", "ndjson"},
     {"sse", "rpc", "api", "pages", "pages_broadcast", "pages_publish", "pages_subscriptions", "live_table", "runs"},
     {"panel", "jump", "demo"},
     {"cli", "cli_broadcast", "cli_common", "cli_publish", "cli_tail", "cli_trim"},
-    {"hooks"},
+    {"cli_group"},
+    {"later", "hooks"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 

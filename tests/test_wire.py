@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from datasette_pubsub.gen.db_pb2 import SubscribeResponse
 from datasette_pubsub.models import Message
-from datasette_pubsub.wire import ConnectEncoder, SseEncoder, message_fields
+from datasette_pubsub.wire import SseEncoder, message_fields
+from datasette_pubsub.wire_connect import ConnectEncoder
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 payloads = st.one_of(texts, st.binary(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False))
