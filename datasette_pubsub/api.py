@@ -20,11 +20,13 @@ from .edge import (
     content_type,
     is_large,
     mapped,
+    only_get,
     publish_limit,
     read_json,
     read_json_body,
+    require_method,
 )
-from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied
+from .errors import InvalidArgument, PermissionDenied
 from .models import check_message_id, check_subscription_name
 from .wire import items_of_json
 
@@ -32,17 +34,12 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
-def _require(request: Request, method: str) -> None:
-    if request.method != method:
-        raise MethodNotAllowed(f"this address is used with {method}")
-
-
 @mapped
 async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """``POST …/publish``: one message or many, all or none; answers once they are on disk. Or a stream of them."""
     streams = content_type(request) == ndjson.CONTENT_TYPE
     # curl -T sends PUT.
-    _require(request, "PUT" if streams and request.method == "PUT" else "POST")
+    require_method(request, *(("POST", "PUT") if streams else ("POST",)))
     broker = broker_of(datasette, request)
     if streams:
         await ndjson.publish(scope, receive, send, request, datasette, broker)
@@ -58,7 +55,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
 @mapped
 async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``POST …/ack``: all messages up to one are finished; the cursor moves forward."""
-    _require(request, "POST")
+    require_method(request, "POST")
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, SMALL_LIMIT)
     name = check_subscription_name(data.get("subscription"))
@@ -73,7 +70,7 @@ async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: 
 @mapped
 async def channels(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET …/channels.json``: the channels that the actor may see, by name."""
-    _require(request, "GET")
+    only_get(request)
     broker = broker_of(datasette, request)
     rows = await permissions.visible_channels(datasette, request.actor, broker)
     return Response.json({"ok": True, "database": broker.name, "channels": [row.as_json() for row in rows]})
@@ -82,7 +79,7 @@ async def channels(scope: Any, receive: Any, send: Any, request: Request, datase
 @mapped
 async def subscriptions(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET …/subscriptions.json``: the actor's own subscriptions; with ``owner=*`` everyone's."""
-    _require(request, "GET")
+    only_get(request)
     broker = broker_of(datasette, request)
     owner = request.args.get("owner")
     if owner not in (None, "*"):
@@ -94,7 +91,7 @@ async def subscriptions(scope: Any, receive: Any, send: Any, request: Request, d
 @mapped
 async def delete_subscription(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``POST …/subscriptions/delete``: forget a subscription and its cursor; without ``owner`` one's own."""
-    _require(request, "POST")
+    require_method(request, "POST")
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, SMALL_LIMIT)
     name = check_subscription_name(data.get("subscription"))
@@ -110,7 +107,7 @@ async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datase
 
     A stream with ``after=<head>`` goes on from there without a blind window.
     """
-    _require(request, "GET")
+    only_get(request)
     broker = broker_of(datasette, request)
     table, statement = request.args.get("table"), request.args.get("sql")
     if bool(table) == bool(statement):

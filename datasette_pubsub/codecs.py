@@ -9,6 +9,7 @@ costs the time: in JSON, twenty times as much. All else is Protobuf's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from connectrpc.code import Code
 from connectrpc.codec import Codec
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 from connectrpc.errors import ConnectError
+from google.protobuf.json_format import ParseError
 
 from .errors import InvalidArgument, PubsubError
 from .gen.db_pb2 import (
@@ -32,9 +34,16 @@ from .wire import NOT_ORDINARY
 from .wire_connect import envelope
 
 
-class PublishRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a publish asks for, checked field by field."""
+@dataclass(frozen=True, slots=True)
+class PublishRequest:
+    """What a publish asks for, checked field by field; and how many bytes that was, unpacked."""
 
+    db_name: str
+    items: list[Item]
+    size: int
+
+
+class _JsonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     db_name: str = msgspec.field(name="dbName")
     items: list[Item]
 
@@ -46,13 +55,14 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class StreamRequest(msgspec.Struct, frozen=True):
-    """One request of a publish stream; an error stands for items that cannot be published."""
+    """One request of a publish stream, of so many bytes; an error stands for items that cannot be published."""
 
     db_name: str
     items: list[Item] | PubsubError
+    size: int
 
 
-_JSON = msgspec.json.Decoder(PublishRequest)
+_JSON = msgspec.json.Decoder(_JsonRequest)
 
 
 def connect_error(error: PubsubError) -> ConnectError:
@@ -72,25 +82,25 @@ def _item(item: PublishItem, n: int) -> Item:
     return Item(channel, blob or payload, item.key or None, expected)
 
 
-def _request(message: PublishBatchRequest) -> PublishRequest:
+def _request(message: PublishBatchRequest, size: int) -> PublishRequest:
     try:
-        return PublishRequest(message.db_name, [_item(item, n) for n, item in enumerate(message.items)])
+        return PublishRequest(message.db_name, [_item(item, n) for n, item in enumerate(message.items)], size)
     except PubsubError as error:
         raise connect_error(error) from None
 
 
-def _stream_request(message: PublishStreamRequest) -> StreamRequest:
+def _stream_request(message: PublishStreamRequest, size: int) -> StreamRequest:
     try:
-        return StreamRequest(message.db_name, [_item(item, n) for n, item in enumerate(message.items)])
+        return StreamRequest(message.db_name, [_item(item, n) for n, item in enumerate(message.items)], size)
     except PubsubError as error:
-        return StreamRequest(message.db_name, error)
+        return StreamRequest(message.db_name, error, size)
 
 
-def _checked(message: Any) -> Any:
+def _checked(message: Any, size: int) -> Any:
     if isinstance(message, PublishBatchRequest):
-        return _request(message)
+        return _request(message, size)
     if isinstance(message, PublishStreamRequest):
-        return _stream_request(message)
+        return _stream_request(message, size)
     return message
 
 
@@ -114,7 +124,7 @@ def _of_json(data: bytes | bytearray) -> PublishRequest | None:
     except NOT_ORDINARY:
         return None
     ordinary = all(type(item.payload) is str and item.channel and item.key != "" for item in request.items)
-    return request if ordinary else None
+    return PublishRequest(request.db_name, request.items, len(data)) if ordinary else None
 
 
 class _Binary(Codec[Any, Any]):
@@ -130,7 +140,7 @@ class _Binary(Codec[Any, Any]):
         return self._protobuf.encode(message)
 
     def decode(self, data: bytes | bytearray, message_class: type[Any]) -> Any:
-        return _checked(self._protobuf.decode(data, message_class))
+        return _checked(self._protobuf.decode(data, message_class), len(data))
 
 
 class _Json(Codec[Any, Any]):
@@ -151,7 +161,15 @@ class _Json(Codec[Any, Any]):
             request = _of_json(data)
             if request is not None:
                 return request
-        return _checked(self._protobuf.decode(data, message_class))
+        try:
+            message = self._protobuf.decode(data, message_class)
+        except ParseError as error:
+            if not isinstance(error.__context__, SystemError):
+                raise
+            # Protobuf's own, for the name of a field.
+            told = "the name of a field holds half of a surrogate pair, which is not valid Unicode"
+            raise ConnectError(Code.INVALID_ARGUMENT, told) from None
+        return _checked(message, len(data))
 
 
 CODECS: list[Codec[Any, Any]] = [_Binary(), _Json()]

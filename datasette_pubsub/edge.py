@@ -13,8 +13,8 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from datasette.utils import tilde_decode
 from datasette.utils.asgi import Request, Response
@@ -24,6 +24,7 @@ from .brokers import brokers
 from .config import BODY_SECONDS
 from .errors import (
     InvalidArgument,
+    MethodNotAllowed,
     NotFound,
     PermissionDenied,
     PubsubError,
@@ -32,7 +33,7 @@ from .errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from .models import ANYWHERE, Limit, Start, Where, check_message_id, check_since
+from .models import ANYWHERE, Start, Where, check_message_id, check_since, check_unicode
 from .selector import Selector
 from .sending import within
 from .wire import object_of_json
@@ -66,14 +67,69 @@ def internal(error: Exception) -> PubsubError:
 
 
 def error_fields(error: PubsubError) -> dict[str, Any]:
-    """An error in Datasette's own JSON shape."""
-    return {"ok": False, "error": error.message, "errors": [error.message], "status": error.status}
+    """An error in Datasette's own JSON shape, with the field and the setting that it is about, where it is."""
+    about = {"field": error.field, "limit": error.limit}
+    fields = {"ok": False, "error": error.message, "errors": [error.message], "status": error.status}
+    return fields | {name: value for name, value in about.items() if value is not None}
+
+
+def error_headers(error: PubsubError) -> dict[str, str]:
+    """The headers that belong to an error, whatever its body is."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, MethodNotAllowed) and error.allow:
+        headers["Allow"] = ", ".join(error.allow)
+    return headers
 
 
 def error_response(error: PubsubError) -> Response:
     """An error as a response, with its status."""
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    return Response.json(error_fields(error), status=error.status, headers=headers)
+    return Response.json(error_fields(error), status=error.status, headers=error_headers(error))
+
+
+def require_method(request: Request, *allow: str) -> None:
+    """Raise :class:`MethodNotAllowed` for a method that the address does not answer."""
+    if request.method not in allow:
+        raise MethodNotAllowed.instead(*allow)
+
+
+def only_get(request: Request) -> None:
+    """Raise :class:`MethodNotAllowed` for anything but reading. HEAD is read as GET is; its body is left out."""
+    require_method(request, "GET", "HEAD")
+
+
+def without_body(request: Request, response: Response | None) -> None:
+    """Take the body out of an answer to HEAD."""
+    if request.method == "HEAD" and response is not None:
+        response.body = ""
+
+
+def check_query(request: Request) -> None:
+    """Refuse a query string that is not text: Datasette would read other characters in place of the wrong bytes.
+
+    Raises :class:`InvalidArgument` naming the parameter.
+    """
+    query = request.query_string
+    if query.isascii():
+        if "%" not in query:
+            return
+        try:
+            unquote_to_bytes(query).decode()
+        except UnicodeDecodeError:
+            pass
+        else:
+            return
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        for part in (name, value):
+            try:
+                unquote_to_bytes(part.encode("latin-1")).decode() if part.isascii() else part.encode("ascii")
+            except UnicodeError:
+                shown = unquote_to_bytes(name).decode(errors="replace")
+                raise InvalidArgument(
+                    f"query parameter {shown} is not UTF-8 with percent encoding", field=shown
+                ) from None
 
 
 def mapped(view: View) -> View:
@@ -84,11 +140,13 @@ def mapped(view: View) -> View:
         if request.method == "OPTIONS":
             return preflight(datasette)
         try:
+            check_query(request)
             response = await view(scope, receive, send, request, datasette)
         except PubsubError as error:
             response = error_response(error)
         except Exception as error:
             response = error_response(internal(error))
+        without_body(request, response)
         if response is not None:
             response.headers.update(cors_headers(datasette))
         return response
@@ -229,17 +287,31 @@ def check_uncompressed(request: Request) -> None:
         raise UnsupportedMediaType("content-encoding: only identity, an uncompressed body, is read here")
 
 
-def publish_limit(broker: Broker) -> Limit:
+class BodyLimit(NamedTuple):
+    """The largest body that is read, in bytes, and where that is set: a setting, or in words why it is fixed."""
+
+    size: int
+    setting: str | None = None
+    why: str | None = None
+
+    def exceeded(self, what: str = "request body") -> TooLarge:
+        """The error for a larger one."""
+        return TooLarge(
+            f"{what} is over the limit of {self.size} bytes ({self.setting or self.why})", limit=self.setting
+        )
+
+
+def publish_limit(broker: Broker) -> BodyLimit:
     """The largest body of a publish to this database."""
-    return Limit(broker.settings.max_body_bytes, "max_body_bytes")
+    return BodyLimit(broker.settings.max_body_bytes, "max_body_bytes")
 
 
 #: The largest body of a request that publishes nothing.
-SMALL_LIMIT = Limit(SMALL_BODY_BYTES, "of a request that publishes nothing")
+SMALL_LIMIT = BodyLimit(SMALL_BODY_BYTES, why="of a request that publishes nothing")
 
 
-async def read_body(request: Request, receive: Any, limit: Limit) -> bytes:
-    """The body, of at most ``limit`` bytes, counted while reading. Raises :class:`TooLarge`."""
+async def read_body(request: Request, receive: Any, limit: BodyLimit) -> bytes:
+    """The body, of at most ``limit``, counted while reading. Raises :class:`TooLarge`."""
     check_uncompressed(request)
     parts: list[bytes] = []
     size = 0
@@ -252,26 +324,30 @@ async def read_body(request: Request, receive: Any, limit: Limit) -> bytes:
             raise InvalidArgument("the request ended before its body was complete")
         part = message.get("body", b"")
         size += len(part)
-        if size > limit:
-            raise TooLarge(f"request body is over the limit of {limit}")
+        if size > limit.size:
+            raise limit.exceeded()
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
-async def read_json(request: Request, receive: Any, limit: Limit) -> dict[str, Any]:
+async def read_json(request: Request, receive: Any, limit: BodyLimit) -> dict[str, Any]:
     """The JSON object in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
-    return object_of_json(await read_json_body(request, receive, limit), "the body")
+    data = object_of_json(await read_json_body(request, receive, limit), "the body")
+    for name, value in data.items():
+        if isinstance(value, str):
+            check_unicode(value, name)
+    return data
 
 
-async def read_json_body(request: Request, receive: Any, limit: Limit) -> bytes:
+async def read_json_body(request: Request, receive: Any, limit: BodyLimit) -> bytes:
     """The body, as JSON text that has not been read yet. Raises as :func:`read_body`, and for another content type."""
     if content_type(request) != "application/json":
         raise UnsupportedMediaType("content-type must be application/json")
     return await read_body(request, receive, limit)
 
 
-async def read_form(request: Request, receive: Any, limit: Limit, most: int = MAX_FORM_FIELDS) -> dict[str, str]:
+async def read_form(request: Request, receive: Any, limit: BodyLimit, most: int = MAX_FORM_FIELDS) -> dict[str, str]:
     """The fields of a form as browsers send it, at most so many.
 
     Raises a :class:`PubsubError` that says what is wrong with it.

@@ -15,20 +15,24 @@ class PubsubError(Exception):
 
     ``status`` is the HTTP status, ``code`` the Connect code by its protocol
     name (https://connectrpc.com/docs/protocol/#error-codes), ``retry_after``
-    how many seconds to wait before trying again, or ``None``.
+    how many seconds to wait before trying again, or ``None``. ``field`` is the
+    field or parameter that is wrong, and ``limit`` the setting that was
+    reached, where the error is about one.
     """
 
     status = 500
     code = "internal"
     retry_after: int | None = None
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, field: str | None = None, limit: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.field = field
+        self.limit = limit
 
     def bare(self) -> Self:
         """The same error without where it was raised, which would keep all that was in use there in memory."""
-        return type(self)(self.message)
+        return type(self)(self.message, field=self.field, limit=self.limit)
 
 
 class InvalidArgument(PubsubError):
@@ -67,10 +71,18 @@ class UnsupportedMediaType(PubsubError):
 
 
 class MethodNotAllowed(PubsubError):
-    """The endpoint wants another HTTP method."""
+    """The endpoint wants another HTTP method; ``allow`` names those that it answers."""
 
     status = 405
     code = "unimplemented"
+    allow: tuple[str, ...] = ()
+
+    @classmethod
+    def instead(cls, *allow: str) -> MethodNotAllowed:
+        """The error of an address that answers these methods."""
+        error = cls(f"this address is used with {' and '.join(method for method in allow if method != 'HEAD')}")
+        error.allow = allow
+        return error
 
 
 class TooLarge(PubsubError):

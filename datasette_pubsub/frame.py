@@ -18,7 +18,7 @@ from datasette.utils.asgi import Request, Response
 from . import permissions, rules
 from .broker import Broker
 from .brokers import brokers
-from .edge import View, internal
+from .edge import View, check_query, error_headers, internal, without_body
 from .errors import PubsubError
 
 if TYPE_CHECKING:
@@ -31,13 +31,16 @@ def shown(view: View) -> View:
     @functools.wraps(view)
     async def wrapper(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
         try:
+            check_query(request)
             response = await view(scope, receive, send, request, datasette)
         except PubsubError as error:
-            return await _error_page(datasette, request, error)
+            response = await _error_page(datasette, request, error)
         except Exception as error:
-            return await _error_page(datasette, request, internal(error))
-        if response is not None:
-            response.headers["Content-Security-Policy"] = await policy(datasette)
+            response = await _error_page(datasette, request, internal(error))
+        else:
+            if response is not None:
+                response.headers["Content-Security-Policy"] = await policy(datasette)
+        without_body(request, response)
         return response
 
     return wrapper
@@ -48,7 +51,7 @@ async def _error_page(datasette: Datasette, request: Request, error: PubsubError
     html = await datasette.render_template(
         ["error.html"], {"ok": False, "error": error.message, "status": error.status, "title": None}, request=request
     )
-    return Response.html(html, status=error.status)
+    return Response.html(html, status=error.status, headers=error_headers(error))
 
 
 async def policy(datasette: Datasette) -> str:

@@ -16,8 +16,8 @@ from datasette.utils.asgi import Request, Response
 
 from . import log, permissions, search
 from .broker import Broker
-from .edge import broker_of, mapped
-from .errors import InvalidArgument, MethodNotAllowed
+from .edge import broker_of, mapped, only_get
+from .errors import InvalidArgument
 from .models import check_message_id
 from .selector import Selector
 from .wire import message_fields
@@ -91,12 +91,6 @@ def found(conn: Any, query: Query, limit: int, max_bytes: int, after: int | None
             max_bytes=max_bytes,
             after=after,
         )
-
-
-def only_get(request: Request) -> None:
-    """Raise :class:`MethodNotAllowed` for anything but reading."""
-    if request.method != "GET":
-        raise MethodNotAllowed("this address is used with GET")
 
 
 async def _ask(request: Request, datasette: Datasette) -> search.Found:

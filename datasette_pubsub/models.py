@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,23 +29,6 @@ def text_of(payload: Payload) -> str:
 
 Start = Literal["earliest", "latest"]
 AckMode = Literal["auto", "explicit"]
-
-
-class Limit(int):
-    """A number of bytes that says in texts which setting it is; libraries write it into their own errors, too."""
-
-    named: str
-
-    def __new__(cls, count: int, named: str) -> Limit:
-        limit = super().__new__(cls, count)
-        limit.named = named
-        return limit
-
-    def __str__(self) -> str:
-        return f"{int(self)} bytes ({self.named})"
-
-    def __format__(self, _spec: str) -> str:
-        return str(self)
 
 
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -251,14 +235,23 @@ def check_item(item: Item, settings: Settings) -> int:
     else:
         if isinstance(payload, int) and not -(2**63) <= payload < 2**63:
             raise InvalidArgument("payload is an integer of more than 64 bits")
-        if payload != payload:
-            raise InvalidArgument("payload is not a number (NaN), which SQLite stores as NULL")
+        if not math.isfinite(payload):
+            raise not_finite("payload")
         size = 8
     if size > settings.max_payload_bytes:
-        raise TooLarge(f"payload has {size} bytes; the limit is {settings.max_payload_bytes} bytes (max_payload_bytes)")
+        raise TooLarge(
+            f"payload has {size} bytes; the limit is {settings.max_payload_bytes} bytes (max_payload_bytes)",
+            field="payload",
+            limit="max_payload_bytes",
+        )
     if item.key is not None:
         check_channel(item.key, "key")
     return size
+
+
+def not_finite(field: str) -> InvalidArgument:
+    """The error for a payload that is or holds a number that JSON does not have."""
+    return InvalidArgument(f"{field} holds a number that JSON does not have (NaN or an infinity)", field=field)
 
 
 def check_items(items: Sequence[Item], settings: Settings) -> int:
@@ -283,10 +276,18 @@ def check_items(items: Sequence[Item], settings: Settings) -> int:
     return size
 
 
+def check_unicode(text: str, field: str) -> str:
+    """Return the text if it can be written as UTF-8, else raise :class:`InvalidArgument` naming the field."""
+    _utf8_length(text, field)
+    return text
+
+
 def _utf8_length(text: str, field: str) -> int:
     if text.isascii():
         return len(text)
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        raise InvalidArgument(f"{field} holds half of a surrogate pair, which is not valid Unicode") from None
+        raise InvalidArgument(
+            f"{field} holds half of a surrogate pair, which is not valid Unicode", field=field
+        ) from None

@@ -19,7 +19,7 @@ from datasette.utils.asgi import Request, Response
 
 from . import activity, log, permissions, rules, search
 from .brokers import brokers
-from .edge import broker_of
+from .edge import broker_of, only_get
 from .frame import place, shown, silence
 from .links import links
 from .messages import Query, query_from
@@ -51,6 +51,7 @@ async def viewer(scope: Any, receive: Any, send: Any, request: Request, datasett
     With ``before=<id>``: the messages before that one, which stay as they are.
     With ``channel``, ``pattern`` and ``q``: only those.
     """
+    only_get(request)
     return Response.html(await _page(request, datasette))
 
 

@@ -22,10 +22,10 @@ from .broadcast import OPERATIONS, Broadcast, Shape, Trigger, default_channel
 from .broadcast_file import Found, Lost
 from .broker import Broker
 from .brokers import brokers
-from .edge import broker_of, read_body
-from .errors import Conflict, InvalidArgument, MethodNotAllowed, PermissionDenied, PubsubError, UnsupportedMediaType
+from .edge import BodyLimit, broker_of, read_body, require_method
+from .errors import Conflict, InvalidArgument, PermissionDenied, PubsubError, UnsupportedMediaType
 from .frame import shown
-from .models import Limit, check_channel
+from .models import check_channel
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -40,6 +40,7 @@ RIGHTS = ("view-table", "alter-table")
 @shown
 async def page(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET`` and ``POST /<db>/<table>/-/broadcast``."""
+    require_method(request, "GET", "HEAD", "POST")
     broker = broker_of(datasette, request)
     table = tilde_decode(request.url_vars["table"])
     refused = await _refused(datasette, request.actor, broker.name, table)
@@ -48,8 +49,6 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
     broker.store.check_writable()
     if request.method in ("GET", "HEAD"):
         return await _show(request, datasette, broker, table)
-    if request.method != "POST":
-        raise MethodNotAllowed("this address is used with GET and POST")
     form = await _read(request, receive)
     action = form.get("action")
     if action not in ("preview", "create", "remove", "again"):
@@ -93,7 +92,7 @@ async def _read(request: Request, receive: Any) -> MultiParams:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("content-type must be application/x-www-form-urlencoded")
-    body = await read_body(request, receive, Limit(MAX_FORM_BYTES, "of this form"))
+    body = await read_body(request, receive, BodyLimit(MAX_FORM_BYTES, why="of this form"))
     try:
         return MultiParams(parse_qs(body.decode(), keep_blank_values=True))
     except (UnicodeDecodeError, ValueError):

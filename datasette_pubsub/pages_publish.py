@@ -18,8 +18,8 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions, rules
 from .broker import Broker
-from .edge import broker_of, publish_limit, read_form
-from .errors import InvalidArgument, MethodNotAllowed, PermissionDenied, PubsubError
+from .edge import broker_of, publish_limit, read_form, require_method
+from .errors import InvalidArgument, PermissionDenied, PubsubError
 from .frame import place, publish_path, shown
 from .models import Item, check_item
 from .objects import LOG
@@ -66,8 +66,7 @@ class Typed:
 @shown
 async def publish_form(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET`` and ``POST /<db>/-/pubsub/-/publish-form``, with ``channel=`` to begin with."""
-    if request.method not in ("GET", "HEAD", "POST"):
-        raise MethodNotAllowed("this address is used with GET and POST")
+    require_method(request, "GET", "HEAD", "POST")
     broker = broker_of(datasette, request)
     broker.store.check_writable()
     allowed = await permissions.rights(datasette, request.actor, rules.PUBLISH, broker.name)

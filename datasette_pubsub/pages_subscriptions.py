@@ -13,8 +13,8 @@ from datasette.utils.asgi import Request, Response
 
 from . import permissions
 from .broker import Broker
-from .edge import SMALL_LIMIT, broker_of, read_form
-from .errors import MethodNotAllowed, NotFound
+from .edge import SMALL_LIMIT, broker_of, read_form, require_method
+from .errors import NotFound
 from .frame import place, shown
 from .models import check_subscription_name
 from .texts import visible
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 @shown
 async def page(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET …/subscriptions``: the list, or with ``delete=<name>`` the question whether to; ``POST``: the deed."""
-    if request.method not in ("GET", "HEAD", "POST"):
-        raise MethodNotAllowed("this address is used with GET and POST")
+    require_method(request, "GET", "HEAD", "POST")
     broker = broker_of(datasette, request)
     if request.method == "POST":
         form = await read_form(request, receive, SMALL_LIMIT)

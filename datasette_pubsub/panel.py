@@ -15,10 +15,9 @@ from datasette.utils.asgi import Request, Response
 from . import activity, log, permissions
 from .broker import Broker
 from .brokers import brokers
-from .edge import broker_of, mapped
+from .edge import broker_of, mapped, only_get
 from .errors import PubsubError
 from .frame import silence
-from .messages import only_get
 from .models import Message, text_of
 from .plot import drawn
 from .selector import Selector

@@ -22,7 +22,17 @@ from . import acknowledged, permissions, recheck, rpc_publish, shutdown
 from .brokers import Brokers, brokers
 from .codecs import CODECS, Published, PublishRequest, StreamRequest
 from .config import MAX_CHANNEL_BYTES
-from .edge import SMALL_BODY_BYTES, TOO_SLOW, cors_headers, in_time, is_large, preflight, with_signature
+from .edge import (
+    SMALL_BODY_BYTES,
+    TOO_SLOW,
+    BodyLimit,
+    content_type,
+    cors_headers,
+    in_time,
+    is_large,
+    preflight,
+    with_signature,
+)
 from .errors import InvalidArgument
 from .gen.db_connect import DbServiceASGIApplication
 from .gen.db_pb2 import (
@@ -37,7 +47,6 @@ from .gen.db_pb2 import (
 from .models import AckMode as AckModeName
 from .models import (
     Changed,
-    Limit,
     Revoked,
     Superseded,
     Where,
@@ -198,58 +207,81 @@ def _where(request: SubscribeRequest) -> Where:
     )
 
 
-class Served(NamedTuple):
-    """The ASGI application of a Datasette's service, and the largest body that it reads."""
-
-    app: DbServiceASGIApplication
-    limit: Limit
+#: What stands before a message in the body of a stream or of gRPC, in bytes. Our checks of a body's size, whose errors
+#: name the setting, come before the library's own.
+_ENVELOPE_BYTES = 5
 
 
-def application(datasette: Datasette, large: bool = True) -> Served:
-    """What serves this Datasette's calls, with bodies of any allowed size or small ones; made once."""
-    found: dict[bool, Served] | None = getattr(datasette, "_pubsub_service", None)
+def application(datasette: Datasette, limit: BodyLimit) -> DbServiceASGIApplication:
+    """What serves this Datasette's calls, with bodies of at most so many bytes; made once for each limit."""
+    made: dict[BodyLimit, DbServiceASGIApplication] | None = getattr(datasette, "_pubsub_service", None)
+    if made is None:
+        made = datasette._pubsub_service = {}
+    found = made.get(limit)
     if found is None:
+        found = made[limit] = DbServiceASGIApplication(
+            cast(Any, Service(datasette)),
+            codecs=CODECS,
+            read_max_bytes=limit.size + _ENVELOPE_BYTES,
+            # Requests may be compressed, as the Python client's are; what goes past the library never is.
+            compressions=[Gzip(limit.size, limit.setting or limit.why or "")],
+        )
+    return found
+
+
+class _Limits(NamedTuple):
+    """The largest bodies over Connect: of databases by name, of a publish to any of them, and of all else."""
+
+    publish: dict[str, int]
+    largest: BodyLimit
+    small: BodyLimit
+
+
+def _limits(datasette: Datasette) -> _Limits:
+    """Read from the settings when the databases have changed."""
+    names = list(datasette.databases)
+    found: _Limits | None = getattr(datasette, "_pubsub_limits", None)
+    if found is None or list(found.publish) != names:
         known = brokers(datasette)
-        settings = [known.instance_settings, *(known.settings(name) for name in list(datasette.databases))]
+        settings = {name: known.settings(name) for name in names}
         # A subscriber names its channels.
-        names = max(each.max_channels_per_stream for each in settings) * (MAX_CHANNEL_BYTES + 8)
-        publish = Limit(settings[0].max_body_bytes, "max_body_bytes")
-        small = Limit(min(publish, SMALL_BODY_BYTES + names), "of a request that publishes nothing, or max_body_bytes")
-        found = {
-            size: Served(
-                DbServiceASGIApplication(
-                    cast(Any, Service(datasette)),
-                    codecs=CODECS,
-                    read_max_bytes=limit,
-                    # Requests may be compressed, as the Python client's are; what goes past the library never is.
-                    compressions=[Gzip()],
-                ),
-                limit,
-            )
-            for size, limit in ((True, publish), (False, small))
-        }
-        datasette._pubsub_service = found
-    return found[large]
+        most = max(each.max_channels_per_stream for each in (known.instance_settings, *settings.values()))
+        publish = {name: each.max_body_bytes for name, each in settings.items()}
+        found = datasette._pubsub_limits = _Limits(
+            publish,
+            BodyLimit(max(publish.values(), default=SMALL_BODY_BYTES), "max_body_bytes"),
+            BodyLimit(
+                SMALL_BODY_BYTES + most * (MAX_CHANNEL_BYTES + 8),
+                why="of a request that publishes nothing, or of a caller who may not publish",
+            ),
+        )
+    return found
 
 
-async def _may_be_large(datasette: Datasette, request: Request) -> bool:
-    """Whether the caller may send a large body: who publishes somewhere, and only to publish."""
+async def _limit_of(datasette: Datasette, request: Request) -> BodyLimit:
+    """The largest body of this request: of the databases that its caller may publish to, if it publishes.
+
+    Which of them it is for is known when it has been read; that one's limit is checked then.
+    """
+    limits = _limits(datasette)
     if request.url_vars["method"] in ("Subscribe", "Ack"):
-        return False
+        return limits.small
     if not is_large(request):
-        return True
-    for name in list(datasette.databases):
-        if await permissions.publishes(datasette, request.actor, name):
-            return True
-    return False
+        return limits.largest
+    size = 0
+    for name, most in limits.publish.items():
+        if most > size and await permissions.publishes(datasette, request.actor, name):
+            size = most
+    return BodyLimit(size, "max_body_bytes") if size else limits.small
 
 
-def _receiver(receive: Any, limit: int) -> Any:
-    """A ``receive`` for the library: a body in one piece, unless it is larger than ``limit`` bytes.
+def _receiver(receive: Any, limit: BodyLimit, enveloped: bool) -> Any:
+    """A ``receive`` for the library: a body in one piece. It raises :class:`ConnectError` for a larger one.
 
     The library refuses a gRPC call as soon as it has read the message, and hypercorn 0.18 ends the connection when
     the end of the body comes after the answer. A body that is too slow looks like one that was broken off.
     """
+    most = limit.size + (_ENVELOPE_BYTES if enveloped else 0)
     bounded = in_time(receive)
 
     async def received() -> Any:
@@ -262,7 +294,9 @@ def _receiver(receive: Any, limit: int) -> Any:
                 return message
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > limit or not message.get("more_body", False):
+            if size > most:
+                raise as_connect_error(limit.exceeded())
+            if not message.get("more_body", False):
                 return {**message, "body": b"".join(parts)}
 
     return received
@@ -288,10 +322,13 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
     token = current.set(Call(request, sender))
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
-        streams = request.url_vars["method"] == rpc_publish.STREAM
-        served = application(datasette, await _may_be_large(datasette, request))
-        receiver = rpc_publish.receiver(receive) if streams else _receiver(receive, served.limit)
-        await served.app(inner, receiver, cast(Any, sender))
+        limit = await _limit_of(datasette, request)
+        if request.url_vars["method"] == rpc_publish.STREAM:
+            receiver = rpc_publish.receiver(receive, limit)
+        else:
+            unary = content_type(request) in ("application/json", "application/proto")
+            receiver = _receiver(receive, limit, not unary)
+        await application(datasette, limit)(inner, receiver, cast(Any, sender))
     except OSError:
         if not sender.stuck:
             raise

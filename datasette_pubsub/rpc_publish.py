@@ -16,13 +16,15 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
 from . import permissions, recheck, shutdown
+from .broker import Broker
 from .brokers import brokers
 from .codecs import Published, PublishRequest, StreamRequest, answer_frames
 from .config import BODY_SECONDS
-from .errors import InvalidArgument, TooSlow
+from .edge import BodyLimit, publish_limit
+from .errors import InvalidArgument, PubsubError, TooSlow
 from .gen.db_pb2 import PublishStreamResponse
 from .inflow import Inflow
-from .models import Bye, Revoked
+from .models import Bye, Item, Revoked
 from .rpc_call import as_connect_error, current
 from .sending import ReaderStuck
 
@@ -39,6 +41,7 @@ async def batch(datasette: Datasette, request: PublishRequest) -> Published:
     """Append messages, all or none. Raises :class:`ConnectError`."""
     try:
         broker = brokers(datasette).of(request.db_name)
+        _check_size(broker, request.size)
         await permissions.require_items(datasette, current.get().request.actor, broker.name, request.items)
         return Published(await broker.publish(request.items))
     except Exception as error:
@@ -59,7 +62,7 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
             return await recheck.publish_rights(datasette, call.request, broker.name)
 
         async with broker.publishing(permissions.party_of(call.request), rights) as inflow:
-            feed = _feed(broker.name, first, requests, inflow)
+            feed = _feed(broker, first, requests, inflow)
             async with contextlib.aclosing(inflow.answers(feed)) as answers:
                 call.sender.taking_over = True
                 yield PublishStreamResponse()
@@ -90,19 +93,37 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
         )
 
 
-async def _feed(database: str, first: StreamRequest, requests: AsyncIterator[StreamRequest], inflow: Inflow) -> None:
+def _check_size(broker: Broker, size: int) -> None:
+    """Raise :class:`TooLarge` for a request over the limit of its database, which is known once it has been read."""
+    limit = publish_limit(broker)
+    if size > limit.size:
+        raise limit.exceeded()
+
+
+async def _feed(broker: Broker, first: StreamRequest, requests: AsyncIterator[StreamRequest], inflow: Inflow) -> None:
     number = 1
-    await inflow.put([number], [first.items])
+    await inflow.put([number], [_items(broker, first)])
     async for request in requests:
         number += 1
-        items = request.items
-        if request.db_name not in ("", database):
-            items = InvalidArgument(f"db_name must be {database} or empty: a stream publishes to one database")
+        items = _items(broker, request)
+        if request.db_name not in ("", broker.name):
+            items = InvalidArgument(f"db_name must be {broker.name} or empty: a stream publishes to one database")
         await inflow.put([number], [items])
 
 
-def receiver(receive: Any) -> Any:
-    """A ``receive`` whose messages must each be complete within ``BODY_SECONDS`` of their beginning."""
+def _items(broker: Broker, request: StreamRequest) -> list[Item] | PubsubError:
+    try:
+        _check_size(broker, request.size)
+    except PubsubError as error:
+        return error.bare()
+    return request.items
+
+
+def receiver(receive: Any, limit: BodyLimit) -> Any:
+    """A ``receive`` whose messages must each be complete within ``BODY_SECONDS`` of their beginning.
+
+    And of at most ``limit`` each, as they are sent.
+    """
     messages = _Envelopes()
     loop = asyncio.get_running_loop()
     began: float | None = None
@@ -114,7 +135,10 @@ def receiver(receive: Any) -> Any:
                 message = await receive()
         except TimeoutError:
             raise as_connect_error(TooSlow(f"the request took longer than {BODY_SECONDS:g} seconds")) from None
-        if not messages.feed(message.get("body", b"")):
+        incomplete = messages.feed(message.get("body", b""))
+        if messages.largest > limit.size:
+            raise as_connect_error(limit.exceeded("the request"))
+        if not incomplete:
             began = None
         elif began is None or messages.new:
             began = loop.time()
@@ -129,6 +153,8 @@ class _Envelopes:
     def __init__(self) -> None:
         #: Whether the message that is not complete began in the part that was fed last.
         self.new = False
+        #: How many bytes the largest has, as it says.
+        self.largest = 0
         self._head = b""
         self._left = 0
 
@@ -146,6 +172,7 @@ class _Envelopes:
                 self._head += data[at : at + step]
                 if len(self._head) == 5:
                     self._left = int.from_bytes(self._head[1:], "big")
+                    self.largest = max(self.largest, self._left)
                     self._head = b""
             at += step
         return bool(self._left or self._head)

@@ -40,8 +40,8 @@ from itsdangerous import BadSignature
 
 from . import caller, permissions, sql
 from .brokers import brokers
-from .edge import broker_of, content_type, mapped, publish_limit, read_form
-from .errors import FailedPrecondition, MethodNotAllowed, PermissionDenied, PubsubError
+from .edge import broker_of, content_type, mapped, publish_limit, read_form, require_method
+from .errors import FailedPrecondition, PermissionDenied, PubsubError
 from .frame import shown
 from .sql import Plan, Run
 
@@ -224,8 +224,7 @@ async def run(scope: Any, receive: Any, send: Any, request: Request, datasette: 
 
 
 async def _run(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    if request.method != "POST":
-        raise MethodNotAllowed("this address is used with POST")
+    require_method(request, "POST")
     if request.headers.get("sec-fetch-dest") in FRAMES:
         raise PermissionDenied("permission denied: a query is not run within a page of another")
     broker = broker_of(datasette, request)

@@ -15,9 +15,9 @@ from datasette.utils.asgi import Request, Response
 
 from . import acknowledged, permissions, recheck, shutdown
 from .acknowledged import Acknowledged
-from .edge import broker_of, cors_headers, mapped, refuse_elsewhere, selector_from, where_from
+from .edge import broker_of, cors_headers, mapped, only_get, refuse_elsewhere, selector_from, where_from
 from .endless import endless
-from .errors import InvalidArgument, MethodNotAllowed
+from .errors import InvalidArgument
 from .models import AckMode
 from .sending import Outlet, ReaderStuck
 from .stream import Stream
@@ -91,8 +91,7 @@ async def _send_until_gone(live: Stream, receive: Any, outlet: Outlet, arrival: 
 @mapped
 async def stream(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """The view of one SSE stream; it returns when the stream has ended."""
-    if request.method not in ("GET", "HEAD"):
-        raise MethodNotAllowed("the stream is read with GET")
+    only_get(request)
     broker = broker_of(datasette, request)
     selector = selector_from(request, broker.settings.max_channels_per_stream)
     where = where_from(request)

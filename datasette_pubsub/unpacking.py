@@ -17,11 +17,19 @@ _GZIP = 31
 
 
 class Gzip(GzipCompression):
-    """gzip, as one member: the library's own also takes millions of empty ones, and copies the rest for each."""
+    """gzip, as one member: the library's own also takes millions of empty ones, and copies the rest for each.
+
+    ``limit`` is the most that is unpacked, in bytes, and ``named`` what sets it, for the error.
+    """
+
+    def __init__(self, limit: int, named: str) -> None:
+        super().__init__()
+        self._limit = limit
+        self._named = named
 
     def decompress(self, data: bytes | bytearray | memoryview, read_max_bytes: int | None = None) -> bytes:
-        """The unpacked bytes. Raises :class:`ConnectError` for more than ``read_max_bytes``, and for no gzip."""
-        limit = read_max_bytes or 0
+        """The unpacked bytes. Raises :class:`ConnectError` for more than the limit, and for no gzip."""
+        limit = self._limit
         unpacker = zlib.decompressobj(wbits=_GZIP)
         try:
             # One more than the limit, since 0 would be none.
@@ -29,7 +37,9 @@ class Gzip(GzipCompression):
         except zlib.error:
             raise ConnectError(Code.INVALID_ARGUMENT, "the message is not compressed with gzip, as it says") from None
         if len(found) > limit:
-            raise ConnectError(Code.RESOURCE_EXHAUSTED, f"the unpacked message is over the limit of {read_max_bytes}")
+            raise ConnectError(
+                Code.RESOURCE_EXHAUSTED, f"the unpacked message is over the limit of {limit} bytes ({self._named})"
+            )
         if not unpacker.eof or unpacker.unused_data:
             raise ConnectError(Code.INVALID_ARGUMENT, "the compressed message is not one whole gzip member")
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from typing import Any
 
@@ -28,6 +29,8 @@ from .models import (
     Revoked,
     Superseded,
     check_message_id,
+    check_unicode,
+    not_finite,
     text_of,
 )
 
@@ -37,6 +40,9 @@ _LINES = re.compile(r"\r\n|\r|\n")
 
 #: JSON without blanks, as text.
 compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+#: The same, but it raises ``ValueError`` for NaN and infinities, which JSON does not have.
+_strict_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
@@ -150,7 +156,8 @@ def items_of_json(body: bytes, what: str) -> list[Item]:
         return items
     if any(item.payload is None for item in items):
         return _items_by_field(body, what)
-    return [Item(item.channel, _stored(item.payload), item.key, item.expected_last_id) for item in items]
+    # What was decoded holds neither halves of surrogate pairs nor numbers that JSON does not have.
+    return [Item(item.channel, _stored(item.payload, "payload"), item.key, item.expected_last_id) for item in items]
 
 
 def _items_by_field(body: bytes, what: str) -> list[Item]:
@@ -176,15 +183,22 @@ def object_of_json(body: bytes, what: str) -> dict[str, Any]:
     return data
 
 
-def _stored(payload: Any) -> Any:
-    """A JSON value as the log stores it: objects and lists as JSON text, true and false as text."""
+def _stored(payload: Any, field: str) -> Any:
+    """A JSON value as the log stores it: objects and lists as JSON text, true and false as text.
+
+    Raises :class:`InvalidArgument` naming ``field`` for a number that JSON does not have.
+    """
     if isinstance(payload, bool):
         return "true" if payload else "false"
     if isinstance(payload, (dict, list)):
         try:
-            return compact_json(payload)
+            return _strict_json(payload)
         except RecursionError:
-            raise InvalidArgument("payload is nested too deeply") from None
+            raise InvalidArgument(f"{field} is nested too deeply", field=field) from None
+        except ValueError:
+            raise not_finite(field) from None
+    if isinstance(payload, float) and not math.isfinite(payload):
+        raise not_finite(field)
     return payload
 
 
@@ -197,14 +211,16 @@ def item_of_fields(entry: Any, field: str) -> Item:
         raise InvalidArgument(f"{field.rstrip('.')} must be an object with channel and payload")
     unknown = sorted(set(entry) - _ITEM_FIELDS)
     if unknown:
-        raise InvalidArgument(
-            f"{field}{unknown[0]} is not a field of a message; it has {', '.join(sorted(_ITEM_FIELDS))}"
-        )
+        name = field + unknown[0].encode(errors="backslashreplace").decode()
+        raise InvalidArgument(f"{name} is not a field of a message; it has {', '.join(sorted(_ITEM_FIELDS))}")
     if not isinstance(entry.get("channel"), str):
         raise InvalidArgument(f"{field}channel is required, as text")
+    check_unicode(entry["channel"], f"{field}channel")
     key = entry.get("key")
     if key is not None and not isinstance(key, str):
         raise InvalidArgument(f"{field}key must be text")
+    if key is not None:
+        check_unicode(key, f"{field}key")
     expected = entry.get("expected_last_id")
     if expected is not None:
         expected = check_message_id(expected, f"{field}expected_last_id")
@@ -218,4 +234,7 @@ def item_of_fields(entry: Any, field: str) -> Item:
     payload = entry.get("payload")
     if payload is None:
         raise InvalidArgument(f"{field}payload is required and must not be null")
-    return Item(entry["channel"], _stored(payload), key, expected)
+    stored = _stored(payload, f"{field}payload")
+    if isinstance(stored, str):
+        check_unicode(stored, f"{field}payload")
+    return Item(entry["channel"], stored, key, expected)
