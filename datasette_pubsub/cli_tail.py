@@ -6,7 +6,6 @@ ends in silence when nobody reads what it prints.
 
 from __future__ import annotations
 
-import json
 import select
 import sqlite3
 import sys
@@ -19,7 +18,7 @@ from . import log
 from .catchup import CatchUp
 from .cli_common import counted, visible
 from .models import Message, text_of
-from .wire import message_fields
+from .wire import as_json_line, message_fields
 
 #: How often ``tail --follow`` asks for new commits, in seconds. Asking takes
 #: microseconds, and 20 ms are not felt by a person who watches.
@@ -30,7 +29,7 @@ Line = Callable[[Message, int], str]
 
 def json_line(message: Message, missed: int) -> str:
     """A message as subscribers get it."""
-    return json.dumps(message_fields(message, missed), ensure_ascii=False, separators=(",", ":"))
+    return as_json_line(message_fields(message, missed)).decode()
 
 
 def plain_line(message: Message, missed: int) -> str:

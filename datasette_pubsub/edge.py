@@ -12,7 +12,7 @@ import inspect
 import logging
 import secrets
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
@@ -368,18 +368,45 @@ def selector_from(request: Request, limit: int) -> Selector:
     return Selector.of(request.args.getlist("channel"), request.args.getlist("pattern"), limit)
 
 
+#: The parameters by which a reader says what it has where it cannot send a header: ours, and those of EventSource
+#: polyfills (event-source-polyfill, and what followed older ones of its kind).
+LAST_EVENT_ID = ("last_event_id", "lastEventId", "lastEventID", "Last-Event-ID")
+
+
+def _last_event_id(request: Request) -> int | None:
+    """The last message that a reader says it has. The header wins; of parameters, the greatest: the newest of them."""
+    told = request.headers.get("last-event-id")
+    if told:
+        return check_message_id(told, "Last-Event-ID")
+    args = request.args
+    return max(
+        (check_message_id(value, name) for name in LAST_EVENT_ID for value in args.getlist(name) if value), default=None
+    )
+
+
+def check_parameters(request: Request, known: Collection[str]) -> None:
+    """Refuse a query parameter that means nothing here, so that nobody believes that it does.
+
+    Those that begin with ``_`` are added by caches and frameworks, and mean nothing anywhere.
+    Raises :class:`InvalidArgument` naming the parameter.
+    """
+    for name in request.args:
+        if name not in known and not name.startswith("_"):
+            raise InvalidArgument(f"{name} is not a parameter here; there are {', '.join(sorted(known))}", field=name)
+
+
 def where_from(request: Request) -> Where:
     """Where a reader begins, from its query string and its ``Last-Event-ID`` header."""
     args = request.args
-    last = request.headers.get("last-event-id") or args.get("last_event_id")
+    last = _last_event_id(request)
     after, start, since = args.get("after"), args.get("start"), args.get("since")
-    if not (last or after or start or since):
+    if not (last is not None or after or start or since):
         return ANYWHERE
     if start and start not in ("earliest", "latest"):
         raise InvalidArgument("start must be earliest or latest")
     begin: Start | None = "earliest" if start == "earliest" else "latest" if start else None
     return Where(
-        resume=check_message_id(last, "Last-Event-ID") if last else None,
+        resume=last,
         after=check_message_id(after, "after") if after else None,
         start=begin,
         since=check_since(since) if since else None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from .errors import InvalidArgument, PermissionDenied, PubsubError, TooLarge, To
 from .inflow import Answer, Inflow
 from .models import Bye, Item, Revoked
 from .sending import ReaderStuck, send_frames
-from .wire import items_of_json
+from .wire import as_json_line, items_of_json
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -138,16 +137,15 @@ async def _feed(receive: Any, lines: Lines, inflow: Inflow) -> None:
                 await asyncio.sleep(0)
 
 
-def _line(answer: Answer) -> str:
+def _line(answer: Answer) -> bytes:
     number, outcome = answer
     if isinstance(outcome, PubsubError):
         return _error_line(number, outcome)
-    return f'{{"ok":true,"message_ids":[{",".join(map(str, outcome))}]}}\n'
+    return b'{"ok":true,"message_ids":[%b]}\n' % ",".join(map(str, outcome)).encode()
 
 
-def _error_line(number: int, error: PubsubError) -> str:
-    fields = {"ok": False, "line": number, **error_fields(error)}
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
+def _error_line(number: int, error: PubsubError) -> bytes:
+    return as_json_line({"ok": False, "line": number, **error_fields(error)}) + b"\n"
 
 
 async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette, broker: Broker) -> None:
@@ -167,8 +165,8 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
                         await _start(scope, send, datasette)
                         started = True
                     if found:
-                        text = "".join(map(_line, found))
-                        await send_frames(send, text.encode(), broker.settings.send_timeout_seconds)
+                        data = b"".join(map(_line, found))
+                        await send_frames(send, data, broker.settings.send_timeout_seconds)
                 last = _farewell(inflow)
             except ReaderStuck:
                 shutdown.cut_off(scope)
@@ -183,7 +181,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
             except Exception as error:
                 last = _error_line(lines.number + 1, internal(error))
         if last:
-            await send({"type": "http.response.body", "body": last.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": last, "more_body": True})
         if not lines.ended:
             await _linger(receive)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -205,7 +203,7 @@ async def _start(scope: Any, send: Any, datasette: Datasette) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
-def _farewell(inflow: Inflow) -> str:
+def _farewell(inflow: Inflow) -> bytes:
     """The last line of a stream that was told to end."""
     number = inflow.taken + 1
     if isinstance(inflow.end, Bye):
@@ -214,4 +212,4 @@ def _farewell(inflow: Inflow) -> str:
         return _error_line(
             number, PermissionDenied("the right to publish has ended; from this line on nothing was published")
         )
-    return ""
+    return b""

@@ -15,11 +15,21 @@ from datasette.utils.asgi import Request, Response
 
 from . import acknowledged, permissions, recheck, shutdown
 from .acknowledged import Acknowledged
-from .edge import broker_of, cors_headers, mapped, only_get, refuse_elsewhere, selector_from, where_from
+from .edge import (
+    LAST_EVENT_ID,
+    broker_of,
+    check_parameters,
+    cors_headers,
+    mapped,
+    only_get,
+    refuse_elsewhere,
+    selector_from,
+    where_from,
+)
 from .endless import endless
 from .errors import InvalidArgument
 from .models import AckMode
-from .sending import Outlet, ReaderStuck
+from .sending import Outlet, ReaderStuck, send_frames
 from .stream import Stream
 from .wire import SseEncoder
 
@@ -31,6 +41,11 @@ logger = logging.getLogger("datasette_pubsub")
 _ENCODERS = {"": SseEncoder(), "json": SseEncoder(), "raw": SseEncoder(raw=True)}
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
+
+#: What may stand in the query string.
+PARAMETERS = frozenset(
+    {"channel", "pattern", "subscription", "after", "start", "since", "ack", "format", *LAST_EVENT_ID}
+)
 
 HEADERS = {
     # Neither cached nor rewritten on the way, and passed on at once by nginx.
@@ -53,6 +68,10 @@ async def _answer(live: Stream, scope: Any, receive: Any, send: Any, headers: di
         }
     )
     arrival = acknowledged.of(scope) if live.automatic else None
+    beginning = SseEncoder().beginning()
+    await send_frames(send, beginning, seconds)
+    if arrival is not None:
+        arrival.sent(len(beginning))
     if await _send_until_gone(live, receive, Outlet(send, seconds, arrival), arrival):
         await send({"type": "http.response.body", "body": b""})
 
@@ -92,6 +111,7 @@ async def _send_until_gone(live: Stream, receive: Any, outlet: Outlet, arrival: 
 async def stream(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """The view of one SSE stream; it returns when the stream has ended."""
     only_get(request)
+    check_parameters(request, PARAMETERS)
     broker = broker_of(datasette, request)
     selector = selector_from(request, broker.settings.max_channels_per_stream)
     where = where_from(request)

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+import random
 import re
 from typing import Any
 
@@ -45,6 +46,40 @@ compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encod
 _strict_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
+#: How long a reader of Server-Sent Events waits before it connects again, in milliseconds, from and to. It is chosen at
+#: random for each stream, so that those that were cut off together do not all come back at the same moment; longer
+#: when the server goes away, since it must start first.
+RETRY_MS = (1_000, 5_000)
+RETRY_AFTER_BYE_MS = (2_000, 10_000)
+
+
+def retry_line(between: tuple[int, int] = RETRY_MS) -> str:
+    """The line of an event stream that says when to connect again."""
+    return f"retry: {random.randint(*between)}\n"
+
+
+#: Characters that many readers take for the end of a line (Python's ``splitlines`` and what is built on it), and what
+#: JSON may write instead of them. All others of that kind are escaped in any JSON.
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def one_line(text: str) -> str:
+    """JSON that is one line to everybody."""
+    if not text.isascii():
+        for end, escaped in _LINE_ENDS.items():
+            text = text.replace(end, escaped)
+    return text
+
+
+def as_json_line(value: Any) -> bytes:
+    """A value as JSON in one line, without its end."""
+    return one_line(compact_json(value)).encode()
+
+
+def _divides(text: str) -> bool:
+    return "\u2028" in text or "\u2029" in text or "\x85" in text
+
+
 def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
     """A message with the names and types of ``SubscribeResponse`` in Connect JSON.
 
@@ -78,8 +113,11 @@ def message_json(message: Message, missed: int) -> bytes:
     """:func:`message_fields` as JSON: the same fields, in a fifth of the time for an ordinary message."""
     payload = message.payload
     if missed or not isinstance(payload, str):
-        return compact_json(message_fields(message, missed)).encode()
-    return _ordinary_json(_Ordinary(str(message.id), message.channel, payload, message.created_at))
+        return as_json_line(message_fields(message, missed))
+    data = _ordinary_json(_Ordinary(str(message.id), message.channel, payload, message.created_at))
+    if data.isascii() or not (_divides(payload) or _divides(message.channel) or _divides(message.created_at)):
+        return data
+    return one_line(data.decode()).encode()
 
 
 class SseEncoder:
@@ -92,6 +130,10 @@ class SseEncoder:
     def __init__(self, raw: bool = False) -> None:
         self.name = "sse-raw" if raw else "sse"
         self._raw = raw
+
+    def beginning(self) -> bytes:
+        """What stands before all else: it is no event, and has no id."""
+        return f"{retry_line()}\n".encode()
 
     def message(self, message: Message, missed: int = 0) -> bytes:
         if not self._raw:
@@ -107,6 +149,7 @@ class SseEncoder:
 
     def event(self, event: Event) -> bytes:
         data: dict[str, Any]
+        retry = ""
         match event:
             case Ready(head):
                 name, data = "ready", {"head": str(head)}
@@ -120,11 +163,12 @@ class SseEncoder:
                 name, data = "superseded", {"reason": "a newer connection has taken over this subscription"}
             case Bye():
                 name, data = "bye", {"reason": "the server is going away; connect again"}
+                retry = retry_line(RETRY_AFTER_BYE_MS)
             case Revoked():
                 name, data = "bye", {"reason": "the right to receive these messages has ended or changed"}
             case Changed():
                 name, data = "bye", {"reason": "what the subscription reads was changed; connect again"}
-        return f"event: {name}\ndata: {compact_json(data)}\n\n".encode()
+        return f"{retry}event: {name}\ndata: {compact_json(data)}\n\n".encode()
 
 
 class _Items(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -276,3 +276,30 @@ def test_the_limit_of_a_database_holds_over_connect(serve: Callable[..., Server]
     assert ("messageIds" in first, "messageIds" in third, end) == (True, True, {})
     assert (second["request"], second["error"]["code"]) == ("2", "resource_exhausted")
     assert "over the limit of 3000 bytes (max_body_bytes)" in second["error"]["message"]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
+def test_readers_of_lines_get_whole_messages(serve: Callable[..., Server], end: str) -> None:
+    """httpx's ``iter_lines``, as in the README, divides at these characters."""
+    server = serve()
+    text, channel = f"one{end}two", f"marks/{end}"
+    server.publish({"channel": channel, "payload": text}, {"channel": channel, "payload": {"a": text}})
+    wanted = [text, json.dumps({"a": text}, ensure_ascii=False, separators=(",", ":"))]
+    found: list[dict[str, Any]] = []
+    url, parameters = f"{server.pubsub}/-/stream", {"pattern": "marks/*", "start": "earliest"}
+    with httpx.stream("GET", url, params=parameters, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: ") and "messageId" in line:
+                found.append(json.loads(line.removeprefix("data: ")))
+                if len(found) == 2:
+                    break
+    assert [(each["channel"], each["payload"]) for each in found] == [(channel, each) for each in wanted]
+    # A publish stream answers line by line, also where an error repeats what was sent.
+    lines = json.dumps({"channel": "c", "payload": "x", f"odd{end}": 1}) + '\n{"channel": "c", "payload": "y"}\n'
+    first, second = httpx.post(f"{server.pubsub}/-/publish", content=lines, headers=NDJSON).text.splitlines()
+    assert f"odd{end} is not a field" in json.loads(first)["error"]
+    assert json.loads(second)["ok"]
+    for path in ("messages.json", "channels.json"):
+        answer = httpx.get(f"{server.pubsub}/-/{path}")
+        assert len(answer.text.splitlines()) == 1
+        assert channel in json.dumps(answer.json(), ensure_ascii=False)

@@ -102,7 +102,7 @@ def test_streams_and_acks(serve: Callable[..., Server]) -> None:
         ({"channel": "a", "since": "yesterday"}, 400, "since must be an ISO 8601 time"),
         ({"channel": "a", "format": "xml"}, 400, "format must be json or raw"),
         ({"channel": "a", "ack": "never"}, 400, "ack must be auto or explicit"),
-        ({"channel": "a", "last_event_id": "x"}, 400, "Last-Event-ID must be a message id"),
+        ({"channel": "a", "last_event_id": "x"}, 400, "last_event_id must be a message id"),
         ({"channel": "a", "subscription": "s" * 256}, 400, "subscription has 256 bytes"),
         ({"channel": [f"c{n}" for n in range(101)]}, 400, "the limit is 100 (max_channels_per_stream)"),
     ):

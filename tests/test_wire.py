@@ -42,3 +42,24 @@ def test_frames_say_what_the_message_is(message: Message, missed: int) -> None:
         wanted.payload = fields["payload"]
     wanted.created_at.FromJsonString(message.created_at)
     assert found == wanted
+
+
+LINE_ENDS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n"
+
+
+@given(messages, st.integers(0, 300), st.sampled_from(LINE_ENDS), st.sampled_from(["payload", "channel", "created_at"]))
+def test_a_frame_of_json_is_one_line_to_everybody(message: Message, missed: int, end: str, field: str) -> None:
+    """To readers that divide at what Unicode calls the end of a line, as Python's ``splitlines`` does."""
+    if field == "payload":
+        message = Message(message.id, message.channel, f"a{end}b{end}", message.created_at)
+    elif field == "channel":
+        message = Message(message.id, f"a{end}b{end}", message.payload, message.created_at)
+    else:
+        message = Message(message.id, message.channel, message.payload, f"a{end}b{end}")
+    text = SseEncoder().message(message, missed).decode()
+    assert text.splitlines() == text[:-1].split("\n")
+    assert len(text.splitlines()) == 3
+    assert json.loads(text.splitlines()[1].removeprefix("data: ")) == message_fields(message, missed)
+    frame = ConnectEncoder(as_json=True).message(message, missed)
+    assert len(frame[5:].decode().splitlines()) == 1
+    assert json.loads(frame[5:]) == message_fields(message, missed)
