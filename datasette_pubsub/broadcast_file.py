@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from . import broadcast as text
 from .broadcast import Broadcast, Column, Shape, Trigger, Unique, identifier
+from .codes import is_of_the_file
 from .errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError
 from .expressions import index_condition
 from .objects import BROADCAST_OBJECTS, LOG, RECORDS, REPLACED, TABLES, make_missing
@@ -237,6 +238,8 @@ def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[T
         try:
             conn.execute(trigger.sql)
         except sqlite3.OperationalError as error:
+            if is_of_the_file(error):
+                raise
             raise InvalidArgument(f"{_field(broadcast, trigger)}: {error}") from None
     with _overheard(conn, made, shape.table) as heard:
         for trigger in made:
@@ -445,6 +448,8 @@ def _compile(conn: sqlite3.Connection, shape: Shape, what: str, operations: Sequ
         try:
             conn.execute(f"EXPLAIN QUERY PLAN {statements[operation]}").fetchall()
         except sqlite3.Error as error:
+            if is_of_the_file(error):
+                raise
             raise InvalidArgument(f"{what}: {error}") from None
 
 

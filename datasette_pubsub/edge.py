@@ -21,6 +21,7 @@ from datasette.utils.asgi import Request, Response
 
 from .broker import Broker
 from .brokers import brokers
+from .codes import is_busy
 from .config import BODY_SECONDS
 from .errors import (
     InvalidArgument,
@@ -59,7 +60,7 @@ def internal(error: Exception) -> PubsubError:
     Not so where Datasette itself, which looks at every database before it
     answers a request, met a file that another program has locked against readers.
     """
-    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+    if isinstance(error, sqlite3.Error) and is_busy(error):
         return Unavailable("a database is locked by another program; nothing was stored, try again")
     reference = secrets.token_hex(4)
     logger.error("internal error %s", reference, exc_info=error)

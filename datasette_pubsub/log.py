@@ -18,6 +18,7 @@ from heapq import nlargest
 from itertools import groupby
 from typing import Any
 
+from .codes import has_table
 from .errors import Conflict, InvalidArgument
 from .models import Item, Message, utc_text
 from .names import OF_CHANNEL, REPLACED, Name, exact, shown, sort_key
@@ -55,9 +56,10 @@ def head(conn: sqlite3.Connection) -> int:
     """The newest id that the log has given out, 0 when there is none or no log."""
     try:
         row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", [LOG]).fetchone()
-    except sqlite3.OperationalError as error:
+    except sqlite3.OperationalError:
         # SQLite makes this table with the first AUTOINCREMENT: without it there is no log of ours.
-        if "no such table" not in str(error):
+        # It is not in sqlite_master of a file that has none, and asked for only then: this is called for every commit.
+        if has_table(conn, "sqlite_sequence"):
             raise
         return 0
     return int(row[0]) if row else 0

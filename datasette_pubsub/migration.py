@@ -68,11 +68,10 @@ def is_version_1(conn: sqlite3.Connection) -> bool:
 
 
 def _recorded(conn: sqlite3.Connection) -> bool:
-    try:
-        sql = "SELECT 1 FROM _sqlite_migrations WHERE migration_set = 'datasette-pubsub'"
-        return conn.execute(sql).fetchone() is not None
-    except sqlite3.OperationalError:
+    if not _exists(conn, "_sqlite_migrations"):
         return False
+    sql = "SELECT 1 FROM _sqlite_migrations WHERE migration_set = 'datasette-pubsub'"
+    return conn.execute(sql).fetchone() is not None
 
 
 def from_version_1(conn: sqlite3.Connection) -> None:

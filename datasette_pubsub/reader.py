@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
+from .codes import primary
 from .config import PAGE_MESSAGES
 from .log import expand, expands, head
 from .models import Message, Page
@@ -57,7 +58,8 @@ class Reader:
             try:
                 return self._page(conn, after, max_bytes, limit)
             except sqlite3.OperationalError as error:
-                if "decode" not in str(error):
+                # What Python cannot decode is not an error of SQLite's, and has no code.
+                if primary(error):
                     raise
         # A text is no UTF-8, which any program can store: the connection knows what to make of it.
         return self._page(conn, after, max_bytes, limit)

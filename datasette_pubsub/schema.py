@@ -141,12 +141,9 @@ def _as_made(conn: sqlite3.Connection, name: str, kind: str, parent: str, sql: s
 def _version(conn: sqlite3.Connection, found: dict[str, tuple[str, str, str]]) -> int | None:
     if found.get(FILE, ("",))[0] != "table":
         return None
-    try:
-        row = conn.execute(f"SELECT schema_version FROM {FILE}").fetchone()
-    except sqlite3.OperationalError as error:
-        if "no such column" not in str(error):
-            raise
+    if "schema_version" not in [row[1] for row in conn.execute(f"PRAGMA table_info({FILE})")]:
         return None
+    row = conn.execute(f"SELECT schema_version FROM {FILE}").fetchone()
     return row[0] if row and isinstance(row[0], int) else None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from datasette.utils import sqlite_timelimit
 
 from . import log
+from .codes import is_of_the_file
 from .config import MAX_SNAPSHOT_BYTES
 from .errors import InvalidArgument, TooLarge
 
@@ -42,6 +43,8 @@ def take(
                     raise TooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes in one snapshot")
             return [column[0] for column in cursor.description], rows, head
     except sqlite3.Error as error:
+        if is_of_the_file(error):
+            raise
         raise InvalidArgument(f"sql: {error}") from None
     finally:
         conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from . import broadcast_file, log, schema
 from .batcher import Transaction
+from .codes import is_busy, primary
 from .config import Settings
 from .errors import FailedPrecondition, PubsubError, Unavailable
 from .transaction import Committed
@@ -27,26 +28,37 @@ logger = logging.getLogger("datasette_pubsub")
 T = TypeVar("T")
 
 
-def explain(error: sqlite3.Error, name: str) -> PubsubError:
-    """What an SQLite error means to a caller, without paths or SQL."""
-    text = str(error)
-    if "readonly" in text or "unable to open" in text or "permission" in text.lower():
+def explain(error: sqlite3.Error, name: str, conn: sqlite3.Connection | None = None) -> PubsubError:
+    """What an SQLite error means to a caller, by its code, without paths or SQL.
+
+    ``conn`` is where it was met, after a rollback: SQLite has no code for a
+    missing table, so the schema is asked.
+    """
+    code = primary(error)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return FailedPrecondition(
             f"database {name} cannot be written: its file is read-only, or was when Datasette opened it; "
             "nothing was stored"
         )
-    if "locked" in text or "busy" in text:
+    if is_busy(error):
         return Unavailable(f"database {name} is locked by another writer; nothing was stored, try again")
-    if "full" in text:
+    if code == sqlite3.SQLITE_FULL:
         return Unavailable(f"the disk of database {name} is full; nothing was stored")
-    if isinstance(error, sqlite3.IntegrityError):
+    if code == sqlite3.SQLITE_CONSTRAINT and isinstance(error, sqlite3.IntegrityError):
         return log.refusal(error)
-    if "no such table" in text:
+    if conn is not None and code == sqlite3.SQLITE_ERROR and _lacks_a_part(conn):
         return FailedPrecondition(
             f"database {name} has lost a part of its log; restart Datasette, or run: datasette pubsub install"
         )
-    logger.error("database %s: %s", name, text)
+    logger.error("database %s: %s", name, error)
     return Unavailable(f"database {name} could not be written; nothing was stored")
+
+
+def _lacks_a_part(conn: sqlite3.Connection) -> bool:
+    try:
+        return bool(schema.inspect(conn).missing)
+    except sqlite3.Error:
+        return False
 
 
 class Store:
@@ -80,7 +92,7 @@ class Store:
         except PubsubError as error:
             self.conflict = error
         except sqlite3.Error as error:
-            self.conflict = explain(error, self._name)
+            self.conflict = explain(error, self._name, conn)
         self._tell(self.conflict)
 
     def _tell(self, conflict: PubsubError | None) -> None:
@@ -142,6 +154,9 @@ class Store:
             except PubsubError as error:
                 conn.rollback()
                 return error
+            except sqlite3.Error as error:
+                conn.rollback()
+                return explain(error, self._name, conn)
 
         try:
             result = await self._db.execute_write_fn(checked)
@@ -177,16 +192,23 @@ class Store:
         except PubsubError as error:
             return error
         except sqlite3.Error as error:
-            return explain(error, self._name)
+            return explain(error, self._name, conn)
         return result
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run a read on one of Datasette's read connections; errors come out as :class:`PubsubError`."""
+
+        def checked(conn: sqlite3.Connection) -> T:
+            try:
+                return fn(conn)
+            except sqlite3.Error as error:
+                if primary(error) == sqlite3.SQLITE_ERROR and _lacks_a_part(conn):
+                    raise explain(error, self._name, conn) from error
+                raise
+
         try:
-            result: T = await self._db.execute_fn(fn)
+            result: T = await self._db.execute_fn(checked)
         except sqlite3.Error as error:
-            if "no such table" in str(error):
-                raise explain(error, self._name) from error
             logger.error("database %s: %s", self._name, error)
             raise Unavailable(f"database {self._name} could not be read") from error
         return result

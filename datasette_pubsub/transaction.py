@@ -60,6 +60,8 @@ def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Committ
         try:
             found = log.append(conn, publish, log.now())
         except (PubsubError, sqlite3.IntegrityError) as error:
+            if not conn.in_transaction:
+                raise
             conn.execute("ROLLBACK TO pubsub_alone")
             outcomes.append(error if isinstance(error, PubsubError) else log.refusal(error))
         else:
@@ -75,6 +77,9 @@ def _attempt(conn: sqlite3.Connection, append: Callable[[], T | None]) -> T | No
     try:
         result = append()
     except sqlite3.IntegrityError:
+        if not conn.in_transaction:
+            # An owner's trigger said RAISE(ROLLBACK), which undoes all that was to be written with it.
+            raise
         result = None
     if result is None:
         conn.execute("ROLLBACK TO pubsub_together")

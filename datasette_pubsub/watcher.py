@@ -14,6 +14,8 @@ import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
 
+from .codes import is_busy
+
 logger = logging.getLogger("datasette_pubsub")
 
 
@@ -102,7 +104,7 @@ class Watcher:
                 return False
             moved = self._version is None or not self._known(self._conn)
         except sqlite3.OperationalError as error:
-            if "locked" in str(error) or "busy" in str(error):
+            if is_busy(error):
                 return False
             raise
         self._version = version

@@ -10,7 +10,7 @@ import datasette_pubsub
 PACKAGE = Path(datasette_pubsub.__file__).parent
 
 LAYERS = [
-    {"errors", "config", "models", "collector", "compat", "names", "utf8_sql"},
+    {"codes", "errors", "config", "models", "collector", "compat", "names", "utf8_sql"},
     {"objects", "migration", "schema"},
     {"log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot", "reader"},
     {"expressions", "harmless", "broadcast", "broadcast_file"},
