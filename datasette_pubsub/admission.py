@@ -70,6 +70,11 @@ class Admission:
         """It need not be told any more."""
         self._streams.discard(stream)
 
+    def end_all(self) -> None:
+        """Tell every stream to end and come back; more may come in."""
+        for stream in list(self._streams):
+            stream.stop(Bye())
+
     def close(self) -> None:
         """Tell every stream that the server is going away, and let no more in."""
         self._closing = True

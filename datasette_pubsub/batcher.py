@@ -54,10 +54,11 @@ SESSION_SECONDS = 0.02
 LINGER_SECONDS = 0.01
 
 #: Runs a function in a transaction on the write connection; errors are handed back.
-Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"]], "Committed | PubsubError"]
+#: The number is when the first of those whose publishes it writes began to wait, by the monotonic clock.
+Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"], float], "Committed | PubsubError"]
 
-#: Runs a session on the write thread. Raises :class:`PubsubError`.
-Write = Callable[[Callable[[Transaction], None]], Awaitable[None]]
+#: Runs a session on the write thread; the number is as for a transaction. Raises :class:`PubsubError`.
+Write = Callable[[Callable[[Transaction], None], float], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class _Submission:
     messages: int
     size: int
     done: asyncio.Future[list[Outcome]] = field(repr=False)
+    since: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
@@ -207,7 +209,7 @@ class Batcher:
     async def _write_all(self) -> None:
         self._others = False
         try:
-            await self._write(self._session)
+            await self._write(self._session, self._waiting[0].since if self._waiting else time.monotonic())
         except asyncio.CancelledError:
             unknown = Unavailable("the server is going away; whether this was published is not known")
             for submission in self._writing:
@@ -215,7 +217,7 @@ class Batcher:
             self._fail(unknown)
             raise
         except Exception as error:
-            # No session has begun.
+            # No session has begun, or the write thread has died in it.
             self._failed = True
             self._fail(_known(error))
 
@@ -243,7 +245,7 @@ class Batcher:
                 continue
             self._writing = taken
             try:
-                result = transaction(partial(_write_one, taken, cursors))
+                result = transaction(partial(_write_one, taken, cursors), _since(taken))
             except Exception as error:
                 result = _known(error)
             if isinstance(result, Committed) and result.last:
@@ -266,6 +268,12 @@ class Batcher:
                 self._wake_session.get(timeout=LINGER_SECONDS)
         self._lingers = False
         return bool(self._waiting or self._cursors)
+
+    def _take_all(self) -> list[_Submission]:
+        taken: list[_Submission] = []
+        while self._waiting:
+            taken.append(self._waiting.popleft())
+        return taken
 
     def _take(self) -> list[_Submission]:
         taken: list[_Submission] = []
@@ -311,7 +319,9 @@ class Batcher:
 
     def _fail(self, error: PubsubError) -> None:
         """Nothing of what waits will be written."""
-        for submission in self._take():
+        left = [submission for submission in self._writing if not submission.done.done()]
+        self._writing = []
+        for submission in [*left, *self._take_all()]:
             self._messages -= submission.messages
             self._bytes -= submission.size
             _refuse(submission, error)
@@ -330,6 +340,10 @@ def _known(error: Exception) -> PubsubError:
         return error
     logger.error("could not write", exc_info=error)
     return Unavailable("the messages could not be written; nothing was published")
+
+
+def _since(taken: list[_Submission]) -> float:
+    return taken[0].since if taken else time.monotonic()
 
 
 def _refuse(submission: _Submission, error: PubsubError) -> None:

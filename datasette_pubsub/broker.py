@@ -21,6 +21,7 @@ from .batcher import Batcher
 from .catchup import CatchUp
 from .config import Settings
 from .errors import InvalidArgument, NotFound, TooLarge
+from .health import Health
 from .holders import Holders
 from .hub import Encoder, Hub
 from .inflow import Inflow
@@ -88,6 +89,7 @@ class Broker:
         if self.store.writable:
             add(self._run_batcher, name=f"pubsub batcher: {self.name}")
             add(self._run_cursors, name=f"pubsub cursors: {self.name}")
+            add(self._run_health, name=f"pubsub health: {self.name}")
             add(self._run_watcher, name=f"pubsub watcher: {self.name}")
             add(self._run_retention, name=f"pubsub retention: {self.name}")
 
@@ -106,6 +108,23 @@ class Broker:
 
     async def _run_watcher(self, _datasette: Datasette) -> None:
         await self._watcher.run()
+
+    async def _run_health(self, _datasette: Datasette) -> None:
+        in_batcher.set(True)
+        await Health(self.name, self.store, self, lambda: self._removed).run()
+
+    def end_streams(self) -> None:
+        """Tell every stream to end and come back."""
+        self._admission.end_all()
+
+    def leave(self) -> None:
+        """The connections to the file are about to be closed."""
+        self._watcher.leave()
+
+    async def begin_anew(self) -> None:
+        """Another file is served: what is known of the log was of the one before."""
+        self._batcher.forget_log()
+        self.hub.rewind(await self.read(log.head))
 
     async def _run_cursors(self, _datasette: Datasette) -> None:
         in_batcher.set(True)
@@ -373,6 +392,7 @@ class Broker:
         asked now and then whether it still is. ``party`` is whom the stream
         counts for. Raises :class:`~.errors.PubsubError` before anything is sent.
         """
+        self.store.check_present()
         self._admission.enter(party)
         waiter = None
         try:

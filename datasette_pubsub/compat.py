@@ -1,7 +1,7 @@
-"""What leans on more than a documented interface: of asyncio, uvicorn, hypercorn and Linux.
+"""What leans on more than a documented interface: of Datasette, asyncio, uvicorn, hypercorn and Linux.
 
-Each function says why it is needed and what it does where the thing is not there. The tests in
-``tests/test_acked_compat.py`` fail when one of these servers changes.
+Each function says why it is needed and what it does where the thing is not there. ``tests/test_acked_compat.py`` and
+``tests/test_health_compat.py`` fail when one of them changes.
 """
 
 from __future__ import annotations
@@ -9,10 +9,16 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import sqlite3
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+from datasette import database as _database
+
+if TYPE_CHECKING:
+    from datasette.database import Database
 
 #: Where a request's scope holds the server's own ``receive`` and ``send``; see :func:`with_server`.
 _SERVER = "datasette_pubsub.server"
@@ -209,3 +215,59 @@ def has_hung_up(sock: socket.socket) -> bool:
     poller = select.poll()
     poller.register(sock.fileno(), 0)
     return bool(poller.poll(0))
+
+
+# -- Datasette --------------------------------------------------------------------
+
+
+def write_thread_died(db: Database) -> bool:
+    """Whether the thread that writes has ended though nobody ended it; ``False`` where that cannot be known.
+
+    Datasette prints the errors of writes to standard error. Where that fails (a pipe whose reader has gone, a full
+    disk), the thread ends, and no write is ever answered again.
+    """
+    thread = getattr(db, "_write_thread", None)
+    return thread is not None and not thread.is_alive() and not getattr(db, "_closed", False)
+
+
+def forget_write_thread(db: Database) -> None:
+    """Let the next write start a new thread, which goes on with the queue of one that has ended.
+
+    Datasette starts one only where there was none. Without this attribute, :func:`write_thread_died` is ``False``.
+    """
+    # A thread that died has left its connection open, maybe inside a transaction.
+    for conn in [conn for conn in getattr(db, "_all_connections", []) if conn.isolation_level == "IMMEDIATE"]:
+        db._all_connections.remove(conn)
+        conn.close()
+    db._write_thread = None
+
+
+def can_reopen(db: Database) -> bool:
+    """Whether the connections of a database can be closed and opened anew: all that the two below need is there."""
+    needed = ("_write_thread", "_write_queue", "_all_connections", "_pending_execute_futures", "_thread_local_id")
+    return hasattr(_database, "_SHUTDOWN") and all(hasattr(db, name) for name in needed)
+
+
+def end_write_thread(db: Database) -> None:
+    """Have the write thread close its connection and end, after what is in its queue. Does not wait for it.
+
+    Needed since the thread keeps one connection for ever, also one that could not be opened, or whose file was
+    replaced. ``Database.close()`` does it, too, but a closed database cannot be used any more.
+    """
+    if db._write_thread is not None and db._write_thread.is_alive():
+        db._write_queue.put(_database._SHUTDOWN)
+
+
+def leave_connections(db: Database) -> tuple[list[sqlite3.Connection], list[object]]:
+    """Let every thread open a connection of its own anew; the old ones, and the reads that may still use them.
+
+    Datasette keeps read connections by thread, under a name that is the database's. Call it when no write thread
+    lives.
+    """
+    pending = list(db._pending_execute_futures)
+    old, db._all_connections = db._all_connections, []
+    db._thread_local_id = f"{db._thread_local_id}x"
+    # Without SQL threads (num_sql_threads).
+    db._read_connection = db._write_connection = None
+    db._write_thread = None
+    return old, pending

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import objects, schema
+from .brokers import brokers
 from .config import PLUGIN, ConfigError
 from .errors import FailedPrecondition, PubsubError
 
@@ -194,7 +195,10 @@ async def serve_demo(datasette: Datasette, file_name: str) -> None:
     try:
         # A reading connection cannot make the file, so it is only asked where there is one.
         if not (path.exists() and await db.execute_fn(is_demo)) and db.is_mutable:
-            await db.execute_write_fn(prepare)
+            broker = brokers(datasette).find(str(db.name))
+            if broker is None:
+                raise FailedPrecondition("the demo's database does not take part (enabled)")
+            await broker.store.write(prepare)
     except (PubsubError, sqlite3.Error) as error:
         if added:
             datasette.remove_database(db.name)

@@ -185,6 +185,9 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
     broker.make_way()
 
     def wrapper(conn: sqlite3.Connection, track_event: Callable[[Event], None]) -> Iterator[None]:
+        absence = broker.store.absence()
+        if absence is not None:
+            raise sqlite3.OperationalError(absence.message)
         token = caller.current.set(caller.Caller(request) if request is not None else None)
         sql.failure.set(None)
         before = log.head(conn)

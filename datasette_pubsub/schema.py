@@ -269,7 +269,9 @@ def install(
         if not _ready(conn, guard, repair):
             repaired = _install(conn, guard, migrated)
     except BaseException:
-        conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
+        # SQLite itself has ended a transaction that met a full disk.
+        if conn.in_transaction:
+            conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
         raise
     conn.execute("RELEASE pubsub_install" if nested else "COMMIT")
     return repaired

@@ -51,6 +51,10 @@ class Watcher:
         """Take the next poll for a change, whatever the version says."""
         self._version = None
 
+    def leave(self) -> None:
+        """Take a new connection next time: the one that is open will be closed, or is open on another file."""
+        self._conn = None
+
     async def run(self) -> None:
         """Poll for ever; an error in one round is logged and does not end it."""
         while True:

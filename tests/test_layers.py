@@ -15,7 +15,7 @@ LAYERS = [
     {"log", "subscriptions", "selector", "retention", "catchup", "activity", "search", "snapshot", "reader"},
     {"expressions", "harmless", "broadcast", "broadcast_file"},
     {"sql", "transaction", "batcher"},
-    {"store"},
+    {"store", "health"},
     {"acknowledged", "hub", "watcher", "rounds", "recent", "admission"},
     {"stream", "inflow"},
     {"holders"},
