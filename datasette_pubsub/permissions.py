@@ -23,7 +23,7 @@ from .errors import InvalidArgument, PermissionDenied
 from .models import Item
 from .objects import SUBSCRIPTIONS
 from .rules import PUBLISH, VIEW, Actor, ChannelResource, about, patterns_for
-from .rulings import grants, identity, kept, others, rulings
+from .rulings import identity, kept, others, rulings
 from .selector import ALL, Selector, Verdicts
 
 if TYPE_CHECKING:
@@ -59,11 +59,8 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
         return ALL
     broker = brokers(datasette).find(database)
     patterns = () if broker is None else patterns_for(broker.settings, actor, action)
-    if action == PUBLISH:
-        rules = await others(datasette, actor, action)
-        if rules is not None and not grants(rules) and not any(rule.restriction_sql for rule in rules):
-            # Publishing has no default: what no rule speaks of is denied, and nothing need be read to know that.
-            return Verdicts(False, frozenset(), patterns)
+    if action == PUBLISH and await _nobody_may(datasette, actor):
+        return Verdicts(False, frozenset(), patterns)
     found = await rulings(datasette, actor)
     if found is None:
         return ALL
@@ -81,6 +78,12 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
         # Rules by pattern count only where the actor's token is for the whole database.
         return Verdicts(False, named)
     return Verdicts(ruling.allows(database, None, at_parent=by_default), named, patterns)
+
+
+async def _nobody_may(datasette: Datasette, actor: Actor) -> bool:
+    """Whether no rule but our own speaks of publishing: it has no default, so that nothing need be read to deny it."""
+    rules = await others(datasette, actor, PUBLISH)
+    return rules is not None and not any(rule.sql or rule.restriction_sql for rule in rules)
 
 
 async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
@@ -153,7 +156,11 @@ async def _together(datasette: Datasette, actor: Actor, action: str, database: s
         return Verdicts(await _may(datasette, actor, action, database, channel))
 
     found: Verdicts
-    if answers is not None and (channel is None or ("rulings", identity(actor)) in answers):
+    if answers is not None and (
+        channel is None
+        or ("rulings", identity(actor)) in answers
+        or (action == PUBLISH and await _nobody_may(datasette, actor))
+    ):
         # What the request has read, or will read, of the rules answers all its questions.
         found = await rights(datasette, actor, action, database)
     else:
