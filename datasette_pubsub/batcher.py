@@ -53,6 +53,9 @@ SESSION_SECONDS = 0.02
 #: a hundred times a second, send the next publish within this time, and it is spared the hand-over.
 LINGER_SECONDS = 0.01
 
+#: How long after a failure cursors that were kept are tried again, in seconds, where nothing else is written before.
+CURSOR_RETRY_SECONDS = 1.0
+
 #: Runs a function in a transaction on the write connection; errors are handed back.
 #: The number is when the first of those whose publishes it writes began to wait, by the monotonic clock.
 Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"], float], "Committed | PubsubError"]
@@ -201,10 +204,12 @@ class Batcher:
             await self._work.wait()
             self._work.clear()
             self._failed = False
-            # After a failure, cursors that were kept wait for the next wake-up.
+            # After a failure, cursors that were kept wait for the next wake-up, or a moment.
             while self._waiting or (self._cursors and not self._failed):
                 await self._write_all()
             self._idle.set()
+            if self._cursors and not self._closed:
+                self._loop.call_later(CURSOR_RETRY_SECONDS, self._wake)
 
     async def _write_all(self) -> None:
         self._others = False

@@ -19,13 +19,15 @@ from . import log, retention, schema, snapshot, subscriptions
 from .admission import Admission
 from .batcher import Batcher
 from .catchup import CatchUp
+from .codes import has_table
 from .config import Settings
-from .errors import InvalidArgument, NotFound, TooLarge
+from .errors import FailedPrecondition, InvalidArgument, NotFound, TooLarge
 from .health import Health
 from .holders import Holders
 from .hub import Encoder, Hub
 from .inflow import Inflow
 from .models import ANYWHERE, AckMode, Item, Page, Superseded, Where, check_subscription_name
+from .objects import SUBSCRIPTIONS
 from .reader import Reader
 from .rounds import Rounds
 from .selector import ALL, Rights, Selector, Verdicts
@@ -72,7 +74,7 @@ class Broker:
         #: Of subscribers and of publishers.
         self._admission = Admission(self.name, settings)
         self._holders = Holders(self._batcher)
-        self._upkeep = Upkeep(self.name, settings, self, self._holders, lambda: self._removed)
+        self._upkeep = Upkeep(self.name, settings, _Maintenance(self), self._holders, lambda: self._removed)
         self._started = False
         self._refreshing = asyncio.Lock()
         #: Many subscribers that begin at the same time are told the head together.
@@ -124,7 +126,7 @@ class Broker:
     async def begin_anew(self) -> None:
         """Another file is served: what is known of the log was of the one before."""
         self._batcher.forget_log()
-        self.hub.rewind(await self.read(log.head))
+        self.hub.rewind(await self.store.read(log.head))
 
     async def _run_cursors(self, _datasette: Datasette) -> None:
         in_batcher.set(True)
@@ -213,8 +215,11 @@ class Broker:
     # -- reading ------------------------------------------------------------
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a read on one of Datasette's read connections; errors come out as :class:`PubsubError`."""
-        return await self.store.read(fn)
+        """Run a read on one of Datasette's read connections, within ``read_time_limit_seconds``.
+
+        Errors come out as :class:`PubsubError`.
+        """
+        return await self.store.read(fn, self.settings.read_time_limit_seconds)
 
     async def channels(self) -> list[log.Channel]:
         """All channels of the log, by name, with what they hold."""
@@ -237,11 +242,12 @@ class Broker:
         With whether a subscriber is connected, and their lag in what ``verdicts`` lets be seen.
         """
 
-        def read(conn: sqlite3.Connection) -> list[tuple[Subscription, int]]:
+        def read(conn: sqlite3.Connection) -> list[tuple[Subscription, tuple[int, bool]]]:
             if not schema.installed(conn):
                 return []
-            own = [found for found in subscriptions.everyone(conn) if owner in (None, found.owner)]
-            return [(found, log.count_after(conn, seen(found.selector), found.cursor)) for found in own]
+            own = subscriptions.everyone(conn) if owner is None else subscriptions.of_owner(conn, owner)
+            budget = log.LagBudget()
+            return [(found, budget.lag(conn, seen(found.selector), found.cursor)) for found in own]
 
         def seen(selector: Selector) -> Selector:
             allowed = frozenset(filter(verdicts.allows, selector.channels))
@@ -254,7 +260,8 @@ class Broker:
                 "channels": sorted(found.selector.channels),
                 "patterns": list(found.selector.patterns),
                 "cursor": found.cursor,
-                "lag": lag,
+                "lag": lag[0],
+                "lag_is_more": lag[1],
                 "connected": found.id in self._holders,
                 "delivery": self._holders.delivery(found.id),
                 "created_at": found.created_at,
@@ -298,7 +305,7 @@ class Broker:
                     return Page([], top, top)
                 return Reader(Selector(patterns=("*",))).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
 
-            page = await self.read(read)
+            page = await self.store.read(read)
             if page.head < known:
                 # Restored from a backup: this is not the log that the tail, the cursors and the streams are of.
                 self.hub.rewind(page.head)
@@ -343,19 +350,27 @@ class Broker:
     async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
         """The named subscription's row; what it reads is as asked now, or as it was stored."""
 
+        if not isinstance(self.store.conflict, FailedPrecondition):
+            # An existing one can be read also while the file cannot be written: that it is in use is saved later.
+            found = await self.read(lambda conn: _as_it_is(conn, owner, name, selector))
+            if found is not None:
+                return found
+        bounds = subscriptions.Bounds.of(self.settings, owner)
+
         def open_or_create(conn: sqlite3.Connection) -> Subscription:
             found = subscriptions.find(conn, owner, name)
             if not selector and not (found and found.selector):
                 raise InvalidArgument("channel is required for a new subscription: name at least one")
             cursor = found.cursor if found else _start(conn, where, "earliest", selector)
             gone = {} if found or where.position is not None else retention.released(conn, selector, cursor)
-            opened = subscriptions.open_or_create(conn, owner, name, selector, cursor, gone)
+            opened = subscriptions.open_or_create(conn, owner, name, selector, cursor, gone, bounds)
             if opened.cursor <= log.head(conn):
                 return opened
             cursor = log.earliest(conn, opened.selector) - 1
             return subscriptions.renew(conn, opened, cursor, retention.released(conn, opened.selector, cursor))
 
-        return await self._write(open_or_create)
+        self.make_way()
+        return await self.store.write(open_or_create, self.settings.read_time_limit_seconds)
 
     async def _first_position(self, subscription: Subscription | None, where: Where) -> int:
         if where.resume is not None:
@@ -451,6 +466,29 @@ class Broker:
             if waiter is not None:
                 self.hub.unregister(waiter)
             self._admission.leave(party)
+
+
+class _Maintenance:
+    """The file, for what no visitor asks for: it may take its time."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._broker.store.read(fn)
+
+    async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._broker.change(fn)
+
+
+def _as_it_is(conn: sqlite3.Connection, owner: str, name: str, selector: Selector) -> Subscription | None:
+    """An existing subscription whose row needs no change to be read as is asked; else ``None``."""
+    if not schema.installed(conn) or not has_table(conn, SUBSCRIPTIONS):
+        return None
+    found = subscriptions.find(conn, owner, name)
+    if found is None or not found.selector or (selector and selector != found.selector):
+        return None
+    return found if found.cursor <= log.head(conn) else None
 
 
 def _start(conn: sqlite3.Connection, where: Where, default: str, selector: Selector | None = None) -> int:

@@ -146,6 +146,19 @@ class Settings:
     max_subscribers_per_actor: int = _option(
         2_000, "streams", "streams open at once for one actor, or for one address of anonymous visitors", 1
     )
+    max_subscriptions_per_actor: int = _option(1_000, "subscriptions", "named subscriptions of one actor", 1)
+    max_anonymous_subscriptions: int = _option(
+        100, "subscriptions", "named subscriptions of all anonymous visitors together", 1
+    )
+    max_subscription_bytes_per_actor: int = _option(
+        1024 * 1024,
+        "bytes",
+        "channels and patterns in the named subscriptions of one actor, or of all anonymous visitors together",
+        1024,
+    )
+    read_time_limit_seconds: float = _option(
+        3.0, "seconds", "how long one read of the log may take that a visitor has asked for", 0.01, 3600
+    )
     live_tables: bool = _option(
         True, "true or false", "whether the rows of a broadcast table follow it on Datasette's own page"
     )

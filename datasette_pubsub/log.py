@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,13 @@ logger = logging.getLogger("datasette_pubsub")
 #: each of these sizes, which stops before what is left over. That is filled
 #: with 0, as binding NULL takes Python half as long as a row takes SQLite.
 _ROWS = (1, 4, 16, 64, 256, 1024)
+
+#: Most channels that are asked, one by one, for their oldest message.
+EARLIEST_CHANNELS = 1_000
+
+#: Most messages that a lag counts, in messages. Who is further behind wants to know that, and not by how much.
+LAG_MESSAGES = 10_000
+
 _APPEND_ONE = f"INSERT INTO {LOG} (channel, payload, created_at, key) VALUES (?, ?, ?, ?)"
 
 
@@ -66,11 +74,16 @@ def head(conn: sqlite3.Connection) -> int:
 
 
 def earliest(conn: sqlite3.Connection, selector: Selector | None = None) -> int:
-    """The oldest id still in the log, of the selector's channels if given; one past the head when there is none."""
+    """The oldest id still in the log, of the selector's channels if given; one past the head when there is none.
+
+    Of very many channels it is the oldest of all: before it there is nothing for them either.
+    """
     if selector is not None and not selector.everything:
         sql = f"SELECT min(id) FROM {LOG} WHERE {OF_CHANNEL}"
-        found = [conn.execute(sql, [channel]).fetchone()[0] for channel in expand(conn, selector)]
-        return min((int(number) for number in found if number is not None), default=head(conn) + 1)
+        channels = expand(conn, selector)
+        if len(channels) <= EARLIEST_CHANNELS:
+            found = [conn.execute(sql, [channel]).fetchone()[0] for channel in channels]
+            return min((int(number) for number in found if number is not None), default=head(conn) + 1)
     row = conn.execute(f"SELECT min(id) FROM {LOG}").fetchone()
     return int(row[0]) if row[0] is not None else head(conn) + 1
 
@@ -299,6 +312,39 @@ def count_after(conn: sqlite3.Connection, selector: Selector, after: int) -> int
         return int(conn.execute(f"SELECT count(*) FROM {LOG} WHERE id > ?", [after]).fetchone()[0])
     one = f"SELECT count(*) FROM {LOG} WHERE {OF_CHANNEL} AND id > ?"
     return sum(int(conn.execute(one, [channel, after]).fetchone()[0]) for channel in expand(conn, selector))
+
+
+@dataclass(slots=True)
+class LagBudget:
+    """How many messages may still be looked at to tell the lags of one list."""
+
+    left: int = 20 * LAG_MESSAGES
+
+    def lag(self, conn: sqlite3.Connection, selector: Selector, after: int) -> tuple[int, bool]:
+        """How many messages of the selector's channels come after an id, and whether there may be more.
+
+        At most ``LAG_MESSAGES`` are counted. Of patterns only so many messages are looked at, of whatever channel.
+        """
+        most = min(LAG_MESSAGES, self.left)
+        if selector.everything:
+            sql = f"SELECT count(*) FROM (SELECT 1 FROM {LOG} WHERE id > ? LIMIT ?)"
+            found = int(conn.execute(sql, [after, most + 1]).fetchone()[0])
+            self.left -= min(found, most)
+            return min(found, most), found > most
+        if not expands(selector):
+            found = 0
+            one = f"SELECT count(*) FROM (SELECT 1 FROM {LOG} WHERE {OF_CHANNEL} AND id > ? LIMIT ?)"
+            for channel in selector.channels:
+                found += int(conn.execute(one, [channel, after, most + 1 - found]).fetchone()[0])
+            self.left -= min(found, most)
+            return min(found, most), found > most
+        with exact(conn):
+            sql = f"SELECT channel FROM {LOG} WHERE id > ? ORDER BY id LIMIT ?"
+            names = Counter(row[0] for row in conn.execute(sql, [after, most + 1]))
+        looked_at = names.total()
+        self.left -= min(looked_at, most)
+        found = sum(number for name, number in names.items() if selector.matches(shown(name)))
+        return min(found, most), looked_at > most
 
 
 def count_up_to(conn: sqlite3.Connection, channel: Name, last: int) -> int:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from . import log
-from .errors import NotFound, OutOfRange
+from .config import Settings
+from .errors import NotFound, OutOfRange, TooMany
 from .names import Name, shown
 from .objects import NOW, SUBSCRIPTIONS
 from .selector import Selector
@@ -62,6 +63,44 @@ def everyone(conn: sqlite3.Connection) -> list[Subscription]:
     return [_subscription(row) for row in conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} ORDER BY owner, name")]
 
 
+def of_owner(conn: sqlite3.Connection, owner: str) -> list[Subscription]:
+    """The subscriptions of one owner, by name."""
+    sql = f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} WHERE owner = ? ORDER BY name"
+    return [_subscription(row) for row in conn.execute(sql, [owner])]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one owner may have: so many subscriptions, which together name so many bytes of what they read.
+
+    ``option`` is the option that says how many.
+    """
+
+    number: int
+    option: str
+    bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings, owner: str) -> Bounds:
+        """The bounds of an owner; all anonymous visitors together are one."""
+        name = "max_subscriptions_per_actor" if owner else "max_anonymous_subscriptions"
+        return cls(getattr(settings, name), name, settings.max_subscription_bytes_per_actor)
+
+    def check(self, conn: sqlite3.Connection, owner: str, reads: str, instead_of: int | None = None) -> None:
+        """Raise :class:`TooMany` unless there is room for one more that reads this, or for one that changes to it."""
+        sql = f"SELECT count(*), coalesce(sum(length(CAST(reads AS BLOB))), 0) FROM {SUBSCRIPTIONS} WHERE owner = ?"
+        number, size = conn.execute(f"{sql} AND id IS NOT ?", [owner, instead_of]).fetchone()
+        whose = "this actor has" if owner else "anonymous visitors together have"
+        if instead_of is None and number >= self.number:
+            raise TooMany(f"{whose} {number} subscriptions; the limit is {self.number} ({self.option})")
+        if size + len(reads.encode()) > self.bytes:
+            size += len(reads.encode())
+            raise TooMany(
+                f"what the subscriptions of {'this actor' if owner else 'anonymous visitors'} read would take "
+                f"{size} bytes; the limit is {self.bytes} bytes (max_subscription_bytes_per_actor)"
+            )
+
+
 def open_or_create(
     conn: sqlite3.Connection,
     owner: str,
@@ -69,14 +108,17 @@ def open_or_create(
     selector: Selector,
     cursor: int,
     gone: Mapping[Name, int] | None = None,
+    bounds: Bounds | None = None,
 ) -> Subscription:
     """The subscription, made with this cursor if it is new; what it reads is brought up to date.
 
     An empty selector keeps what an existing subscription reads. ``gone`` is
-    for a new one.
+    for a new one. Raises :class:`TooMany` for what is over the ``bounds``.
     """
     found = find(conn, owner, name)
     reads = _reads(selector, (gone or {}) if found is None else found.gone)
+    if bounds is not None and (found is None or (selector and len(reads) > len(found.reads))):
+        bounds.check(conn, owner, reads, found.id if found else None)
     if found is None:
         conn.execute(
             f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor) VALUES (?, ?, ?, ?)",

@@ -90,13 +90,14 @@ class PubsubSubscriptions extends HTMLElement {
     return element("tr", { dataset: { owner, subscription } }, ...cells);
   }
 
-  #fill(row, { channels, patterns, cursor, lag, connected, last_seen_at: seen }) {
+  #fill(row, { channels, patterns, cursor, lag, lag_is_more: more, connected, last_seen_at: seen }) {
     const put = (kind, text) => {
       const cell = row.querySelector(`.col-${kind}`);
       if (cell.textContent !== text) cell.textContent = text;
     };
     put("cursor", String(cursor));
-    put("lag", lag.toLocaleString("en"));
+    // Lags are counted up to 10,000; of patterns only so many messages are looked at.
+    put("lag", (more ? (lag >= 10000 ? "more than " : "at least ") : "") + lag.toLocaleString("en"));
     put("connected", connected ? "yes" : "no");
     const time = row.querySelector("time");
     if (time.dateTime !== seen) {
