@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from asyncio.tasks import _enter_task, _leave_task
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing
 from types import coroutine
 from typing import Any, TypeVar, cast
@@ -113,7 +113,7 @@ class Outlet:
 def _first_step(send: Send, data: bytes) -> _Begun | None:
     """Begin to send; what is left of it, which also tells of an error."""
     try:
-        steps = send(_body(data)).__await__()
+        steps = _steps(send(_body(data)))
         return steps, next(steps)
     except StopIteration:
         return None
@@ -121,9 +121,19 @@ def _first_step(send: Send, data: bytes) -> _Begun | None:
         return _fail(error), None
 
 
+def _steps(work: Awaitable[T]) -> Generator[Any, Any, T]:
+    """The steps of what can be awaited: a coroutine's own, or those of any other iterator, as granian's awaitables have."""
+    steps = work.__await__()
+    return steps if hasattr(steps, "send") else _of_iterator(steps)
+
+
+def _of_iterator(steps: Iterator[Any]) -> Generator[Any, Any, Any]:
+    return (yield from steps)
+
+
 async def within(work: Awaitable[T], seconds: float) -> T:
     """What a coroutine returns; a timer is made only for one that waits. Raises ``TimeoutError``."""
-    steps = work.__await__()
+    steps = _steps(work)
     try:
         waits_for = next(steps)
     except StopIteration as done:
