@@ -155,6 +155,17 @@ def mapped(view: View) -> View:
     return with_signature(wrapper)
 
 
+#: Of answers that go on for as long as their readers stay: what is on the way may keep, hold back or rewrite nothing.
+STREAM_HEADERS = {
+    "Cache-Control": "no-store, no-transform",
+    # nginx hands answers on as they come.
+    "X-Accel-Buffering": "no",
+    # Proxies and plugins that compress (Caddy's encode, nginx's gzip, datasette-gzip) collect what comes until there is
+    # enough to begin with, unless it has an encoding already. This one is none.
+    "Content-Encoding": "identity",
+}
+
+
 def with_signature(view: View) -> View:
     """A view that knows its own signature, which Datasette asks for at every request."""
     view.__signature__ = inspect.signature(view)  # type: ignore[attr-defined]

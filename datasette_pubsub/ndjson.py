@@ -18,7 +18,7 @@ from datasette.utils.asgi import Request
 from . import permissions, recheck, shutdown
 from .broker import Broker
 from .config import BODY_SECONDS
-from .edge import check_uncompressed, cors_headers, error_fields, internal
+from .edge import STREAM_HEADERS, check_uncompressed, cors_headers, error_fields, internal
 from .errors import InvalidArgument, PermissionDenied, PubsubError, TooLarge, TooSlow, Unavailable
 from .inflow import Answer, Inflow
 from .models import Bye, Item, Revoked
@@ -40,13 +40,6 @@ LINES_AT_ONCE = 250
 #: seconds. A connection that is closed with unread data is reset, and the client
 #: would lose what it has not read; so what it sends is read, and thrown away.
 LINGER_SECONDS = 0.5
-
-HEADERS = {
-    "Content-Type": CONTENT_TYPE,
-    "Cache-Control": "no-store, no-transform",
-    # nginx hands answers on as they come.
-    "X-Accel-Buffering": "no",
-}
 
 
 class Lines:
@@ -195,7 +188,7 @@ async def _linger(receive: Any) -> None:
 
 
 async def _start(scope: Any, send: Any, datasette: Datasette) -> None:
-    headers = {**HEADERS, **cors_headers(datasette)}
+    headers = {"Content-Type": CONTENT_TYPE, **STREAM_HEADERS, **cors_headers(datasette)}
     if scope.get("http_version", "1.1") in ("1.0", "1.1"):
         # The answer may end before the request does.
         headers["Connection"] = "close"

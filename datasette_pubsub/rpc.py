@@ -24,6 +24,7 @@ from .codecs import CODECS, Published, PublishRequest, StreamRequest
 from .config import MAX_CHANNEL_BYTES
 from .edge import (
     SMALL_BODY_BYTES,
+    STREAM_HEADERS,
     TOO_SLOW,
     BodyLimit,
     content_type,
@@ -68,6 +69,9 @@ logger = logging.getLogger("datasette_pubsub")
 
 #: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 GRPC_UNIMPLEMENTED = 12
+
+#: The methods whose answers go on.
+STREAMS = ("Subscribe", rpc_publish.STREAM)
 
 #: Seconds between heartbeats that a subscriber may ask for.
 MAX_HEARTBEAT_SECONDS = 3600
@@ -318,7 +322,10 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
         told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
         return Response("", status=200, headers=told, content_type="application/grpc")
-    sender = Sender(send, cors_headers(datasette))
+    # Messages of a stream have an encoding of their own (connect-content-encoding, grpc-encoding): that of the whole
+    # body is free to say what proxies should know.
+    endless = request.url_vars["method"] in STREAMS
+    sender = Sender(send, cors_headers(datasette) | (STREAM_HEADERS if endless else {}))
     token = current.set(Call(request, sender))
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}

@@ -17,6 +17,7 @@ from . import acknowledged, permissions, recheck, shutdown
 from .acknowledged import Acknowledged
 from .edge import (
     LAST_EVENT_ID,
+    STREAM_HEADERS,
     broker_of,
     check_parameters,
     cors_headers,
@@ -47,12 +48,6 @@ PARAMETERS = frozenset(
     {"channel", "pattern", "subscription", "after", "start", "since", "ack", "format", *LAST_EVENT_ID}
 )
 
-HEADERS = {
-    # Neither cached nor rewritten on the way, and passed on at once by nginx.
-    "Cache-Control": "no-store, no-transform",
-    "X-Accel-Buffering": "no",
-}
-
 
 def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -64,7 +59,7 @@ async def _answer(live: Stream, scope: Any, receive: Any, send: Any, headers: di
         {
             "type": "http.response.start",
             "status": 200,
-            "headers": _raw({"Content-Type": CONTENT_TYPE, **HEADERS, **headers}),
+            "headers": _raw({"Content-Type": CONTENT_TYPE, **STREAM_HEADERS, **headers}),
         }
     )
     arrival = acknowledged.of(scope) if live.automatic else None
@@ -131,7 +126,7 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     if name:
         refuse_elsewhere(request, "a named subscription")
     if request.method == "HEAD":
-        return Response("", headers=dict(HEADERS), content_type=CONTENT_TYPE)
+        return Response("", headers=dict(STREAM_HEADERS), content_type=CONTENT_TYPE)
 
     async def allowed() -> bool:
         return await recheck.still_visible(datasette, request, broker.name, wanted, visible)
