@@ -122,7 +122,7 @@ def _first_step(send: Send, data: bytes) -> _Begun | None:
 
 
 def _steps(work: Awaitable[T]) -> Generator[Any, Any, T]:
-    """The steps of what can be awaited: a coroutine's own, or those of any other iterator, as granian's awaitables have."""
+    """The steps of what can be awaited: a coroutine's own, or those of an iterator (granian's awaitables)."""
     steps = work.__await__()
     return steps if hasattr(steps, "send") else _of_iterator(steps)
 

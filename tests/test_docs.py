@@ -221,7 +221,7 @@ def test_every_event() -> None:
     for kind in get_args(models.Event):
         for number in (1, models.AHEAD):
             text = wire.SseEncoder().event(kind(*[number] * len(fields(kind)))).decode()
-            name, data = re.fullmatch(r"event: (\w+)\ndata: (.*)\n\n", text).groups()
+            name, data = re.fullmatch(r"(?:retry: \d+\n)?event: (\w+)\ndata: (.*)\n\n", text).groups()
             found[name] = found.get(name, set()) | set(re.findall(r'"(\w+)":', data))
     rows = table(section("http", "`GET /<database>/-/pubsub/-/stream`"), "event")
     assert {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows} == found
