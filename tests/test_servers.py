@@ -121,7 +121,8 @@ class Wire:
     def __init__(self, port: int, method: str, path: str, headers: dict[str, str], body: bytes | None = b"") -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE)
         self.data = b""
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in headers.items())]
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{port}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         lines.append("Transfer-Encoding: chunked" if body is None else f"Content-Length: {len(body)}")
         self.sock.sendall("\r\n".join([*lines, "", ""]).encode() + (body or b""))
 
