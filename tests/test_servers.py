@@ -321,8 +321,9 @@ def test_caddy(serve: Callable[..., Server], tmp_path: Path, headers: dict[str, 
     port = free_port()
     block = BLOCKS["caddy"].replace("8080", str(port)).replace("8001", str(server.port))
     (tmp_path / "Caddyfile").write_text("{\n    admin off\n    auto_https off\n}\n" + block)
+    # Over HTTP/1.1 Go's server does not answer while a request goes on.
     with running([str(CADDY), "run", "--config", "Caddyfile"], tmp_path, port, "caddy"):
-        messages_pass(server.pubsub, port, headers, publish_streams=True)
+        messages_pass(server.pubsub, port, headers, publish_streams=False)
 
 
 #: All of datasette-gzip 0.2; the plugin itself would be loaded by every other test's server, too.
