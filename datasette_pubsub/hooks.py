@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         panel,
         permissions,
         rules,
+        rulings,
         runs,
         shutdown,
         sql,
@@ -57,6 +58,7 @@ else:
     panel = later.Later("panel")
     permissions = later.Later("permissions")
     rules = later.Later("rules")
+    rulings = later.Later("rulings")
     runs = later.Later("runs")
     shutdown = later.Later("shutdown")
     sql = later.Later("sql")
@@ -231,11 +233,13 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
                 await app(scope, receive, send)
                 return
             shutdown.listen(datasette)
+            answers = rulings.request_answers.set(rulings.Kept())
             token = caller.current.set(caller.Caller(run=runs.take_wanted()))
             try:
                 await app(compat.with_server(scope, receive, send), receive, edge.with_cors(datasette, scope, send))
             finally:
                 caller.current.reset(token)
+                rulings.request_answers.reset(answers)
 
         return wrapped
 

@@ -3,8 +3,8 @@
 Rules are SQL that only the internal database can answer. Whoever needs an answer
 for each database asks it here: the rules of an actor for an action are collected
 once per request, and one query reads those of all actions that this plugin decides by.
-Answers live in Datasette's own cache of permission checks, which ends with the
-request; outside a request nothing is kept. This module adds no rule of its own.
+Answers live as long as Datasette's own cache of permission checks, which ends with
+the request; outside a request nothing is kept. This module adds no rule of its own.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Actor = dict[str, Any] | None
 
 T = TypeVar("T")
 
-#: Where the answers of this plugin stand in Datasette's cache of the request, whose own keys are tuples.
-_KEPT = "datasette_pubsub"
+#: The restriction that Datasette makes of a token that does not name an action: nothing is left.
+_NOTHING = "SELECT NULL AS parent, NULL AS child WHERE 0"
 
 #: Set while the rules of others are collected: then this plugin adds none.
 _plainly: ContextVar[bool] = ContextVar("datasette_pubsub_plainly", default=False)
@@ -60,13 +60,26 @@ def _plain() -> Iterator[None]:
 # -- once per request ----------------------------------------------------------
 
 
+class Kept:
+    """The answers of one request. They hold as long as Datasette's own cache of permission checks is the same."""
+
+    def __init__(self) -> None:
+        self.cache: dict[Any, Any] | None = None
+        self.answers: dict[Hashable, Any] = {}
+
+
+#: Set around a request by the plugin's outermost wrapper.
+request_answers: ContextVar[Kept | None] = ContextVar("datasette_pubsub_request_answers", default=None)
+
+
 def kept() -> dict[Hashable, Any] | None:
     """What was answered in this request; ``None`` where no request is being served, or its answers must not be kept."""
-    cache = _permission_check_cache.get()
-    if cache is None:
+    cache, found = _permission_check_cache.get(), request_answers.get()
+    if cache is None or found is None:
         return None
-    found: dict[Hashable, Any] = cache.setdefault(_KEPT, {})
-    return found
+    if found.cache is not cache:
+        found.cache, found.answers = cache, {}
+    return found.answers
 
 
 async def once(key: Hashable, answer: Callable[[], Awaitable[T]]) -> T:
@@ -105,6 +118,11 @@ async def others(datasette: Datasette, actor: Actor, action: str) -> list[Permis
 def grants(rules: Sequence[PermissionSQL]) -> bool:
     """Whether any of these can allow anything: Datasette denies what no rule speaks of."""
     return any(rule.sql for rule in rules)
+
+
+def leave_nothing(rules: Sequence[PermissionSQL]) -> bool:
+    """Whether the actor's token is for other actions, so that nothing need be read to deny this one."""
+    return any(rule.restriction_sql == _NOTHING for rule in rules)
 
 
 def _renamed(sql: str, params: dict[str, Any] | None, prefix: str, into: dict[str, Any]) -> str:

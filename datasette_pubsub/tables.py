@@ -24,6 +24,7 @@ from .rulings import (
     deny_unless_named,
     grants,
     in_plain,
+    leave_nothing,
     once,
     others,
     rows_rule,
@@ -77,8 +78,11 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
 async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[tuple[PermissionSQL, bool]]:
     """Whoever may publish to every channel may write to the log, and nobody else inserts: rules, and if they allow."""
     found: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
+    rules_of_others = await others(datasette, actor, PUBLISH)
+    # To publish to every channel needs a rule that grants it in general.
+    possible = rules_of_others is None or (grants(rules_of_others) and not leave_nothing(rules_of_others))
     for name in _names(datasette):
-        everything = (await rights(datasette, actor, PUBLISH, name)).everything
+        everything = possible and (await rights(datasette, actor, PUBLISH, name)).everything
         found[everything] += [(name, table) for table in PUBLISHED_TO]
     rules = [(rows_rule(found[True], 1, f"has {PUBLISH} on every channel"), True)] if found[True] else []
     if found[False] and action == "insert-row":
@@ -106,7 +110,7 @@ async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
     # Viewing follows from the table itself where no rule says anything about channels.
     if broker is None or not (restricted or broker.settings.channel_rules):
         return True
-    return (await rights(datasette, actor, VIEW, name)).everything
+    return not leave_nothing(rules) and (await rights(datasette, actor, VIEW, name)).everything
 
 
 async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
