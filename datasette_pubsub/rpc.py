@@ -251,14 +251,12 @@ def _limits(datasette: Datasette) -> _Limits:
         # A subscriber names its channels.
         most = max(each.max_channels_per_stream for each in (known.instance_settings, *settings.values()))
         publish = {name: each.max_body_bytes for name, each in settings.items()}
-        found = datasette._pubsub_limits = _Limits(
-            publish,
-            BodyLimit(max(publish.values(), default=SMALL_BODY_BYTES), "max_body_bytes"),
-            BodyLimit(
-                SMALL_BODY_BYTES + most * (MAX_CHANNEL_BYTES + 8),
-                why="of a request that publishes nothing, or of a caller who may not publish",
-            ),
+        largest = BodyLimit(max(publish.values(), default=SMALL_BODY_BYTES), "max_body_bytes")
+        small = BodyLimit(
+            SMALL_BODY_BYTES + most * (MAX_CHANNEL_BYTES + 8),
+            why="of a request that publishes nothing, or of a caller who may not publish",
         )
+        found = datasette._pubsub_limits = _Limits(publish, largest, min(small, largest, key=lambda each: each.size))
     return found
 
 
@@ -301,7 +299,11 @@ def _receiver(receive: Any, limit: BodyLimit, enveloped: bool) -> Any:
             if size > most:
                 raise as_connect_error(limit.exceeded())
             if not message.get("more_body", False):
-                return {**message, "body": b"".join(parts)}
+                body = b"".join(parts)
+                # An envelope may promise more than has come.
+                if enveloped and int.from_bytes(body[1:_ENVELOPE_BYTES]) > limit.size:
+                    raise as_connect_error(limit.exceeded("the request"))
+                return {**message, "body": body}
 
     return received
 
