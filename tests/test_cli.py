@@ -200,7 +200,7 @@ def test_what_tail_writes_publish_reads(file: Path, tmp_path: Path) -> None:
         ('{"channel": "a"}', "payload is required and must not be null"),
         ('{"channel": "a", "payload": 1, "topic": 2}', "topic is not a field of a message"),
         ('{"channel": "a", "blob": "!"}', "blob must be base64 text"),
-        ('{"channel": "a", "payload": NaN}', "payload is not a number"),
+        ('{"channel": "a", "payload": NaN}', "payload holds a number that JSON does not have"),
         ('{"channel": "a", "payload": "\\ud800"}', "payload holds half of a surrogate pair"),
     ],
 )
