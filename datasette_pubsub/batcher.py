@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -33,6 +33,7 @@ from . import subscriptions
 from .config import Settings
 from .errors import PubsubError, TooMany, Unavailable
 from .models import Item, check_items
+from .subscriptions import Save
 from .transaction import Committed, Outcome, append
 
 logger = logging.getLogger("datasette_pubsub")
@@ -78,14 +79,16 @@ class _Submission:
 class Batcher:
     """The batcher of one database. Lives on the event loop; :meth:`run` is its supervised task."""
 
-    def __init__(self, settings: Settings, write: Write, committed: Callable[[Committed], None]) -> None:
+    def __init__(self, settings: Settings, write: Write, committed: Callable[[Committed], None], holder: str) -> None:
         self._settings = settings
+        #: Under which name the subscriptions are held whose cursors are saved.
+        self._holder = holder
         self._write = write
         self._committed = committed
         self._waiting: deque[_Submission] = deque()
-        self._cursors: dict[int, int] = {}
+        self._cursors: dict[int, Save] = {}
         #: By subscription, the newest cursor ever handed over: at most one entry per row of theirs.
-        self._newest: dict[int, int] = {}
+        self._newest: dict[int, Save] = {}
         self._messages = 0
         self._bytes = 0
         self._work = asyncio.Event()
@@ -159,15 +162,20 @@ class Batcher:
             and self._bytes + size <= self._settings.max_pending_bytes
         )
 
-    def move_cursor(self, subscription_id: int, cursor: int) -> None:
-        """Save a subscription's cursor with the next transaction. Does not wait, raises nothing."""
-        if cursor > self._newest.get(subscription_id, 0):
-            self._newest[subscription_id] = self._cursors[subscription_id] = cursor
-            self._wake()
+    def move_cursor(self, subscription_id: int, save: Save) -> None:
+        """Save a subscription's cursor with the next transaction, while it is held by that claim. Does not wait."""
+        known = self._newest.get(subscription_id)
+        if known is not None and known.claim == save.claim:
+            if save.cursor <= known.cursor and save.release <= known.release:
+                return
+            save = Save(save.claim, max(save.cursor, known.cursor), save.release or known.release)
+        self._newest[subscription_id] = self._cursors[subscription_id] = save
+        self._wake()
 
-    def newest_cursor(self, subscription_id: int) -> int:
-        """The newest cursor that was handed over for a subscription, written already or not."""
-        return self._newest.get(subscription_id, 0)
+    def newest_cursor(self, subscription_id: int, claim: int) -> int:
+        """The newest cursor that was handed over for a subscription under this claim, written already or not."""
+        known = self._newest.get(subscription_id)
+        return known.cursor if known is not None and known.claim == claim else 0
 
     def forget_cursor(self, subscription_id: int) -> None:
         """Drop a cursor that has not been written yet."""
@@ -250,7 +258,7 @@ class Batcher:
                 continue
             self._writing = taken
             try:
-                result = transaction(partial(_write_one, taken, cursors), _since(taken))
+                result = transaction(partial(_write_one, taken, cursors, self._holder), _since(taken))
             except Exception as error:
                 result = _known(error)
             if isinstance(result, Committed) and result.last:
@@ -293,8 +301,8 @@ class Batcher:
                 size += first.size
         return taken
 
-    def _take_cursors(self) -> dict[int, int]:
-        taken: dict[int, int] = {}
+    def _take_cursors(self) -> dict[int, Save]:
+        taken: dict[int, Save] = {}
         # One by one: the event loop may be adding more.
         with contextlib.suppress(KeyError):
             while True:
@@ -302,7 +310,7 @@ class Batcher:
                 taken[subscription_id] = cursor
         return taken
 
-    def _finish(self, taken: list[_Submission], cursors: dict[int, int], result: Committed | PubsubError) -> None:
+    def _finish(self, taken: list[_Submission], cursors: dict[int, Save], result: Committed | PubsubError) -> None:
         """On the event loop: tell everybody what became of one transaction."""
         self._messages -= sum(submission.messages for submission in taken)
         self._bytes -= sum(submission.size for submission in taken)
@@ -332,12 +340,13 @@ class Batcher:
             _refuse(submission, error)
         self._written.set()
 
-    def _keep(self, cursors: dict[int, int], error: PubsubError) -> None:
+    def _keep(self, cursors: dict[int, Save], error: PubsubError) -> None:
         """Keep cursors that could not be written now; the next transaction takes them along."""
         if isinstance(error, Unavailable) and not self._closed:
-            for subscription_id, cursor in cursors.items():
-                if cursor > self._cursors.get(subscription_id, 0) and subscription_id in self._newest:
-                    self._cursors[subscription_id] = cursor
+            for subscription_id, save in cursors.items():
+                # One that came meanwhile is newer.
+                if subscription_id in self._newest:
+                    self._cursors.setdefault(subscription_id, save)
 
 
 def _known(error: Exception) -> PubsubError:
@@ -356,9 +365,9 @@ def _refuse(submission: _Submission, error: PubsubError) -> None:
         submission.done.set_exception(error)
 
 
-def _write_one(taken: list[_Submission], cursors: dict[int, int], conn: sqlite3.Connection) -> Committed:
+def _write_one(taken: list[_Submission], cursors: dict[int, Save], holder: str, conn: sqlite3.Connection) -> Committed:
     """What is written in one transaction."""
     result = append(conn, [publish for submission in taken for publish in submission.publishes])
     if cursors:
-        subscriptions.move(conn, cursors)
-    return result
+        subscriptions.save(conn, holder, cursors.values())
+    return replace(result, claims=subscriptions.claims(conn)) if result.last else result

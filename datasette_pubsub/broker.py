@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import log, retention, schema, snapshot, subscriptions
@@ -21,7 +24,7 @@ from .batcher import Batcher
 from .catchup import CatchUp
 from .codes import has_table
 from .config import Settings
-from .errors import FailedPrecondition, InvalidArgument, NotFound, TooLarge
+from .errors import InvalidArgument, NotFound, TooLarge, Unavailable
 from .health import Health
 from .holders import Holders
 from .hub import Encoder, Hub
@@ -33,7 +36,7 @@ from .rounds import Rounds
 from .selector import ALL, Rights, Selector, Verdicts
 from .store import Store
 from .stream import Stream
-from .subscriptions import Subscription
+from .subscriptions import Claim, Subscription
 from .transaction import Committed
 from .upkeep import Upkeep
 from .watcher import Watcher
@@ -69,11 +72,12 @@ class Broker:
         self._db = db
         self._datasette = datasette
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
-        self._batcher = Batcher(settings, self.store.session, self._committed)
+        holder = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._batcher = Batcher(settings, self.store.session, self._committed, holder)
         self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.poll_seconds)
         #: Of subscribers and of publishers.
         self._admission = Admission(self.name, settings)
-        self._holders = Holders(self._batcher)
+        self._holders = Holders(self._batcher, holder)
         self._upkeep = Upkeep(self.name, settings, _Maintenance(self), self._holders, lambda: self._removed)
         self._started = False
         self._refreshing = asyncio.Lock()
@@ -200,8 +204,8 @@ class Broker:
         if not len(self.hub):
             # Nobody listens: nothing is done for each message.
             self.hub.skip_to(result.last)
-        elif not self.hub.committed(result.before, result.messages()):
-            # Others have committed in between: the log has it all, in order.
+        elif self._holders.behind(result.claims) or not self.hub.committed(result.before, result.messages()):
+            # Others have committed in between: the log has it all, in order, and who holds which subscription.
             self._watcher.look()
 
     async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
@@ -239,7 +243,7 @@ class Broker:
     async def subscriptions(self, owner: str | None, verdicts: Verdicts = ALL) -> list[dict[str, Any]]:
         """Subscriptions of one owner, or of all (``None``), by owner and name.
 
-        With whether a subscriber is connected, and their lag in what ``verdicts`` lets be seen.
+        With whether a subscriber is connected to any process, and their lag in what ``verdicts`` lets be seen.
         """
 
         def read(conn: sqlite3.Connection) -> list[tuple[Subscription, tuple[int, bool]]]:
@@ -262,7 +266,7 @@ class Broker:
                 "cursor": found.cursor,
                 "lag": lag[0],
                 "lag_is_more": lag[1],
-                "connected": found.id in self._holders,
+                "connected": found.id in self._holders or (found.alive and found.holder != self._holders.name),
                 "delivery": self._holders.delivery(found.id),
                 "created_at": found.created_at,
                 "last_seen_at": found.last_seen_at,
@@ -290,22 +294,29 @@ class Broker:
         )
 
     def _knows(self, conn: sqlite3.Connection) -> bool:
-        """Whether the hub has all that is in the log, or is about to be told by the batcher."""
+        """Whether the hub has all that is in the log, or is about to be told by the batcher; and no claim is new."""
+        if self._holders.behind(subscriptions.claims(conn)):
+            return False
         head = log.head(conn)
         return head == self.hub.head or (head == self._batcher.last and head > self.hub.head)
 
     async def refresh(self) -> None:
         """Bring the hub up to the log's head."""
         async with self._refreshing:
-            known = self.hub.head
+            known, seen = self.hub.head, self._holders.seen
 
-            def read(conn: sqlite3.Connection) -> Page:
+            def read(conn: sqlite3.Connection) -> tuple[Page, tuple[int, list[Claim]]]:
                 top = log.head(conn)
                 if top <= known or top - known > FILL_IDS:
-                    return Page([], top, top)
-                return Reader(Selector(patterns=("*",))).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
+                    page = Page([], top, top)
+                else:
+                    everything = Selector(patterns=("*",))
+                    page = Reader(everything).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
+                # Read after the messages: it has every claim that was committed before any of them.
+                return page, subscriptions.newer_claims(conn, seen)
 
-            page = await self.store.read(read)
+            page, (newest, claims) = await self.store.read(read)
+            self._holders.see(newest, claims)
             if page.head < known:
                 # Restored from a backup: this is not the log that the tail, the cursors and the streams are of.
                 self.hub.rewind(page.head)
@@ -345,16 +356,15 @@ class Broker:
         if subscription.new:
             # In a file of an earlier version it may have the number of one that was deleted by SQL.
             self._holders.drop(subscription.id)
+        self._holders.enter(subscription)
         return subscription
 
     async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
-        """The named subscription's row; what it reads is as asked now, or as it was stored."""
+        """The named subscription's row, claimed; what it reads is as asked now, or as it was stored.
 
-        if not isinstance(self.store.conflict, FailedPrecondition):
-            # An existing one can be read also while the file cannot be written: that it is in use is saved later.
-            found = await self.read(lambda conn: _as_it_is(conn, owner, name, selector))
-            if found is not None:
-                return found
+        While the file cannot be written, an existing one as it is: its stream claims it later.
+        """
+
         bounds = subscriptions.Bounds.of(self.settings, owner)
 
         def open_or_create(conn: sqlite3.Connection) -> Subscription:
@@ -364,19 +374,26 @@ class Broker:
             cursor = found.cursor if found else _start(conn, where, "earliest", selector)
             gone = {} if found or where.position is not None else retention.released(conn, selector, cursor)
             opened = subscriptions.open_or_create(conn, owner, name, selector, cursor, gone, bounds)
-            if opened.cursor <= log.head(conn):
-                return opened
-            cursor = log.earliest(conn, opened.selector) - 1
-            return subscriptions.renew(conn, opened, cursor, retention.released(conn, opened.selector, cursor))
+            if opened.cursor > log.head(conn):
+                cursor = log.earliest(conn, opened.selector) - 1
+                gone = retention.released(conn, opened.selector, cursor)
+                opened = subscriptions.renew(conn, opened, cursor, gone)
+            return subscriptions.claim(conn, opened, self._holders.name)
 
         self.make_way()
-        return await self.store.write(open_or_create, self.settings.read_time_limit_seconds)
+        try:
+            return await self.store.write(open_or_create, self.settings.read_time_limit_seconds)
+        except Unavailable:
+            found = await self.read(lambda conn: _as_it_is(conn, owner, name, selector))
+            if found is None:
+                raise
+            return replace(found, previous=found.claim)
 
     async def _first_position(self, subscription: Subscription | None, where: Where) -> int:
         if where.resume is not None:
             return where.resume
         if subscription is not None:
-            return max(subscription.cursor, self._batcher.newest_cursor(subscription.id))
+            return max(subscription.cursor, self._batcher.newest_cursor(subscription.id, subscription.claim))
         if where.after is not None:
             return where.after
         if where.start != "earliest" and where.since is None:
@@ -409,7 +426,7 @@ class Broker:
         """
         self.store.check_present()
         self._admission.enter(party)
-        waiter = None
+        waiter = subscription = stream = None
         try:
             subscription = await self._subscription(owner, name, selector, where, ack)
             selector = visible or (subscription.selector if subscription else selector)
@@ -423,15 +440,21 @@ class Broker:
             if subscription is not None:
                 if wanted > head:
                     position = subscription.cursor
-                resumes = where.resume is not None
-                position = self._holders.take_over(subscription.id, position, automatic, resumes)
-            if subscription is not None:
                 catch_up.know(subscription.gone)
             elif where.position is None and position < head:
                 await self.read(lambda conn: catch_up.forgive(conn, position))
 
             async def read_page(after: int, limit: int) -> Page:
-                return await self.read(lambda conn: catch_up.page(conn, after, limit))
+                if subscription is None:
+                    return await self.read(lambda conn: catch_up.page(conn, after, limit))
+                number = subscription.id
+                # In this order: a claim is seen that was committed before any message of the page.
+                page, claim = await self.read(
+                    lambda conn: (catch_up.page(conn, after, limit), subscriptions.claim_of(conn, number))
+                )
+                if claim is not None:
+                    self._holders.see_one(claim)
+                return page
 
             stream = Stream(
                 self.hub,
@@ -451,7 +474,7 @@ class Broker:
             if subscription is not None:
                 self._holders.begin(subscription, stream, automatic)
                 if not automatic and where.resume is not None:
-                    self._batcher.move_cursor(subscription.id, position)
+                    self._holders.resumed(subscription, position)
             self._admission.add(stream)
             try:
                 yield stream
@@ -460,9 +483,11 @@ class Broker:
             finally:
                 self._admission.discard(stream)
                 if subscription is not None:
-                    self._holders.leave(subscription.id, stream)
+                    self._holders.leave(subscription, stream)
                 stream.close()
         finally:
+            if stream is None and subscription is not None:
+                self._holders.leave(subscription, None)
             if waiter is not None:
                 self.hub.unregister(waiter)
             self._admission.leave(party)

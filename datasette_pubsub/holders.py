@@ -4,24 +4,47 @@ The law of this module: a cursor of a stream is saved only while that stream
 holds the subscription, and only as far as everything before it has arrived at
 the reader's machine (:mod:`.acknowledged`), or was told. It knows no SQL; what
 the file says of the rows is brought to it.
+
+Theory of operation, across all server processes on one file. Opening a stream
+claims its subscription in the file (:mod:`.subscriptions`); then :meth:`Holders.enter`
+ends the older stream of this process, and :meth:`Holders.begin` takes the new one in.
+Claims of other processes are brought by :meth:`Holders.see`, always before the
+messages that were committed after them: by whoever brings new messages to the hub, and
+with every page that a stream reads from the log. So once a newer subscriber has begun,
+an older one anywhere is given no message that was committed since. Its cursor is saved
+by its claim, which the file refuses from then on. :meth:`Holders.learn` looks at the
+rows themselves now and then, and puts right what went wrong: a row that lost its
+claim, or the claim of an opening that was cancelled.
+
+Where the file could not be written (a full disk, a long lock), a stream begins under
+the newest claim that the file has, whosever that is, and waits for a claim of its own
+(:attr:`Holders.waiting`). Its cursor is not saved until it has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from .acknowledged import Delivery
 from .batcher import Batcher
 from .models import Changed, Superseded
 from .stream import Stream
-from .subscriptions import State, Subscription
+from .subscriptions import Claim, Save, State, Subscription
 
 
 class Holders:
     """The streams of one database that hold a subscription, by the subscription's id."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, name: str) -> None:
         self._batcher = batcher
+        #: What this process, or rather this database in it, is called in the rows of subscriptions that it holds.
+        self.name = name
+        #: The newest claim of the file that has been brought here.
+        self.seen = 0
+        #: By which claim each subscription is held, also by a stream that is about to begin.
+        self._claims: dict[int, int] = {}
+        #: Whose claim is to be written yet, and which one must be the newest then; ``None``: whichever it is.
+        self._waiting: dict[int, int | None] = {}
         self._streams: dict[int, Stream] = {}
         #: What each of them was opened to read, as it stood in its row.
         self._reads: dict[int, str] = {}
@@ -42,58 +65,79 @@ class Holders:
         """The subscriptions that are held now."""
         return list(self._streams)
 
+    @property
+    def waiting(self) -> dict[int, int | None]:
+        """The subscriptions that have a stream and no claim in the file, for :func:`.subscriptions.claim_late`."""
+        return dict(self._waiting)
+
+    def behind(self, claims: int) -> bool:
+        """Whether a claim up to this one may end a stream and has not been brought here."""
+        return bool(self._claims) and claims != self.seen
+
     def delivery(self, number: int) -> Delivery | None:
         """What moves the cursor of a subscription; ``None`` while nobody is connected."""
         stream = self._streams.get(number)
         return None if stream is None else stream.delivery
 
-    def take_over(self, number: int, position: int, automatic: bool, resumes: bool) -> int:
-        """End the stream that holds the subscription; where the next one begins.
+    def enter(self, subscription: Subscription) -> None:
+        """A stream is about to begin that has claimed the subscription: end the one that holds it here.
 
-        An automatic cursor goes on after what has arrived over the older connection. What was on the way there
-        comes again.
+        An automatic cursor goes on after what has arrived over the older connection, unless another process had the
+        subscription in between. What was on the way there comes again.
         """
-        previous = self._streams.pop(number, None)
-        if previous is None:
-            return position
-        self._forget(number)
-        previous.stop(Superseded())
-        if number in self._automatic:
-            del self._automatic[number]
-            finished, _ = previous.finished()
-            self._batcher.move_cursor(number, finished)
-            if automatic and not resumes:
-                return max(position, finished)
-        return position
-
-    def begin(self, subscription: Subscription, stream: Stream, automatic: bool) -> None:
-        """A stream holds the subscription from here on."""
-        self._streams[subscription.id] = stream
-        self._reads[subscription.id] = subscription.reads
-        if automatic:
-            self._automatic[subscription.id] = stream.sends
-
-    def leave(self, number: int, stream: Stream) -> None:
-        """A stream has ended; its cursor is saved if it still held the subscription."""
-        if self._streams.get(number) is stream:
-            del self._streams[number]
-            self._forget(number)
-            if number in self._automatic:
-                del self._automatic[number]
-                self._batcher.move_cursor(number, stream.finished()[0])
-
-    def drop(self, number: int) -> None:
-        """The subscription is gone: its stream ends, and nothing of it is saved."""
-        self._batcher.forget_cursor(number)
-        self._automatic.pop(number, None)
+        number, claim, previous = subscription.id, subscription.claim, subscription.previous
+        arrived = self._batcher.newest_cursor(number, previous)
         stream = self._streams.pop(number, None)
         if stream is not None:
-            self._forget(number)
+            stream.stop(Superseded())
+            if number in self._automatic and self._claims[number] == previous:
+                arrived = max(arrived, stream.finished()[0])
+        self._forget(number)
+        self._claims[number] = claim
+        if subscription.holder != self.name:
+            self._waiting[number] = claim
+        if arrived:
+            self._batcher.move_cursor(number, Save(claim, arrived))
+
+    def begin(self, subscription: Subscription, stream: Stream, automatic: bool) -> None:
+        """A stream holds the subscription from here on, unless another has claimed it after :meth:`enter`."""
+        number = subscription.id
+        if number in self._streams or self._claims.get(number) != subscription.claim:
+            stream.stop(Superseded())
+            return
+        self._streams[number] = stream
+        self._reads[number] = subscription.reads
+        if automatic:
+            self._automatic[number] = stream.sends
+
+    def resumed(self, subscription: Subscription, position: int) -> None:
+        """A reader that acks has said where it goes on, which is an ack."""
+        if self._claims.get(subscription.id) == subscription.claim:
+            self._batcher.move_cursor(subscription.id, Save(subscription.claim, position))
+
+    def leave(self, subscription: Subscription, stream: Stream | None) -> None:
+        """A stream has ended, or never began (``None``): its cursor is saved, and nobody holds the subscription."""
+        number = subscription.id
+        if self._streams.get(number) is not stream or number not in self._claims:
+            return
+        if stream is None and self._claims[number] != subscription.claim:
+            return
+        arrived = stream.finished()[0] if stream is not None and number in self._automatic else 0
+        claim = self._claims[number]
+        self._forget(number)
+        self._batcher.move_cursor(number, Save(claim, arrived, release=True))
+
+    def drop(self, number: int) -> None:
+        """The subscription is gone, or held elsewhere: its stream ends, and nothing of it is saved."""
+        self._batcher.forget_cursor(number)
+        stream = self._streams.get(number)
+        self._forget(number)
+        if stream is not None:
             stream.stop(Superseded())
 
     def _forget(self, number: int) -> None:
-        del self._reads[number]
-        self._states.pop(number, None)
+        for known in (self._streams, self._claims, self._waiting, self._reads, self._automatic, self._states):
+            known.pop(number, None)
 
     def acknowledged(self, number: int, cursor: int) -> None:
         """The reader of a subscription has finished everything up to here."""
@@ -113,13 +157,43 @@ class Holders:
                 sends = stream.sends
                 finished, everything = stream.finished()
                 self._automatic[number] = sends if everything else -1
-                self._batcher.move_cursor(number, finished)
+                self._batcher.move_cursor(number, Save(self._claims[number], finished))
 
     def save_quiet(self, numbers: Collection[int]) -> None:
         """Have these cursors written, so far as they are automatic, though nothing was sent."""
         for number in numbers:
             if number in self._automatic:
-                self._batcher.move_cursor(number, self._streams[number].finished()[0])
+                self._batcher.move_cursor(number, Save(self._claims[number], self._streams[number].finished()[0]))
+
+    def see(self, newest: int, claims: Iterable[Claim]) -> None:
+        """Take in claims, and the number of the file's newest: streams end whose subscriptions are held elsewhere."""
+        if newest < self.seen:
+            # The file was restored from a backup, which knows nothing of these streams.
+            self._waiting.update(dict.fromkeys(self._streams))
+        self.seen = newest
+        for claim in claims:
+            self.see_one(claim)
+
+    def see_one(self, claim: Claim) -> None:
+        """Take in who claimed one subscription last. What this process has claimed, :meth:`enter` sees to."""
+        number = claim.number
+        if number not in self._claims or self._waiting.get(number, 0) is None:
+            return
+        if claim.holder != self.name and claim.claim > self._claims[number]:
+            self.drop(number)
+
+    def claimed(self, asked: Mapping[int, int | None], done: Mapping[int, int]) -> None:
+        """Claims have been written of those that were :attr:`waiting`; without one, another was there first."""
+        for number, expected in asked.items():
+            if number not in self._waiting or self._waiting[number] != expected:
+                continue
+            if number not in done:
+                self.drop(number)
+                continue
+            del self._waiting[number]
+            self._claims[number] = done[number]
+            if number in self._automatic:
+                self._automatic[number] = -1
 
     def learn(self, asked: Collection[int], states: Mapping[str, str]) -> None:
         """Take in what SQL did to the rows: cursors that were moved, other channels to read, rows that are gone."""
@@ -140,5 +214,22 @@ class Holders:
                 self._differing.add(stream)
                 if stream in differed:
                     stream.stop(Changed())
+            self._check_claim(number, stream, state, stream in differed)
             if number not in self._automatic:
                 stream.acknowledged(state.cursor)
+
+    def _check_claim(self, number: int, stream: Stream, state: State, again: bool) -> None:
+        """Whether the row says that this stream holds the subscription. ``again``: nor did it at the last look."""
+        mine = self._claims[number]
+        if number in self._waiting or (state.claim, state.holder) == (mine, self.name):
+            return
+        if state.holder != self.name and state.claim > mine:
+            self.drop(number)
+        elif not again:
+            # Written a moment ago: what comes of it is on its way here.
+            self._differing.add(stream)
+        elif state.holder == self.name and state.claim > mine:
+            # The claim of an opening that was cancelled; that it was written became known to nobody.
+            self._claims[number] = state.claim
+        else:
+            self._waiting[number] = state.claim

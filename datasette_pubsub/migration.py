@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import SchemaConflict
-from .objects import LOG, LOG_OBJECTS, RELEASED, SUBSCRIPTIONS, TRIMS, make_missing
+from .objects import LOG, LOG_OBJECTS, RELEASED, SUBSCRIPTION_OBJECTS, SUBSCRIPTIONS, TRIMS, make_missing
 
 #: The tables of the first version, and their present names.
 RENAMED = {"pubsub_messages": LOG, "pubsub_released": RELEASED, "pubsub_trims": TRIMS}
@@ -37,6 +37,9 @@ _OLD_OBJECTS = (
 _ASIDE = "_pubsub_rebuilt"
 
 _COLUMNS = "id, channel, payload, created_at, key"
+
+#: Those of the first version's subscriptions.
+_SUBSCRIPTION_COLUMNS = "id, owner, name, reads, cursor, created_at, last_seen_at"
 
 #: Names, texts and comments of SQL, so that names inside the latter two are told apart.
 _TOKEN = re.compile(
@@ -102,6 +105,7 @@ def from_version_1(conn: sqlite3.Connection) -> None:
     _drop(conn, rewritten)
     conn.execute(f"DROP VIEW IF EXISTS {LOG}")
     conn.execute(f"DROP TRIGGER IF EXISTS {SUBSCRIPTIONS}_forward")
+    _renew_subscriptions(conn)
     _copy(conn, _OLD_LOG, seq)
     make_missing(conn, LOG_OBJECTS)
     for old, new in RENAMED.items():
@@ -134,13 +138,7 @@ def rebuild_log(conn: sqlite3.Connection) -> None:
     users = [each for each in own if each.name.lower() not in {*LOG_OBJECTS, f"{LOG}_guard"}]
     row = conn.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = ?", [LOG]).fetchone()
     _drop(conn, own)
-    (legacy,) = conn.execute("PRAGMA legacy_alter_table").fetchone()
-    # Names in views and triggers of others stay as they are: the table will have its name again.
-    conn.execute("PRAGMA legacy_alter_table = ON")
-    try:
-        conn.execute(f"ALTER TABLE {LOG} RENAME TO {_ASIDE}")
-    finally:
-        conn.execute(f"PRAGMA legacy_alter_table = {legacy}")
+    _set_aside(conn, LOG)
     try:
         _copy(conn, _ASIDE, row[0])
         make_missing(conn, LOG_OBJECTS)
@@ -150,14 +148,55 @@ def rebuild_log(conn: sqlite3.Connection) -> None:
         conn.execute(each.sql)
 
 
+def _renew_subscriptions(conn: sqlite3.Connection) -> None:
+    """Make the first version's table of subscriptions anew, with the columns that it lacks."""
+    if not _exists(conn, SUBSCRIPTIONS):
+        return
+    own = [
+        each for each in _objects(conn) if each.table.lower() == SUBSCRIPTIONS and each.name.lower() != SUBSCRIPTIONS
+    ]
+    present = {row[1] for row in conn.execute(f"PRAGMA table_info({SUBSCRIPTIONS})")}
+    if more := present - set(_SUBSCRIPTION_COLUMNS.split(", ")):
+        raise SchemaConflict(
+            f"table {SUBSCRIPTIONS} has further columns, which this version has no place for: "
+            f"{', '.join(sorted(more))}; drop them, and install again"
+        )
+    (seq,) = conn.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = ?", [SUBSCRIPTIONS]).fetchone()
+    _drop(conn, own)
+    _set_aside(conn, SUBSCRIPTIONS)
+    conn.execute(SUBSCRIPTION_OBJECTS[SUBSCRIPTIONS][1])
+    columns = _SUBSCRIPTION_COLUMNS
+    conn.execute(f"INSERT INTO {SUBSCRIPTIONS} ({columns}) SELECT {columns} FROM {_ASIDE} ORDER BY id")
+    conn.execute(f"DROP TABLE {_ASIDE}")
+    _set_sequence(conn, SUBSCRIPTIONS, seq)
+    make_missing(conn, SUBSCRIPTION_OBJECTS)
+    for each in own:
+        conn.execute(each.sql)
+
+
+def _set_aside(conn: sqlite3.Connection, table: str) -> None:
+    """Rename a table. Names in views and triggers of others stay as they are: it will have its name again."""
+    (legacy,) = conn.execute("PRAGMA legacy_alter_table").fetchone()
+    conn.execute("PRAGMA legacy_alter_table = ON")
+    try:
+        conn.execute(f"ALTER TABLE {table} RENAME TO {_ASIDE}")
+    finally:
+        conn.execute(f"PRAGMA legacy_alter_table = {legacy}")
+
+
+def _set_sequence(conn: sqlite3.Connection, table: str, seq: int | None) -> None:
+    """Have a table give out ids after this one."""
+    if seq is not None:
+        conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", [table])
+        conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [table, seq])
+
+
 def _copy(conn: sqlite3.Connection, source: str, seq: int | None) -> None:
     """The log, made new with the rows of another table, which is dropped; ids go on after ``seq``."""
     conn.execute(LOG_OBJECTS[LOG][1])
     conn.execute(f"INSERT INTO {LOG} ({_COLUMNS}) SELECT {_COLUMNS} FROM {source} ORDER BY id")
     conn.execute(f"DROP TABLE {source}")
-    if seq is not None:
-        conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", [LOG])
-        conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [LOG, seq])
+    _set_sequence(conn, LOG, seq)
 
 
 def _objects(conn: sqlite3.Connection) -> list[_Object]:

@@ -83,7 +83,8 @@ LOG_OBJECTS = {
     ),
 }
 
-#: Durable subscriptions; a cursor moves forward only, and never past the head.
+#: Durable subscriptions; a cursor moves forward only, and never past the head. ``holder`` is the server process that
+#: has the live subscriber, ``claim`` the number of the newest opening: see :mod:`.subscriptions`.
 SUBSCRIPTION_OBJECTS = {
     SUBSCRIPTIONS: (
         SUBSCRIPTIONS,
@@ -96,9 +97,12 @@ SUBSCRIPTION_OBJECTS = {
             cursor INTEGER NOT NULL DEFAULT 0,
             created_at TEXT NOT NULL DEFAULT ({NOW}),
             last_seen_at TEXT NOT NULL DEFAULT ({NOW}),
+            holder TEXT,
+            claim INTEGER NOT NULL DEFAULT 0,
             UNIQUE (owner, name)
         )"""),
     ),
+    f"{SUBSCRIPTIONS}_claim": (SUBSCRIPTIONS, f"CREATE INDEX {SUBSCRIPTIONS}_claim ON {SUBSCRIPTIONS} (claim)"),
     f"{SUBSCRIPTIONS}_forward": (
         SUBSCRIPTIONS,
         dedent(f"""\
@@ -142,8 +146,8 @@ BROADCAST_OBJECTS = {
     f"{REPLACED}_cause": (REPLACED, f"CREATE INDEX {REPLACED}_cause ON {REPLACED} (table_name, cause)"),
 }
 
-#: What the file says of itself: the version of these objects, a number of its own, and the last message that came
-#: before the log checked that channels are UTF-8.
+#: What the file says of itself: the version of these objects, a number of its own, the last message that came
+#: before the log checked that channels are UTF-8, and how often a subscription was claimed.
 FILE_OBJECTS = {
     FILE: (
         FILE,
@@ -152,7 +156,8 @@ FILE_OBJECTS = {
             one INTEGER PRIMARY KEY CHECK (one = 1),
             schema_version INTEGER NOT NULL,
             instance_id TEXT NOT NULL,
-            checked_after INTEGER NOT NULL DEFAULT 0
+            checked_after INTEGER NOT NULL DEFAULT 0,
+            claims INTEGER NOT NULL DEFAULT 0
         )"""),
     ),
 }

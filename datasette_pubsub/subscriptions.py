@@ -2,6 +2,13 @@
 
 The law of this module: SQL on ``pubsub_subscriptions`` stands here. A cursor
 only moves forward, and never past the head of the log.
+
+Who holds a subscription, across all server processes on the file: opening a
+stream *claims* it. A claim takes the next number of the file, and writes that and
+the name of the process (``holder``) into the row. The cursor of a stream is saved
+by its claim (:func:`save`), so only while nobody has claimed the subscription
+after it. Others look at the rows whose claim is newer than the newest that they
+have seen (:func:`newer_claims`).
 """
 
 from __future__ import annotations
@@ -16,12 +23,16 @@ from . import log
 from .config import Settings
 from .errors import NotFound, OutOfRange, TooMany
 from .names import Name, shown
-from .objects import NOW, SUBSCRIPTIONS
+from .objects import FILE, NOW, SUBSCRIPTIONS
 from .selector import Selector
 
 #: Channels whose removed messages a new subscription remembers as none of its own,
 #: in channels: about 10 KB in its row. Beyond, it is told of some that it never needed.
 MAX_GONE = 500
+
+#: How long a holder that is not heard of still counts as connected, in seconds. A living one writes ``last_seen_at`` at
+#: least once a minute; one that was killed leaves its name in the row.
+ALIVE_SECONDS = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,10 @@ class Subscription:
 
     ``gone`` holds, by channel, the newest id that was removed before the
     subscription was made, where that lies after its first cursor: nothing that it
-    missed. ``new`` says that it was made just now, ``ahead`` that this was because its
+    missed. ``holder`` is the process that has its live subscriber, or had it, and
+    ``alive`` whether that process was heard of lately; ``claim`` is the number of the
+    newest opening, 0 before the first, and ``previous`` the one before that.
+    ``new`` says that it was made just now, ``ahead`` that this was because its
     cursor was ahead of the log's head: what it had read was another log.
     """
 
@@ -43,13 +57,21 @@ class Subscription:
     cursor: int
     created_at: str
     last_seen_at: str
+    holder: str | None = None
+    claim: int = 0
+    alive: bool = False
+    previous: int = 0
     new: bool = False
     ahead: bool = False
 
 
 #: Other programs may have stored the text as a blob.
 _READS = "CAST(reads AS TEXT)"
-_COLUMNS = f"id, owner, name, {_READS}, cursor, created_at, last_seen_at"
+_ALIVE = (
+    "holder IS NOT NULL AND CAST(last_seen_at AS TEXT) > "
+    f"strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{ALIVE_SECONDS} seconds')"
+)
+_COLUMNS = f"id, owner, name, {_READS}, cursor, created_at, last_seen_at, holder, claim, {_ALIVE}"
 
 
 def find(conn: sqlite3.Connection, owner: str, name: str) -> Subscription | None:
@@ -154,11 +176,29 @@ def renew(conn: sqlite3.Connection, found: Subscription, cursor: int, gone: Mapp
     return replace(result, new=True, ahead=True)
 
 
+class Save(NamedTuple):
+    """A cursor to be saved by the claim of its stream; with ``release`` nobody holds the subscription after that."""
+
+    claim: int
+    cursor: int
+    release: bool = False
+
+
+class Claim(NamedTuple):
+    """Who claimed a subscription last; ``number`` is the subscription's id."""
+
+    number: int
+    claim: int
+    holder: str | None
+
+
 class State(NamedTuple):
-    """What SQL may change in a row while a subscriber is connected."""
+    """What SQL and other processes may change in a row while a subscriber is connected."""
 
     cursor: int
     reads: str
+    claim: int
+    holder: str | None
 
     @classmethod
     def of(cls, text: str) -> State:
@@ -176,7 +216,8 @@ def states(conn: sqlite3.Connection, ids: Iterable[int], seen_before: str) -> tu
     """
     texts, stale = conn.execute(
         f"""
-        SELECT json_group_object(CAST(id AS TEXT), '' || json_array(CAST(cursor AS INTEGER), {_READS})),
+        SELECT json_group_object(CAST(id AS TEXT), '' || json_array(CAST(cursor AS INTEGER), {_READS},
+                CAST(claim AS INTEGER), CAST(holder AS TEXT))),
             json_group_array(id) FILTER (WHERE CAST(last_seen_at AS TEXT) < ?)
         FROM {SUBSCRIPTIONS} WHERE id IN (SELECT value FROM json_each(?))""",
         [seen_before, json.dumps(list(ids))],
@@ -192,22 +233,93 @@ def touch(conn: sqlite3.Connection, ids: Iterable[int]) -> None:
     )
 
 
-def move(conn: sqlite3.Connection, cursors: Mapping[int, int]) -> None:
-    """Move cursors forward, by subscription id, at most to the head; one that is already further stays where it is.
+def save(conn: sqlite3.Connection, holder: str, saves: Iterable[Save]) -> None:
+    """Move cursors of this process's streams forward, at most to the head; one that is already further stays there.
 
-    One statement for each place, since most cursors are at the head: a call for each of ten
-    thousand would keep publishers waiting for seconds where the event loop is busy.
+    A subscription that was claimed by another stream since then stays as it is. One statement for
+    each place, since most cursors are at the head: a call for each of ten thousand would keep
+    publishers waiting for seconds where the event loop is busy.
     """
     top = log.head(conn)
-    places: dict[int, list[int]] = {}
-    for subscription_id, cursor in cursors.items():
-        places.setdefault(min(cursor, top), []).append(subscription_id)
-    for place, ids in places.items():
+    places: dict[tuple[int, bool], list[int]] = {}
+    for claim, cursor, release in saves:
+        places.setdefault((min(cursor, top), release), []).append(claim)
+    for (place, release), claims in places.items():
         conn.execute(
-            f"UPDATE {SUBSCRIPTIONS} SET cursor = max(cursor, ?), last_seen_at = {NOW} "
-            "WHERE id IN (SELECT value FROM json_each(?))",
-            [place, json.dumps(ids)],
+            f"UPDATE {SUBSCRIPTIONS} SET cursor = max(cursor, ?), last_seen_at = {NOW}"
+            f"{', holder = NULL' if release else ''} "
+            "WHERE claim IN (SELECT value FROM json_each(?)) AND holder = ?",
+            [place, json.dumps(claims), holder],
         )
+
+
+def move(conn: sqlite3.Connection, number: int, cursor: int) -> None:
+    """Move one cursor forward, whoever holds the subscription, at most to the head."""
+    conn.execute(
+        f"UPDATE {SUBSCRIPTIONS} SET cursor = max(cursor, ?), last_seen_at = {NOW} WHERE id = ?",
+        [min(cursor, log.head(conn)), number],
+    )
+
+
+def claims(conn: sqlite3.Connection) -> int:
+    """How often subscriptions of this file were claimed: the number of the newest claim. 0 without a log."""
+    try:
+        row = conn.execute(f"SELECT claims FROM {FILE}").fetchone()
+    except sqlite3.OperationalError as error:
+        # A file of the first version, or without a log.
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        return 0
+    return int(row[0]) if row else 0
+
+
+def newer_claims(conn: sqlite3.Connection, seen: int) -> tuple[int, list[Claim]]:
+    """The number of the newest claim, and who claimed what after the claim ``seen``, the newest claim of each."""
+    newest = claims(conn)
+    if newest <= seen:
+        return newest, []
+    (text,) = conn.execute(
+        f"SELECT json_group_array(json_array(id, CAST(claim AS INTEGER), CAST(holder AS TEXT))) "
+        f"FROM {SUBSCRIPTIONS} WHERE claim > ?",
+        [seen],
+    ).fetchone()
+    return newest, [Claim(*each) for each in json.loads(text)]
+
+
+def claim_of(conn: sqlite3.Connection, number: int) -> Claim | None:
+    """Who claimed this subscription last; ``None`` for one that does not exist."""
+    row = conn.execute(f"SELECT id, claim, holder FROM {SUBSCRIPTIONS} WHERE id = ?", [number]).fetchone()
+    return Claim(*row) if row else None
+
+
+def claim(conn: sqlite3.Connection, found: Subscription, holder: str) -> Subscription:
+    """The subscription, held by this process from now on, under a new claim."""
+    number = _next_claim(conn)
+    conn.execute(f"UPDATE {SUBSCRIPTIONS} SET holder = ?, claim = ? WHERE id = ?", [holder, number, found.id])
+    return replace(found, holder=holder, claim=number, alive=True, previous=found.claim)
+
+
+def claim_late(conn: sqlite3.Connection, holder: str, waiting: Mapping[int, int | None]) -> dict[int, int]:
+    """Claim subscriptions, by id, whose streams could not when they began; the claims that succeeded.
+
+    Only where the newest claim is the one given: who has claimed it since then began later. ``None``: whichever it is.
+    """
+    done: dict[int, int] = {}
+    for number, expected in waiting.items():
+        claimed = _next_claim(conn)
+        changed = conn.execute(
+            f"UPDATE {SUBSCRIPTIONS} SET holder = ?, claim = ?, last_seen_at = {NOW} "
+            "WHERE id = ? AND claim = coalesce(?, claim)",
+            [holder, claimed, number, expected],
+        )
+        if changed.rowcount:
+            done[number] = claimed
+    return done
+
+
+def _next_claim(conn: sqlite3.Connection) -> int:
+    conn.execute(f"UPDATE {FILE} SET claims = claims + 1")
+    return claims(conn)
 
 
 def acknowledge(conn: sqlite3.Connection, owner: str, name: str, message_id: int) -> tuple[int, int]:
@@ -222,7 +334,7 @@ def acknowledge(conn: sqlite3.Connection, owner: str, name: str, message_id: int
     top = log.head(conn)
     if message_id < 1 or message_id > top:
         raise OutOfRange(f"message_id {message_id} is not an id of this log; its newest is {top}")
-    move(conn, {found.id: message_id})
+    move(conn, found.id, message_id)
     return found.id, max(found.cursor, message_id)
 
 
@@ -232,7 +344,9 @@ def _subscription(row: sqlite3.Row) -> Subscription:
     gone = {k: v for k, v in gone.items() if isinstance(v, int)} if isinstance(gone, dict) else {}
     channels, patterns = (_texts(reads, name) for name in ("channels", "patterns"))
     selector = Selector(frozenset(channels), tuple(patterns))
-    return Subscription(row[0], row[1], row[2], row[3], selector, gone, row[4], row[5], row[6])
+    return Subscription(
+        row[0], row[1], row[2], row[3], selector, gone, row[4], row[5], row[6], row[7], row[8], bool(row[9])
+    )
 
 
 def _reads(selector: Selector, gone: Mapping[Name, int]) -> str:

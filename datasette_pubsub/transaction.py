@@ -27,14 +27,16 @@ class Committed:
     """What one transaction wrote.
 
     The head before it, the newest of its ids (0 when it added no message), a
-    function that makes its new messages, for when somebody wants them, and what
-    became of each publish.
+    function that makes its new messages, for when somebody wants them, what
+    became of each publish, and the newest claim of a subscription that was
+    committed before (:func:`.subscriptions.claims`).
     """
 
     before: int
     last: int
     messages: Callable[[], list[Message]]
     outcomes: list[Outcome]
+    claims: int = 0
 
 
 def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Committed:

@@ -100,9 +100,13 @@ class Upkeep:
         self._told = {(table, found.made_at) for table, found in lost.items()}
 
     async def _look_after(self, held: list[int]) -> None:
-        """Learn what was done by SQL to subscriptions that are held, and write that they are in use."""
+        """Learn what others did to subscriptions that are held, write that they are in use, and claims that wait."""
         if not held:
             return
+        if waiting := self._holders.waiting:
+            name = self._holders.name
+            done = await self._file.change(lambda conn: subscriptions.claim_late(conn, name, waiting))
+            self._holders.claimed(waiting, done)
         days = self._settings.subscription_days
         age = min(SEEN_SECONDS, days * 86400 * SEEN_PART) if days else SEEN_SECONDS
         limit = utc_text(datetime.now(UTC) - timedelta(seconds=age))

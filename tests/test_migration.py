@@ -41,6 +41,13 @@ CREATE VIEW of_a_view AS SELECT channel, id FROM vpubsub;
 CREATE VIEW written AS SELECT id, payload FROM pubsub_messages;
 CREATE TRIGGER writes INSTEAD OF INSERT ON written
 BEGIN INSERT INTO vpubsub (channel, payload) VALUES ('written', NEW.payload); END;
+CREATE INDEX by_cursor ON pubsub_subscriptions (cursor);
+CREATE TABLE moves (name TEXT, cursor INTEGER);
+CREATE TRIGGER moved AFTER UPDATE OF cursor ON pubsub_subscriptions
+BEGIN INSERT INTO moves VALUES (NEW.name, NEW.cursor); END;
+CREATE TRIGGER greeted AFTER INSERT ON pubsub_subscriptions WHEN NEW.name = 'new one'
+BEGIN INSERT INTO pubsub_messages (channel, payload) VALUES ('greetings', NEW.name); END;
+CREATE VIEW behind AS SELECT name FROM pubsub_subscriptions WHERE cursor = 0;
 CREATE VIEW lost AS SELECT removed.id FROM pubsub_released AS removed JOIN pubsub_trims USING (channel);
 """
 
@@ -75,10 +82,11 @@ def contents(conn: sqlite3.Connection, log_table: str, hidden: str) -> list[list
         conn.execute(sql).fetchall()
         for sql in (
             f"SELECT id, channel, payload, typeof(payload), created_at, key FROM {log_table} ORDER BY id",
-            "SELECT * FROM pubsub_subscriptions ORDER BY id",
+            "SELECT id, owner, name, reads, cursor, created_at, last_seen_at FROM pubsub_subscriptions ORDER BY id",
             f"SELECT * FROM {hidden}pubsub_released",
             f"SELECT * FROM {hidden}pubsub_trims",
             f"SELECT seq FROM sqlite_sequence WHERE name = '{log_table}'",
+            "SELECT seq FROM sqlite_sequence WHERE name = 'pubsub_subscriptions'",
         )
     ]
 
@@ -129,6 +137,14 @@ def test_all_is_kept_and_what_users_made_works_on(conn: sqlite3.Connection) -> N
     assert conn.execute("SELECT id FROM lost").fetchall() == [(23,)]
     plan = " ".join(row[3] for row in conn.execute("EXPLAIN QUERY PLAN SELECT id FROM vpubsub ORDER BY created_at"))
     assert "by_time" in plan
+    assert conn.execute("SELECT count(*) FROM moves").fetchone() == (0,), "the migration moves no cursor"
+    conn.execute("INSERT INTO pubsub_subscriptions (name, reads) VALUES ('new one', '{}')")
+    assert conn.execute("SELECT payload FROM vpubsub WHERE channel = 'greetings'").fetchall() == [("new one",)]
+    conn.execute("UPDATE pubsub_subscriptions SET cursor = 7 WHERE name = 'new one'")
+    assert conn.execute("SELECT * FROM moves").fetchall() == [("new one", 7)]
+    assert conn.execute("SELECT name FROM behind").fetchall() == [("s0",)]
+    plan = " ".join(row[3] for row in conn.execute("EXPLAIN QUERY PLAN SELECT cursor FROM pubsub_subscriptions"))
+    assert "by_cursor" in plan
 
 
 def test_broadcasts_are_made_again_as_this_version_makes_them(conn: sqlite3.Connection) -> None:
@@ -159,13 +175,18 @@ def test_the_objects_are_those_of_a_new_file(conn: sqlite3.Connection, tmp_path:
     ("made", "named", "advice"),
     [
         (
+            "ALTER TABLE pubsub_subscriptions ADD COLUMN note TEXT",
+            "table pubsub_subscriptions has further columns, which this version has no place for: note",
+            "drop them, and install again",
+        ),
+        (
             "CREATE VIRTUAL TABLE found USING fts5(payload, content='pubsub_messages', content_rowid='id')",
             "table found refers to pubsub_messages",
             "make it again with the new name",
         ),
         (
-            "CREATE TABLE notes (message INTEGER REFERENCES pubsub_messages (id))",
-            "table notes refers to pubsub_messages",
+            "CREATE TABLE remarks (message INTEGER REFERENCES pubsub_messages (id))",
+            "table remarks refers to pubsub_messages",
             "make it again with the new name",
         ),
         (

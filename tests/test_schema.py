@@ -169,7 +169,7 @@ def test_a_cursor_only_moves_forward(conn: sqlite3.Connection) -> None:
     for cursor in (2, 6, "x", None, 3.5):
         with pytest.raises(sqlite3.IntegrityError):
             conn.execute("UPDATE pubsub_subscriptions SET cursor = ?", [cursor])
-    subscriptions.move(conn, {found.id: 1})
+    subscriptions.move(conn, found.id, 1)
     assert subscriptions.find(conn, "me", "s").cursor == 3  # type: ignore[union-attr]
     assert subscriptions.find(conn, "", "s") is None
 
