@@ -204,6 +204,8 @@ class Sse:
             if not line:
                 if data:
                     break
+                # A frame without data, as that of ``retry:`` alone, is no event.
+                found = {"event": "message", "id": None, "data": ""}
                 continue
             name, _, value = line.partition(": ")
             if name == "data":
