@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -60,13 +61,19 @@ class Reader:
             pass
         except (httpx.TransportError, httpx.StreamError) as error:
             self.failure = error
+        finally:
+            self.stream.close()
 
     @property
     def ended(self) -> bool:
         return not self.thread.is_alive()
 
     def close(self) -> None:
-        self.stream.close()
+        """Hang up, which its thread notices."""
+        if not self.ended:
+            with contextlib.suppress(OSError):
+                self.stream.response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        self.thread.join(DEADLINE)
 
 
 def several(serve: Callable[..., Server], number: int, **options: Any) -> list[Server]:
@@ -147,7 +154,6 @@ def take_over(serve: Callable[..., Server], number: int, takeovers: int, ack: st
     wait_for(lambda: last.ids and last.ids[-1] == head, "the newest reader gets everything")
     assert not last.ended
     last.close()
-    last.thread.join(DEADLINE)
     check(servers[0], readers, takeovers)
     got = {number for reader in readers for number in reader.ids}
     return len(got), sum(len(reader.ids) for reader in readers) - len(got)
@@ -235,9 +241,13 @@ def test_a_killed_process_does_not_stay_connected(serve: Callable[..., Server]) 
     reader = Reader(one, {"channel": "a", "subscription": "s"})
     wait_for(lambda: reader.ids == [1], "the first message")
     one.kill()
+    wait_for(lambda: reader.ended, "its connection is gone")
     assert listed(two)["connected"] is True, "nobody can know yet"
     assert row(two)[0] is not None
-    sqlite_shell(two.path, "UPDATE pubsub_subscriptions SET last_seen_at = strftime('%FT%TZ', 'now', '-151 seconds');")
+    sqlite_shell(
+        two.path,
+        "UPDATE pubsub_subscriptions SET last_seen_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-151 seconds');",
+    )
     assert listed(two)["connected"] is False
     two.publish(channel="a", payload="after the crash")
     with Sse(f"{two.pubsub}/-/stream", channel="a", subscription="s") as again:
@@ -346,7 +356,6 @@ def test_gunicorn_with_two_workers(tmp_path: Path) -> None:
         wait_for(lambda: readers[-1].ids[-1:] == [head], "the newest reader gets everything")
         assert not readers[-1].ended
         readers[-1].close()
-        readers[-1].thread.join(DEADLINE)
         check(server, readers, len(readers))
         server.stop(signal.SIGTERM)
         assert "Traceback" not in server.log
