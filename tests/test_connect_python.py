@@ -565,7 +565,7 @@ def test_a_quick_reconnect_while_the_database_is_busy(serve: Callable[..., Serve
                 return next(stream.iter_raw())
 
         again = threads.submit(reconnect)
-        wait_for(lambda: connected() == [True], "it is read while the file is locked")
+        _ask_for_a_while(connected, [False])
         other.rollback()
         assert publishing.result() == [2]
         found = again.result()
