@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from datasette.database import DatasetteClosedError
+
 from . import broadcast_file, compat, log, schema
 from .batcher import Transaction
 from .codes import is_busy, primary
@@ -291,6 +293,9 @@ class Store:
             return error
         if isinstance(error, sqlite3.Error):
             return explain(error, self._name)
+        if isinstance(error, DatasetteClosedError):
+            # Not for a moment: what waits to be written is dropped.
+            return FailedPrecondition(f"database {self._name} is not served any more; nothing was stored")
         raise error
 
     @contextlib.contextmanager
@@ -482,6 +487,8 @@ class Store:
         try:
             result: T = await self._db.execute_fn(checked)
         except sqlite3.Error as error:
+            if is_busy(error):
+                raise Unavailable(f"database {self._name} is locked by another program; try again") from error
             logger.error("database %s: %s", self._name, error)
             raise Unavailable(f"database {self._name} could not be read") from error
         return result

@@ -219,7 +219,7 @@ def test_a_file_that_is_locked_against_readers(serve: Callable[..., Server]) -> 
     conn = sqlite3.connect(server.path, isolation_level=None)
     conn.execute("PRAGMA locking_mode = EXCLUSIVE")
     conn.execute("INSERT INTO existing VALUES (1)")
-    told = "a database is locked by another program; nothing was stored, try again"
+    told = "database data is locked by another program; try again"
     answer = httpx.get(f"{server.pubsub}/-/channels.json", timeout=30)
     assert (answer.status_code, answer.json()["error"]) == (503, told)
     rpc = httpx.post(
