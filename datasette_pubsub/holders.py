@@ -13,8 +13,7 @@ messages that were committed after them: by whoever brings new messages to the h
 with every page that a stream reads from the log. So once a newer subscriber has begun,
 an older one anywhere is given no message that was committed since. Its cursor is saved
 by its claim, which the file refuses from then on. :meth:`Holders.learn` looks at the
-rows themselves now and then, and puts right what went wrong: a row that lost its
-claim, or the claim of an opening that was cancelled.
+rows themselves now and then, and claims again what somebody has overwritten.
 
 Where the file could not be written (a full disk, a long lock), a stream begins under
 the newest claim that the file has, whosever that is, and waits for a claim of its own
@@ -175,12 +174,18 @@ class Holders:
             self.see_one(claim)
 
     def see_one(self, claim: Claim) -> None:
-        """Take in who claimed one subscription last. What this process has claimed, :meth:`enter` sees to."""
+        """Take in who claimed one subscription last."""
         number = claim.number
-        if number not in self._claims or self._waiting.get(number, 0) is None:
+        if claim.claim <= self._claims.get(number, claim.claim) or self._waiting.get(number, 0) is None:
             return
-        if claim.holder != self.name and claim.claim > self._claims[number]:
+        if claim.holder != self.name:
             self.drop(number)
+        elif number in self._waiting:
+            # Written after all, though the answer was that it was not.
+            self.claimed({number: self._waiting[number]}, {number: claim.claim})
+        elif number in self._streams:
+            # A stream of this process, about which the event loop hears in a moment: :meth:`enter` does the rest.
+            self._streams[number].stop(Superseded())
 
     def claimed(self, asked: Mapping[int, int | None], done: Mapping[int, int]) -> None:
         """Claims have been written of those that were :attr:`waiting`; without one, another was there first."""
@@ -228,8 +233,5 @@ class Holders:
         elif not again:
             # Written a moment ago: what comes of it is on its way here.
             self._differing.add(stream)
-        elif state.holder == self.name and state.claim > mine:
-            # The claim of an opening that was cancelled; that it was written became known to nobody.
-            self._claims[number] = state.claim
         else:
             self._waiting[number] = state.claim
