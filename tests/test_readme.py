@@ -87,9 +87,9 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path) -> None:
             answer = json.loads(run(f"curl -s {code.removeprefix('curl ')}"))
             assert answer in ({"ok": True, "message_ids": [5]}, {"messageIds": ["6", "7"]})
         elif kind == "stream":
-            output = run(f"{code.strip().replace('curl -N', 'curl -sN')} | head -n 2")
+            output = run(f"{code.strip().replace('curl -N', 'curl -sN')} | head -n 4")
             assert re.fullmatch(
-                r'id: 1\ndata: \{"messageId":"1","channel":"logs","payload":"Application started",'
+                r'retry: \d+\n\nid: 1\ndata: \{"messageId":"1","channel":"logs","payload":"Application started",'
                 r'"createdAt":"[-\d]+T[:.\d]+Z"\}\n',
                 output,
             )
