@@ -108,7 +108,7 @@ def test_a_refused_line_stores_nothing_and_the_stream_goes_on(serve: Callable[..
         (b'{"channel":"a","payload":"x"} {"channel":"a","payload":"x"}', 400, "not valid JSON"),
         (b'{"channel":"a","payload":"\xff"}', 400, "not valid JSON"),
         (b'{"channel":"a","payload":"\\ud800"}', 400, "payload holds half of a surrogate pair"),
-        (b'{"channel":"a","payload":NaN}', 400, "payload is not a number"),
+        (b'{"channel":"a","payload":NaN}', 400, "payload holds a number that JSON does not have"),
         (b'{"channel":"a"}', 400, "payload is required"),
         (b'{"channel":"","payload":"x"}', 400, "channel is empty"),
         (b'{"channel":"a","payload":"x","colour":1}', 400, "colour is not a field"),
