@@ -77,7 +77,8 @@ async def test_connections_are_opened_anew(tmp_path: Path, threads: int) -> None
         await ended(db)
     old, pending = compat.leave_connections(db)
     assert first in old
-    assert pending == []
+    # Who waited for the read may have heard of its end before it was struck off the list.
+    assert all(each.done() for each in pending)
     for conn in old:
         conn.close()
     (tmp_path / "data.db").unlink()

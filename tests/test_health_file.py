@@ -56,8 +56,13 @@ def test_a_file_that_is_renamed_and_put_back(serve: Callable[..., Server], tmp_p
     assert payloads(server.path) == ["1", "2"]
 
 
-@pytest.mark.parametrize("left", [True, False], ids=["with the old -wal and -shm", "without them"])
-@pytest.mark.parametrize("published", [True, False], ids=["published before", "nothing published before"])
+# Not with the old -wal left where the server has not written yet: it cannot move what that file holds out of the way
+# (docs/threats.md says how to replace a file).
+@pytest.mark.parametrize(
+    ("left", "published"),
+    [(True, True), (False, True), (False, False)],
+    ids=["the old -wal and -shm are left", "nothing is left", "nothing is left, nothing was published"],
+)
 def test_a_file_that_is_replaced(serve: Callable[..., Server], tmp_path: Path, left: bool, published: bool) -> None:
     """Nothing is acknowledged that is not in the file at the path; and the new file is served."""
     server = serve()
