@@ -86,8 +86,9 @@ async def test_a_stream_outlives_datasettes_calls_but_no_wrapper(tmp_path: Path)
             assert b"channel is empty" in body["body"]
 
             task = asyncio.create_task(get("channel=a"))
-            started, ready = await sent.get(), await sent.get()
+            started, first, ready = await sent.get(), await sent.get(), await sent.get()
             assert (started["status"], dict(started["headers"])[b"x-around"]) == (200, b"1")
+            assert first["body"].startswith(b"retry: ")
             assert ready["body"].startswith(b"event: ready")
             # The task has gone on to its wait once another one has had its turn.
             await asyncio.sleep(0)
