@@ -8,7 +8,6 @@ import json
 import re
 import signal
 import socket
-import sqlite3
 import struct
 import subprocess
 import sys
@@ -19,65 +18,17 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import DEADLINE, Server, Sse, free_port, wait_for
-from test_delivery import connect_messages, options
+from conftest import DEADLINE, Server, Sse, wait_for
+from connect_streams import connect_messages, options
+from uvicorn_servers import SERVERS, serve_as
+
+__all__ = ["serve_as"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the buffers of Linux")
 
 #: More than all the buffers between a server and a reader that takes nothing hold, in messages of a kilobyte.
 MESSAGES = 12_000
 PAYLOAD = "x" * 1000
-
-#: The same server with another event loop or HTTP parser: what ``datasette serve`` does, told to uvicorn.
-SERVED = """
-import json, sys, uvicorn
-from datasette.app import Datasette
-app = Datasette({paths!r}, config=json.loads({config!r})).app()
-uvicorn.run(app, host={host!r}, port={port}, loop={loop!r}, http={http!r}, log_level="warning")
-"""
-
-SERVERS = ["datasette", "asyncio-h11", "asyncio-httptools", "uvloop-httptools"]
-
-
-class Uvicorn(Server):
-    """A server with the loop and the parser that are named."""
-
-    loop = http = ""
-    host = "127.0.0.1"
-
-    def start(self) -> Server:
-        self.port = self.port or free_port()
-        names = [str(path) for path in self.databases]
-        text = SERVED.format(
-            paths=names, config=json.dumps(self.config), host=self.host, port=self.port, loop=self.loop, http=self.http
-        )
-        (self.folder / "served.py").write_text(text)
-        self.prefix = [sys.executable, str(self.folder / "served.py"), "--"]
-        return super().start()
-
-
-@pytest.fixture
-def serve_as(serve: Callable[..., Server], tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Start a server as one of SERVERS: ``serve_as(kind, config=…)``."""
-    servers: list[Server] = []
-
-    def begin(kind: str, config: dict[str, Any], host: str = "127.0.0.1") -> Server:
-        if kind == "datasette":
-            return serve(config=config, options=["-h", host])
-        folder = tmp_path / f"uvicorn{len(servers)}"
-        folder.mkdir()
-        server = Uvicorn([tmp_path / "data.db"], config, folder)
-        server.loop, server.http = kind.split("-")
-        server.host = host
-        with contextlib.closing(sqlite3.connect(server.path)) as conn:
-            conn.execute("CREATE TABLE IF NOT EXISTS existing (id INTEGER PRIMARY KEY)")
-        servers.append(server)
-        return server.start()
-
-    yield begin
-    for server in servers:
-        server.kill()
-
 
 _IDS = {"sse": rb"^id: (\d+)$", "connect": rb'\{"messageId":"(\d+)"'}
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, Server, wait_for
-from test_acked import SERVERS, serve_as
-from test_delivery import options
+from connect_streams import options
+from uvicorn_servers import SERVERS, serve_as
 
 __all__ = ["serve_as"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import struct
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,34 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import OPEN, Server, Sse, sqlite_shell, wait_for
-
-
-def options(**plugin: Any) -> dict[str, Any]:
-    return {**OPEN, "plugins": {"datasette-pubsub": plugin}}
-
-
-def connect_messages(server: Server, count: int, **request: Any) -> list[dict[str, Any]]:
-    """The first messages of a Connect stream in JSON."""
-    message = json.dumps({"dbName": server.database, **request}).encode()
-    body = struct.pack(">BI", 0, len(message)) + message
-    headers = {"Content-Type": "application/connect+json"}
-    found: list[dict[str, Any]] = []
-    data = b""
-    with httpx.stream(
-        "POST", f"{server.url}/db.v1.DbService/Subscribe", content=body, headers=headers, timeout=30
-    ) as response:
-        for part in response.iter_bytes():
-            data += part
-            while len(data) >= 5:
-                size = int.from_bytes(data[1:5])
-                if len(data) < 5 + size:
-                    break
-                found.append(json.loads(data[5 : 5 + size]))
-                data = data[5 + size :]
-                if len(found) == count:
-                    return found
-    raise AssertionError(found)
+from conftest import Server, Sse, sqlite_shell, wait_for
+from connect_streams import connect_messages, options
 
 
 def trimmed(server: Server, left: int) -> Callable[[], bool]:

@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Server, Sse, sqlite_shell, wait_for
+from connect_streams import connect_messages, options
 from test_catchup import trim_elsewhere
-from test_delivery import connect_messages, options, trimmed
+from test_delivery import trimmed
 
 
 def stream(server: Server, **params: Any) -> Sse:
