@@ -65,6 +65,7 @@ LEAKS = re.compile(rb"Traceback|site-packages|sqlite3\.|\.py\b|line \d+, in |dat
 SQL = re.compile(rb"INSERT INTO|CREATE TABLE|FROM pubsub_|PRAGMA|BEGIN IMMEDIATE|SQL logic")
 
 #: Rows that another program has left in the log: what no edge would accept.
+#: The channel that is not UTF-8 is from before the log refused such: its guard is away for a moment.
 HOSTILE_ROWS = """
 INSERT INTO vpubsub (channel, payload) VALUES
     ('a', CAST(x'ff00fe' AS TEXT)), ('a', CAST(x'eda080' AS TEXT)), ('a', x'00ff'), ('a', 9e999), ('a', ''),
@@ -533,8 +534,13 @@ def run(serve: Callable[..., Server], tmp_path: Path, examples: int, always_the_
     (plugins / "without_rich.py").write_text("from datasette import handle_exception\n\nhandle_exception.rich = None\n")
     server = serve(config=CONFIG, options=["--plugins-dir", str(plugins)])
     server.publish(channel="canary", payload="first")
-    with contextlib.closing(sqlite3.connect(server.path)) as conn:
-        conn.executescript(HOSTILE_ROWS)
+    with contextlib.closing(sqlite3.connect(server.path, isolation_level=None)) as conn:
+        conn.execute("BEGIN IMMEDIATE")
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'vpubsub_guard'").fetchone()
+        conn.execute("DROP TRIGGER vpubsub_guard")
+        conn.execute(HOSTILE_ROWS)
+        conn.execute(guard)
+        conn.execute("COMMIT")
     for area in areas:
         # What is used the first time is loaded and cached now.
         fuzz(server, area, 20, True)
