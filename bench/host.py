@@ -26,8 +26,8 @@ from datasette.app import Datasette
 from datasette.plugins import pm
 
 import datasette_pubsub
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 NUMBERS = (1, 4, 16, 64)
 

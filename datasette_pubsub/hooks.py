@@ -13,85 +13,73 @@ from datasette import hookimpl
 from datasette.events import Event
 from datasette.utils.asgi import Request
 
-from . import later
-from .endless import outlast
+from . import lazy
+from .asgi.deferred import outlast
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from . import (
-        broadcast_file,
-        caller,
-        compat,
-        demo,
-        edge,
-        jump,
-        live_table,
-        log,
-        pages,
-        pages_broadcast,
-        pages_publish,
-        panel,
-        permissions,
-        rules,
-        rulings,
-        runs,
-        shutdown,
-        sql,
-        tables,
-    )
-    from . import broker as broker_module
-    from .brokers import Brokers
+    from . import compat
+    from .access import permissions, rules, rulings, table_rules
+    from .broadcast import tables as broadcast_tables
+    from .broker import broker as broker_module
+    from .broker import shutdown
+    from .broker.registry import Brokers
+    from .demo import weather
+    from .http import edge
+    from .pages import broadcast, jump_menu, live_table, panel, publish_form, runs, viewer
+    from .publish_batch import aggregate, bridge
+    from .storage import log
 else:
-    broadcast_file = later.Later("broadcast_file")
-    broker_module = later.Later("broker")
-    caller = later.Later("caller")
-    compat = later.Later("compat")
-    demo = later.Later("demo")
-    edge = later.Later("edge")
-    jump = later.Later("jump")
-    live_table = later.Later("live_table")
-    log = later.Later("log")
-    pages = later.Later("pages")
-    pages_broadcast = later.Later("pages_broadcast")
-    pages_publish = later.Later("pages_publish")
-    panel = later.Later("panel")
-    permissions = later.Later("permissions")
-    rules = later.Later("rules")
-    rulings = later.Later("rulings")
-    runs = later.Later("runs")
-    shutdown = later.Later("shutdown")
-    sql = later.Later("sql")
-    tables = later.Later("tables")
+    aggregate = lazy.Later("publish_batch.aggregate")
+    bridge = lazy.Later("publish_batch.bridge")
+    broadcast = lazy.Later("pages.broadcast")
+    broadcast_tables = lazy.Later("broadcast.tables")
+    broker_module = lazy.Later("broker.broker")
+    compat = lazy.Later("compat")
+    edge = lazy.Later("http.edge")
+    jump_menu = lazy.Later("pages.jump_menu")
+    live_table = lazy.Later("pages.live_table")
+    log = lazy.Later("storage.log")
+    panel = lazy.Later("pages.panel")
+    permissions = lazy.Later("access.permissions")
+    publish_form = lazy.Later("pages.publish_form")
+    rules = lazy.Later("access.rules")
+    rulings = lazy.Later("access.rulings")
+    runs = lazy.Later("pages.runs")
+    shutdown = lazy.Later("broker.shutdown")
+    table_rules = lazy.Later("access.table_rules")
+    viewer = lazy.Later("pages.viewer")
+    weather = lazy.Later("demo.weather")
 
 logger = logging.getLogger("datasette_pubsub")
 
 INTERNAL = "_internal"
 
 ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", later.view("sse", "stream")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", later.view("api", "publish")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", later.view("pages_publish", "publish_form")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/run$", later.view("runs", "run")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", later.view("api", "ack")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.json$", later.view("messages", "as_json")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.csv$", later.view("messages", "as_csv")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", later.view("api", "channels")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions$", later.view("pages_subscriptions", "page")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/activity\.json$", later.view("panel", "activity_json")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", later.view("api", "subscriptions")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", later.view("api", "delete_subscription")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", later.view("api", "snapshot")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/?$", later.view("pages", "viewer")),
-    (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", later.view("pages", "viewer")),
-    (r"^/(?P<database>[^/]+)/(?P<table>[^/]+)/-/broadcast$", later.view("pages_broadcast", "page")),
-    (r"^/db\.v1\.DbService/(?P<method>.*)$", later.view("rpc", "view")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", lazy.view("http.sse", "stream")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", lazy.view("http.api", "publish")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", lazy.view("pages.publish_form", "publish_form")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/run$", lazy.view("pages.runs", "run")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/ack$", lazy.view("http.api", "ack")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.json$", lazy.view("http.messages", "as_json")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/messages\.csv$", lazy.view("http.messages", "as_csv")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/channels\.json$", lazy.view("http.api", "channels")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions$", lazy.view("pages.subscriptions", "page")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/activity\.json$", lazy.view("pages.panel", "activity_json")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", lazy.view("http.api", "subscriptions")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", lazy.view("http.api", "delete_subscription")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", lazy.view("http.api", "snapshot")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/?$", lazy.view("pages.viewer", "viewer")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", lazy.view("pages.viewer", "viewer")),
+    (r"^/(?P<database>[^/]+)/(?P<table>[^/]+)/-/broadcast$", lazy.view("pages.broadcast", "page")),
+    (r"^/db\.v1\.DbService/(?P<method>.*)$", lazy.view("rpc.service", "view")),
 ]
 
 
 def brokers(datasette: Datasette) -> Brokers:
     """The brokers of this Datasette."""
-    from .brokers import brokers as known
+    from .broker.registry import brokers as known
 
     return known(datasette)
 
@@ -132,7 +120,7 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
     async def begin() -> None:
         brokers(datasette).begin()
         if brokers(datasette).instance_settings.demo:
-            await demo.serve_demo(datasette, brokers(datasette).instance_settings.demo)
+            await weather.serve_demo(datasette, brokers(datasette).instance_settings.demo)
         for name in list(datasette.databases):
             brokers(datasette).settings(name)
             broker = brokers(datasette).find(name)
@@ -159,14 +147,14 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
     writes = broker.store.writable and conn.isolation_level == "IMMEDIATE"
     if writes:
         broker.store.prepare_write(conn)
-    bridge = caller.bridge(datasette)
+    calls = bridge.bridge(datasette)
     runs.make_known(datasette.get_database(database))
-    sql.register(
+    aggregate.register(
         conn,
         broker.settings,
-        functools.partial(bridge.publish, broker),
+        functools.partial(calls.publish, broker),
         writes=writes,
-        permit=functools.partial(bridge.permit, broker),
+        permit=functools.partial(calls.permit, broker),
         ask=functools.partial(runs.plan, datasette, database),
     )
 
@@ -190,19 +178,19 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
         absence = broker.store.absence()
         if absence is not None:
             raise sqlite3.OperationalError(absence.message)
-        token = caller.current.set(caller.Caller(request) if request is not None else None)
-        sql.failure.set(None)
+        token = bridge.current.set(bridge.Caller(request) if request is not None else None)
+        aggregate.failure.set(None)
         before = log.head(conn)
-        broadcasts = broadcast_file.standing(conn)
+        broadcasts = broadcast_tables.standing(conn)
         try:
             yield
         except sqlite3.Error:
-            sql.raise_failure()
+            aggregate.raise_failure()
             raise
         finally:
-            caller.current.reset(token)
+            bridge.current.reset(token)
         if broadcasts:
-            for table, reason in broadcast_file.restore(conn, broadcasts).items():
+            for table, reason in broadcast_tables.restore(conn, broadcasts).items():
                 logger.warning(
                     "database %s: %r was built anew and is not broadcast any more: %s", database, table, reason
                 )
@@ -217,7 +205,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
 @hookimpl
 def actor_from_request(datasette: Datasette, request: Request) -> None:
     """Not to name an actor, but to learn which request the SQL that follows runs for."""
-    found = caller.current.get()
+    found = bridge.current.get()
     if found is not None:
         found.request = request
 
@@ -229,16 +217,16 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
             if scope["type"] != "http":
                 if scope["type"] == "lifespan":
                     # A server begins: its first requests should not wait for modules.
-                    later.load()
+                    lazy.load()
                 await app(scope, receive, send)
                 return
             shutdown.listen(datasette)
             answers = rulings.request_answers.set(rulings.Kept())
-            token = caller.current.set(caller.Caller(run=runs.take_wanted()))
+            token = bridge.current.set(bridge.Caller(run=runs.take_wanted()))
             try:
                 await app(compat.with_server(scope, receive, send), receive, edge.with_cors(datasette, scope, send))
             finally:
-                caller.current.reset(token)
+                bridge.current.reset(token)
                 rulings.request_answers.reset(answers)
 
         return wrapped
@@ -262,22 +250,22 @@ def register_actions() -> list[Any]:
 async def permission_resources_sql(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> Any:
     return [
         *await rules.own_rules(datasette, actor, action),
-        *await tables.own_rules(datasette, actor, action),
+        *await table_rules.own_rules(datasette, actor, action),
     ]
 
 
 @hookimpl
 def database_actions(datasette: Datasette, actor: dict[str, Any] | None, database: str) -> Any:
     async def links() -> list[dict[str, str]]:
-        live = await pages.database_link(datasette, actor, database)()
-        return [*live, *await pages_publish.database_link(datasette, actor, database)()]
+        live = await viewer.database_link(datasette, actor, database)()
+        return [*live, *await publish_form.database_link(datasette, actor, database)()]
 
     return links
 
 
 @hookimpl
 def table_actions(datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str) -> Any:
-    return pages_broadcast.table_link(datasette, actor, database, table)
+    return broadcast.table_link(datasette, actor, database, table)
 
 
 @hookimpl
@@ -321,11 +309,11 @@ async def top_stored_query(datasette: Datasette, request: Request, database: str
 
 @hookimpl
 async def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None, request: Request) -> Any:
-    return await jump.channels(datasette, actor, request.args.get("q") or "")
+    return await jump_menu.channels(datasette, actor, request.args.get("q") or "")
 
 
 @hookimpl
 def register_commands(cli: Any) -> None:
-    from .cli_group import Commands
+    from .cli.group import Commands
 
     cli.add_command(Commands())

@@ -1,5 +1,5 @@
 // The button of a query's form. A query with publish_batch in it is sent as a POST, which the browser does not send
-// again by itself: see runs.py. All other queries go their usual way.
+// again by itself: see pages/runs.py. All other queries go their usual way.
 
 const stored = document.querySelector(".pubsub-run")?.dataset.action;
 

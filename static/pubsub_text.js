@@ -1,5 +1,5 @@
 /**
- * How payloads and names look as text; texts.py does the same for the rows that the server renders.
+ * How payloads and names look as text; core/display.py does the same for the rows that the server renders.
  *
  * The law of this module: texts in, texts out; it knows no page. What it gives
  * back is bounded, whatever it was given.

@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 from conftest import OPEN, Server, Sse, sqlite_shell
 
-from datasette_pubsub import broadcast, broadcast_file, schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.broadcast import definition, tables
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 PAGE = (Path(__file__).parent.parent / "docs" / "orm.md").read_text()
 BLOCK = re.compile(r"<!-- test: orm (?P<client>\w+) (?P<name>\S+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
@@ -122,7 +123,7 @@ def shops(folder: Path, names: list[str]) -> Iterator[dict[str, Shop]]:
             schema.set_durability(conn, Settings())
             schema.install(conn, Settings())
             conn.executescript(BEFORE)
-            broadcast_file.create(conn, "users", broadcast.Broadcast("changes/users"))
+            tables.create(conn, "users", definition.Broadcast("changes/users"))
     (folder / "server").mkdir()
     server = Server(list(paths.values()), OPEN, folder / "server")
     try:

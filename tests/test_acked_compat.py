@@ -27,8 +27,9 @@ import uvicorn
 import uvloop
 from conftest import DEADLINE
 
-from datasette_pubsub import acknowledged, compat
-from datasette_pubsub.acknowledged import Acknowledged, Outstanding, OverTcp
+from datasette_pubsub import compat
+from datasette_pubsub.asgi import acknowledged
+from datasette_pubsub.asgi.acknowledged import Acknowledged, Outstanding, OverTcp
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere less is known of a connection")
 

@@ -18,11 +18,13 @@ from click.testing import CliRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from datasette_pubsub import broadcast as text
-from datasette_pubsub import broadcast_file, cli, schema
-from datasette_pubsub.broadcast import Broadcast
-from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import InvalidArgument, NotFound
+from datasette_pubsub.broadcast import definition as text
+from datasette_pubsub.broadcast import tables
+from datasette_pubsub.broadcast.definition import Broadcast
+from datasette_pubsub.cli import main
+from datasette_pubsub.core.errors import InvalidArgument, NotFound
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 # -- rebuilding a table from its messages -------------------------------------
 
@@ -188,7 +190,7 @@ def test_the_messages_rebuild_every_table_exactly(program: str, recursive: bool,
         with opened(path) as conn:
             for table, (create, _) in TABLES.items():
                 conn.executescript(create)
-                broadcast_file.create(conn, table, Broadcast(f"changes/{table}"))
+                tables.create(conn, table, Broadcast(f"changes/{table}"))
         run(program, path, statements)
         with opened(path) as conn:
             for table, (_, key) in TABLES.items():
@@ -214,7 +216,7 @@ def test_reals_are_short_where_that_is_exact() -> None:
     texts = ["19.99", "0.1", "-1234567.89", "2.0", "1e-09", "0.30000000000000004", "1e+300", "0.0"]
     with opened() as conn:
         conn.execute("CREATE TABLE prices (id INTEGER PRIMARY KEY, price REAL)")
-        broadcast_file.create(conn, "prices", Broadcast("prices"))
+        tables.create(conn, "prices", Broadcast("prices"))
         conn.executemany("INSERT INTO prices (price) VALUES (?)", [(float(number),) for number in texts])
         found = [row[0] for row in conn.execute("SELECT payload FROM vpubsub ORDER BY id")]
     assert [json.loads(payload)["new"]["price"] for payload in found] == [float(number) for number in texts]
@@ -227,7 +229,7 @@ def test_chosen_columns_operations_and_conditions() -> None:
         conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, name, price, secret)")
         conditions = {"insert": "NEW.price > 1", "update": "NEW.price IS NOT OLD.price AND NEW.name <> ')'"}
         wanted = Broadcast("prices", columns=("price",), old=False, conditions=conditions)
-        broadcast_file.create(conn, "items", wanted)
+        tables.create(conn, "items", wanted)
         conn.execute("INSERT INTO items VALUES (1, 'a', 1, 'x'), (2, 'b', 2, 'x')")
         conn.execute("UPDATE items SET secret = 'y', name = 'c'")
         conn.execute("UPDATE items SET price = price + 1")
@@ -238,7 +240,7 @@ def test_chosen_columns_operations_and_conditions() -> None:
             ("prices", {**update, "key": {"id": 1}, "new": {"price": 2}}),
             ("prices", {**update, "key": {"id": 2}, "new": {"price": 3}}),
         ]
-        broadcast_file.create(conn, "items", Broadcast("keys", new=False, old=False))
+        tables.create(conn, "items", Broadcast("keys", new=False, old=False))
         conn.execute("INSERT INTO items (id) VALUES (1)")
         conn.execute("UPDATE items SET id = id")
         conn.execute("UPDATE items SET name = 'a'")
@@ -252,7 +254,7 @@ def test_a_channel_for_each_row() -> None:
     """A row that moves is gone from where it was; values that no channel has go to the beginning alone."""
     with opened() as conn:
         conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, channel, value)")
-        broadcast_file.create(conn, "items", Broadcast("of/", per_row="channel || ')'", old=False))
+        tables.create(conn, "items", Broadcast("of/", per_row="channel || ')'", old=False))
         for value in ("'ada'", "NULL", "7", "x'00'", "char(97, 0)", "printf('%300d', 1)"):
             conn.execute(f"INSERT INTO items (channel) VALUES ({value})")
         assert [channel for channel, _ in published(conn)] == ["of/ada)", "of/", "of/7)", "of/", "of/", "of/"]
@@ -262,8 +264,8 @@ def test_a_channel_for_each_row() -> None:
         assert [(channel, message["op"]) for channel, message in published(conn)] == [
             ("of/ada)", "delete"), ("of/bob)", "insert"), ("of/bob)", "update"), ("of/bob)", "delete"),
         ]  # fmt: skip
-        broadcast_file.create(conn, "items", Broadcast("of*[?", per_row="value"))
-        found = broadcast_file.find(conn, "items")
+        tables.create(conn, "items", Broadcast("of*[?", per_row="value"))
+        found = tables.find(conn, "items")
         assert found
         assert found.broadcast
         assert found.broadcast.follows() == ([], ["of[*][[][?]*"])
@@ -273,7 +275,7 @@ def test_wide_tables_and_large_rows() -> None:
     """More columns than a function takes; a row that fits into no message does not make the write fail."""
     with opened() as conn:
         conn.execute(f"CREATE TABLE wide ({', '.join(f'c{n}' for n in range(500))}, PRIMARY KEY (c0, c1))")
-        broadcast_file.create(conn, "wide", Broadcast("a", old=False))
+        tables.create(conn, "wide", Broadcast("a", old=False))
         row = [n / 7 if n % 3 else b"\x00" if n % 2 else str(n) for n in range(500)]
         conn.execute(f"INSERT INTO wide VALUES ({', '.join('?' * 500)})", row)
         ((_, message),) = published(conn)
@@ -317,12 +319,12 @@ def test_wide_tables_and_large_rows() -> None:
 def test_what_does_not_work_is_refused_and_changes_nothing(fault: str, wanted: dict[str, Any]) -> None:
     with opened() as conn:
         conn.executescript("CREATE TABLE items (id INTEGER PRIMARY KEY); CREATE TABLE other (secret)")
-        broadcast_file.create(conn, "items", Broadcast("before"))
+        tables.create(conn, "items", Broadcast("before"))
         before = conn.execute("SELECT * FROM sqlite_master").fetchall()
         conn.create_function("mine", 1, str)
         conn.execute("BEGIN")
         with pytest.raises(InvalidArgument) as refused:
-            broadcast_file.preview(conn, "items", Broadcast(**{"channel": "a", **wanted}))
+            tables.preview(conn, "items", Broadcast(**{"channel": "a", **wanted}))
         conn.execute("COMMIT")
         assert fault in refused.value.message
         assert conn.execute("SELECT * FROM sqlite_master").fetchall() == before
@@ -348,7 +350,7 @@ def test_what_cannot_be_broadcast(table: str, fault: str) -> None:
             "CREATE VIRTUAL TABLE search USING fts5 (body); CREATE TABLE hidden (rowid, _rowid_, oid)"
         )
         with pytest.raises((InvalidArgument, NotFound), match=fault):
-            broadcast_file.create(conn, table, Broadcast("a"))
+            tables.create(conn, table, Broadcast("a"))
 
 
 def test_our_triggers_are_known_again_and_others_left_alone() -> None:
@@ -357,33 +359,33 @@ def test_our_triggers_are_known_again_and_others_left_alone() -> None:
             "CREATE TABLE items (id INTEGER PRIMARY KEY, name, price);"
             "CREATE TRIGGER pubsub_broadcast_insert_mine AFTER INSERT ON items BEGIN SELECT 1; END"
         )
-        broadcast_file.create(conn, "items", Broadcast("a", columns=("name",)))
-        assert broadcast_file.find(conn, "items").problems == ()
+        tables.create(conn, "items", Broadcast("a", columns=("name",)))
+        assert tables.find(conn, "items").problems == ()
         conn.execute("ALTER TABLE items ADD COLUMN more")
-        assert broadcast_file.find(conn, "items").problems == ()
+        assert tables.find(conn, "items").problems == ()
         with pytest.raises(sqlite3.OperationalError, match="error in trigger"):
             conn.execute("ALTER TABLE items DROP COLUMN name")
         conn.execute("ALTER TABLE items RENAME COLUMN name TO title")
-        assert broadcast_file.find(conn, "items").problems == ("the table has no column 'name' any more",)
+        assert tables.find(conn, "items").problems == ("the table has no column 'name' any more",)
         conn.execute("INSERT INTO items (id, title) VALUES (1, 'still told')")
         assert published(conn)[0][1]["new"] == {"name": "still told"}
 
-        broadcast_file.create(conn, "items", Broadcast("a"))
+        tables.create(conn, "items", Broadcast("a"))
         conn.execute("ALTER TABLE items ADD COLUMN later")
-        assert "column 'later' was added" in broadcast_file.find(conn, "items").problems[0]
+        assert "column 'later' was added" in tables.find(conn, "items").problems[0]
         conn.execute("ALTER TABLE items RENAME TO things")
-        assert broadcast_file.find(conn, "items") is None
-        renamed = broadcast_file.find(conn, "things")
+        assert tables.find(conn, "items") is None
+        renamed = tables.find(conn, "things")
         assert (renamed.told_as, len(renamed.problems)) == ("items", 1)
         assert "was renamed" in renamed.problems[0]
         # Another table takes the name, while the triggers keep theirs.
         conn.execute("CREATE TABLE items (id)")
-        names = [trigger.name for trigger in broadcast_file.create(conn, "items", Broadcast("b"))]
+        names = [trigger.name for trigger in tables.create(conn, "items", Broadcast("b"))]
         assert names[0] == "pubsub_broadcast_insert_items_2"
-        assert broadcast_file.find(conn, "items").problems == ()
+        assert tables.find(conn, "items").problems == ()
         conn.execute("DROP TRIGGER pubsub_broadcast_delete_items_2")
-        assert broadcast_file.find(conn, "items").problems == ("the trigger for delete is missing",)
-        assert (broadcast_file.remove(conn, "items"), broadcast_file.remove(conn, "things")) == (2, 3)
+        assert tables.find(conn, "items").problems == ("the trigger for delete is missing",)
+        assert (tables.remove(conn, "items"), tables.remove(conn, "things")) == (2, 3)
         left = conn.execute("SELECT name FROM sqlite_master WHERE name GLOB 'pubsub_broadcast_*'").fetchall()
         assert left == [("pubsub_broadcast_insert_mine",)]
 
@@ -399,7 +401,7 @@ def test_where_replace_tells_nothing_is_known() -> None:
         }
         for create, silent in shapes.items():
             conn.execute(create)
-            assert broadcast_file.shape_of(conn, "t").replaces_silently == silent, create
+            assert tables.shape_of(conn, "t").replaces_silently == silent, create
             conn.execute("DROP TABLE t")
 
 
@@ -409,7 +411,7 @@ def test_the_command(tmp_path: Path) -> None:
         conn.execute('CREATE TABLE "it\'s" (id INTEGER PRIMARY KEY, a, b UNIQUE)')
 
     def pubsub(*arguments: str) -> tuple[int, str, str]:
-        done = CliRunner().invoke(cli.pubsub, ["broadcast", str(path), "it's", *arguments])
+        done = CliRunner().invoke(main.pubsub, ["broadcast", str(path), "it's", *arguments])
         return done.exit_code, done.stdout, done.stderr
 
     assert pubsub("--show") == (1, "", "Error: it's is not broadcast\n")
@@ -418,7 +420,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert pubsub("--remove")[1] == "Removed 0 triggers; it's is not broadcast\n"
     with opened(path) as conn:
         conn.executescript(printed)
-        assert broadcast_file.find(conn, "it's").problems == ()
+        assert tables.find(conn, "it's").problems == ()
     shown = pubsub("--show")
     assert (shown[0], printed.endswith(shown[1]), shown[2]) == (0, True, "")
     code, said, noted = pubsub("--on", "insert", "--channel", "new", "--per-row", "a")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 #: As in the libraries of e-book managers, flash-card programs and map files.
 BOOKS = """

@@ -15,9 +15,11 @@ import pytest
 from click.testing import CliRunner
 from conftest import Server, wait_for
 
-from datasette_pubsub import broadcast_file, cli, objects, schema
-from datasette_pubsub.broadcast import Broadcast
-from datasette_pubsub.config import Settings
+from datasette_pubsub.broadcast import tables
+from datasette_pubsub.broadcast.definition import Broadcast
+from datasette_pubsub.cli import main
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import objects, schema
 
 #: What Django does to alter a column: a new table, copy, drop, rename.
 DJANGO = """
@@ -79,7 +81,7 @@ def make(path: Path) -> None:
 
 
 def pubsub(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(cli.pubsub, ["broadcast", *arguments])
+    done = CliRunner().invoke(main.pubsub, ["broadcast", *arguments])
     return done.exit_code, done.output
 
 
@@ -124,19 +126,19 @@ def test_what_is_lost_and_what_is_not(tmp_path: Path) -> None:
     make(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
         for table in ("orders", "other"):
-            broadcast_file.create(conn, table, Broadcast(table))
+            tables.create(conn, table, Broadcast(table))
         # Renamed with its triggers, and another table of its name: nothing is lost.
         conn.execute("ALTER TABLE orders RENAME TO bills")
-        assert broadcast_file.lost(conn) == {}
+        assert tables.lost(conn) == {}
         conn.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, u UNIQUE)")
-        assert broadcast_file.lost(conn) == {}
-        broadcast_file.create(conn, "orders", Broadcast("new"))
-        assert broadcast_file.lost(conn) == {}
+        assert tables.lost(conn) == {}
+        tables.create(conn, "orders", Broadcast("new"))
+        assert tables.lost(conn) == {}
         assert pubsub(str(path), "--check")[0] == 0
         # One trigger of several.
-        name = broadcast_file.find(conn, "bills").triggers[1].name
+        name = tables.find(conn, "bills").triggers[1].name
         conn.execute(f'DROP TRIGGER "{name}"')
-        assert broadcast_file.lost(conn)["bills"].reason == f"triggers of its broadcast are missing: {name}"
+        assert tables.lost(conn)["bills"].reason == f"triggers of its broadcast are missing: {name}"
         # The table is dropped; removing what is gone ends the report.
         conn.execute("DROP TABLE other")
         assert pubsub(str(path), "--check") == (
@@ -155,14 +157,14 @@ def test_broadcasts_of_an_earlier_version_are_recorded(tmp_path: Path) -> None:
     path = tmp_path / "data.db"
     make(path)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        broadcast_file.create(conn, "orders", Broadcast("a", conditions={"insert": ""}))
+        tables.create(conn, "orders", Broadcast("a", conditions={"insert": ""}))
         conn.execute(f"DROP TABLE {objects.RECORDS}")
         conn.execute(f"DROP TABLE {objects.REPLACED}")
-        assert broadcast_file.lost(conn) == {}
-        broadcast_file.record_standing(conn)
-        broadcast_file.record_standing(conn)
+        assert tables.lost(conn) == {}
+        tables.record_standing(conn)
+        tables.record_standing(conn)
         conn.execute("DROP TRIGGER pubsub_broadcast_insert_orders")
-        (found,) = broadcast_file.lost(conn).values()
+        (found,) = tables.lost(conn).values()
         assert (found.table, found.gone) == ("orders", False)
         assert found.broadcast == Broadcast("a", conditions={"insert": ""})
 

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from datasette_pubsub import broadcast_file, schema
-from datasette_pubsub.broadcast import REPLACED, Broadcast
-from datasette_pubsub.config import Settings
+from datasette_pubsub.broadcast import tables
+from datasette_pubsub.broadcast.definition import REPLACED, Broadcast
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 KW = "CREATE TABLE kw (id INTEGER PRIMARY KEY, keyword TEXT UNIQUE, place INTEGER)"
 
@@ -51,7 +52,7 @@ def test_what_replace_removes_is_told(recursive: int) -> None:
     with installed() as conn:
         conn.execute(f"PRAGMA recursive_triggers = {recursive}")
         conn.execute(KW)
-        broadcast_file.create(conn, "kw", Broadcast("kw"))
+        tables.create(conn, "kw", Broadcast("kw"))
         conn.execute("INSERT INTO kw (keyword, place) VALUES ('k', 1), ('l', 2)")
         conn.execute("INSERT OR REPLACE INTO kw (keyword, place) VALUES ('k', 3)")
         conn.execute("INSERT OR IGNORE INTO kw (keyword, place) VALUES ('l', 9)")
@@ -89,7 +90,7 @@ def test_nothing_is_told_of_what_was_not_removed() -> None:
     """Failed statements, rollbacks, ignored rows, deletions after them; and notes do not pile up."""
     with installed() as conn:
         conn.execute(KW)
-        broadcast_file.create(conn, "kw", Broadcast("kw"))
+        tables.create(conn, "kw", Broadcast("kw"))
         conn.execute("INSERT INTO kw (keyword, place) VALUES ('k', 1), ('l', 2)")
         at = head(conn)
         for statement in (
@@ -139,7 +140,7 @@ def test_tables_do_not_disturb_each_other_nor_their_own_triggers() -> None:
             """
         )
         for table in ("kw", "others", "places"):
-            broadcast_file.create(conn, table, Broadcast(table))
+            tables.create(conn, table, Broadcast(table))
         # Newer than ours, and so before them.
         conn.executescript(
             "CREATE TRIGGER later BEFORE INSERT ON kw WHEN NEW.place > 0 "
@@ -154,7 +155,7 @@ def test_tables_do_not_disturb_each_other_nor_their_own_triggers() -> None:
 
 
 def rows_of(conn: sqlite3.Connection, table: str) -> dict[str, dict[str, Any]]:
-    shape = broadcast_file.shape_of(conn, table)
+    shape = tables.shape_of(conn, table)
     key = shape.key or ("rowid",)
     names = [column.name for column in shape.columns]
     cursor = conn.execute(f"SELECT {', '.join(key)}, {', '.join(names)} FROM {table}")
@@ -234,7 +235,7 @@ def test_the_messages_rebuild_tables_after_any_replace(
     with installed(path) as conn:
         conn.executescript(";".join([*TABLES.values(), INDEXES]))
         for table in TABLES:
-            broadcast_file.create(conn, table, Broadcast("of/", per_row=PER_ROW.get(table, "")))
+            tables.create(conn, table, Broadcast("of/", per_row=PER_ROW.get(table, "")))
         if program == "apsw":
             other: Any = apsw.Connection(str(path))
             other.execute("PRAGMA synchronous = OFF")
@@ -258,11 +259,11 @@ def test_a_deletion_by_replace_follows_the_conditions_and_the_choices() -> None:
     with installed() as conn:
         conn.execute(KW)
         conditions = {"delete": "OLD.place > 1 AND json_extract(OLD.keyword, '$.a') IS NULL"}
-        broadcast_file.create(conn, "kw", Broadcast("kw", columns=("place",), conditions=conditions))
+        tables.create(conn, "kw", Broadcast("kw", columns=("place",), conditions=conditions))
         conn.execute("INSERT INTO kw VALUES (1, 'k', 1), (2, 'l', 2), (3, 'm', 3)")
         conn.execute("REPLACE INTO kw VALUES (4, 'k', 4), (5, 'l', 5), (6, 'm', 6)")
         assert told(conn) == [("kw", "delete", 2), ("kw", "delete", 3)]
-        broadcast_file.create(conn, "kw", Broadcast("kw", conditions={"insert": ""}))
+        tables.create(conn, "kw", Broadcast("kw", conditions={"insert": ""}))
         at = head(conn)
         conn.execute("REPLACE INTO kw VALUES (7, 'k', 4)")
         assert told(conn, at) == [("kw", "insert", 7, "k", 4)]
@@ -273,7 +274,7 @@ def test_rows_in_the_way_are_found_by_indexes() -> None:
     with installed() as conn:
         conn.executescript(";".join([*TABLES.values(), INDEXES]))
         for table in TABLES:
-            broadcast_file.create(conn, table, Broadcast("of/", per_row=PER_ROW.get(table, "")))
+            tables.create(conn, table, Broadcast("of/", per_row=PER_ROW.get(table, "")))
             for statement in (
                 f"INSERT OR REPLACE INTO {table} (u, v, n) VALUES (1, 2, 3)",
                 f"UPDATE OR REPLACE {table} SET u = 1, v = 2 WHERE u = 1 AND v = 2",
@@ -289,14 +290,14 @@ def test_a_unique_expression_or_generated_column_is_named() -> None:
     """The kinds of unique index whose rows are not noted."""
     with installed() as conn:
         conn.execute(KW)
-        assert not broadcast_file.shape_of(conn, "kw").replaces_untold
+        assert not tables.shape_of(conn, "kw").replaces_untold
         conn.execute("CREATE UNIQUE INDEX by_lower ON kw (lower(keyword))")
-        shape = broadcast_file.shape_of(conn, "kw")
+        shape = tables.shape_of(conn, "kw")
         assert (shape.replaces_silently, shape.replaces_untold) == (True, True)
-        broadcast_file.create(conn, "kw", Broadcast("kw"))
+        tables.create(conn, "kw", Broadcast("kw"))
         conn.execute("REPLACE INTO kw (keyword) VALUES ('a')")
         conn.execute("REPLACE INTO kw (keyword) VALUES ('a')")
         conn.execute("CREATE UNIQUE INDEX by_part ON kw (place) WHERE lower(keyword) = 'a'")
-        assert broadcast_file.shape_of(conn, "kw").replaces_untold
+        assert tables.shape_of(conn, "kw").replaces_untold
         conn.execute("CREATE TABLE made (id INTEGER PRIMARY KEY, u TEXT, v, w AS (u || v) UNIQUE)")
-        assert broadcast_file.shape_of(conn, "made").replaces_untold
+        assert tables.shape_of(conn, "made").replaces_untold

@@ -13,11 +13,12 @@ from typing import Any
 import apsw
 import pytest
 
-from datasette_pubsub import broadcast_file, schema
-from datasette_pubsub.broadcast import Broadcast
-from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import FailedPrecondition, InvalidArgument
-from datasette_pubsub.harmless import BUILT_BYTES, COLUMN_BYTES
+from datasette_pubsub.broadcast import tables
+from datasette_pubsub.broadcast.definition import Broadcast
+from datasette_pubsub.broadcast.harmless import BUILT_BYTES, COLUMN_BYTES
+from datasette_pubsub.core.errors import FailedPrecondition, InvalidArgument
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 #: A limit that a program may have set on its values, in bytes; SQLite's own is a billion.
 LENGTH = 1_000_000
@@ -142,8 +143,8 @@ def test_no_expression_makes_a_write_fail(tmp_path: Path, program: str, expressi
     conditions = {operation: re.sub(r"\bit\b", f"{row}.it", expression) for operation, row in rows.items()}
     with installed(path, LENGTH // 8) as conn:
         conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, it, u UNIQUE)")
-        broadcast_file.create(conn, "items", Broadcast("a/", per_row=expression, conditions=conditions))
-        assert broadcast_file.find(conn, "items").problems == ()
+        tables.create(conn, "items", Broadcast("a/", per_row=expression, conditions=conditions))
+        assert tables.find(conn, "items").problems == ()
     with _writer(program, path) as write:
         for number, value in enumerate(VALUES):
             write(f"INSERT INTO items VALUES ({number}, {value}, {number})")
@@ -172,7 +173,7 @@ def test_expressions_mean_what_they_say() -> None:
             "replace(json_extract(it, '$.user'), 'a', 'o')": "of/odo",
             "abs(-9223372036854775807 - 1)": "of/",
         }.items():
-            broadcast_file.create(conn, "items", Broadcast("of/", per_row=expression))
+            tables.create(conn, "items", Broadcast("of/", per_row=expression))
             conn.execute("INSERT INTO items VALUES (7, ?)", [document])
             conn.execute("DELETE FROM items")
             found = conn.execute("SELECT channel FROM vpubsub ORDER BY id DESC LIMIT 2").fetchall()
@@ -188,13 +189,13 @@ def test_what_could_make_a_write_fail_is_refused(fault: str, expression: str) ->
         conn.create_collation("mine", lambda a, b: 0)
         conn.execute("BEGIN")
         with pytest.raises(InvalidArgument) as refused:
-            broadcast_file.preview(conn, "items", Broadcast("a/", per_row=expression))
+            tables.preview(conn, "items", Broadcast("a/", per_row=expression))
         assert fault in refused.value.message
         assert refused.value.message.startswith("the channel's expression")
         for operation, row in (("insert", "NEW"), ("update", "OLD"), ("delete", "OLD")):
             condition = re.sub(r"\bit\b", f"{row}.it", expression)
             with pytest.raises(InvalidArgument, match=f"^the condition for {operation}"):
-                broadcast_file.preview(conn, "items", Broadcast("a/", conditions={operation: condition}))
+                tables.preview(conn, "items", Broadcast("a/", conditions={operation: condition}))
 
 
 def test_a_condition_on_json_is_false_for_what_is_not_json() -> None:
@@ -202,11 +203,11 @@ def test_a_condition_on_json_is_false_for_what_is_not_json() -> None:
     with installed() as conn:
         conn.execute("CREATE TABLE biz (id INTEGER PRIMARY KEY, x TEXT)")
         condition = {"insert": "json_extract(NEW.x, '$.a') = 1"}
-        broadcast_file.create(conn, "biz", Broadcast("b", conditions=condition))
+        tables.create(conn, "biz", Broadcast("b", conditions=condition))
         conn.execute("INSERT INTO biz (x) VALUES ('plain'), ('{\"a\": 1}'), ('{\"a\": 2}')")
         found = [json.loads(row[0])["key"] for row in conn.execute("SELECT payload FROM vpubsub")]
         assert found == [{"id": 2}]
-        broadcast_file.create(conn, "biz", Broadcast("b/", per_row="json_extract(x, '$.user')"))
+        tables.create(conn, "biz", Broadcast("b/", per_row="json_extract(x, '$.user')"))
         conn.execute("INSERT INTO biz (x) VALUES ('plain'), ('{\"user\": \"ada\"}')")
         channels = [row[0] for row in conn.execute("SELECT channel FROM vpubsub WHERE id > 1 ORDER BY id")]
         assert channels == ["b/", "b/ada"]
@@ -215,10 +216,10 @@ def test_a_condition_on_json_is_false_for_what_is_not_json() -> None:
 def test_a_broadcast_of_an_earlier_version_that_could_fail_is_named() -> None:
     with installed() as conn:
         conn.execute("CREATE TABLE biz (id INTEGER PRIMARY KEY, x TEXT)")
-        made = broadcast_file.create(conn, "biz", Broadcast("b", conditions={"insert": "NEW.x = 'a'"}))
+        made = tables.create(conn, "biz", Broadcast("b", conditions={"insert": "NEW.x = 'a'"}))
         conn.execute(f'DROP TRIGGER "{made[0].name}"')
         conn.execute(made[0].sql.replace("NEW.x = 'a'", "NEW.x LIKE NEW.x"))
-        assert "the pattern of LIKE" in broadcast_file.find(conn, "biz").problems[0]
+        assert "the pattern of LIKE" in tables.find(conn, "biz").problems[0]
 
 
 # -- rows that no message can hold --------------------------------------------
@@ -242,7 +243,7 @@ def test_a_row_of_any_size_is_written_and_told(tmp_path: Path, program: str, cre
         conn.execute(create)
         generated = " AS " in create
         columns = ("a", "b") if generated else None
-        broadcast_file.create(conn, "items", Broadcast("a", columns=columns))
+        tables.create(conn, "items", Broadcast("a", columns=columns))
     most = LENGTH - 2_000
     values = [
         f"zeroblob({most})", f"zeroblob({LENGTH // 2})", f"printf('%{most}d', 1)",
@@ -276,7 +277,7 @@ def test_a_key_of_any_size_is_written_and_told(tmp_path: Path, program: str) -> 
     path = tmp_path / "data.db"
     with installed(path, LENGTH // 8) as conn:
         conn.execute("CREATE TABLE items (id PRIMARY KEY, a)")
-        broadcast_file.create(conn, "items", Broadcast("a/", per_row="id"))
+        tables.create(conn, "items", Broadcast("a/", per_row="id"))
     with _writer(program, path) as write:
         for value in (f"zeroblob({LENGTH - 1000})", f"printf('%{LENGTH - 1000}d', 1)"):
             write(f"INSERT INTO items VALUES ({value}, 1)")
@@ -299,7 +300,7 @@ def test_a_key_of_any_size_is_written_and_told(tmp_path: Path, program: str) -> 
 def test_a_channel_that_would_not_be_utf8_keeps_its_beginning() -> None:
     with installed() as conn:
         conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY, name)")
-        broadcast_file.create(conn, "items", Broadcast("of/", per_row="name", old=False))
+        tables.create(conn, "items", Broadcast("of/", per_row="name", old=False))
         names = [b"K\xe4se", "Käse".encode(), b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"a\xff", b"plain", b"x" * 253]
         for name in names:
             conn.execute("INSERT INTO items (name) VALUES (CAST(? AS TEXT))", [name])
@@ -325,7 +326,7 @@ def test_sqlite_without_json_is_named() -> None:
         schema.install(conn, Settings())
         conn.execute("CREATE TABLE items (id INTEGER PRIMARY KEY)")
         with pytest.raises(FailedPrecondition, match=r"no functions of JSON.* it needs SQLite 3\.38"):
-            broadcast_file.create(conn, "items", Broadcast("a"))
+            tables.create(conn, "items", Broadcast("a"))
 
 
 assert BUILT_BYTES <= LENGTH

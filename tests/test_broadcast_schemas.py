@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from datasette_pubsub import broadcast_file, schema
-from datasette_pubsub.broadcast import Broadcast, identifier
-from datasette_pubsub.config import Settings
+from datasette_pubsub.broadcast import tables as broadcast_file
+from datasette_pubsub.broadcast.definition import Broadcast, identifier
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 
 @dataclass(frozen=True)

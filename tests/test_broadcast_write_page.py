@@ -16,9 +16,10 @@ from conftest import Server
 from datasette.app import Datasette
 from datasette.utils import sql_analysis
 
-from datasette_pubsub import broadcast_file, schema
-from datasette_pubsub.broadcast import Broadcast
-from datasette_pubsub.config import Settings
+from datasette_pubsub.broadcast import tables
+from datasette_pubsub.broadcast.definition import Broadcast
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 TABLES = [
     "CREATE TABLE items (id INTEGER PRIMARY KEY)",
@@ -47,7 +48,7 @@ def test_every_read_of_a_trigger_is_told_with_its_database(create: str, choice: 
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
         schema.install(conn, Settings())
         conn.execute(create)
-        broadcast_file.create(conn, "items", Broadcast("a/", **choice))
+        tables.create(conn, "items", Broadcast("a/", **choice))
         for statement in (
             "INSERT INTO items (id) VALUES (1)",
             "UPDATE items SET id = 1 WHERE id = 2",
@@ -66,7 +67,7 @@ def prepared(path: Path) -> None:
         schema.install(conn, Settings())
         conn.execute("CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT UNIQUE)")
         conn.execute("INSERT INTO people VALUES (1, 'ada'), (2, 'bob'), (3, 'eve')")
-        broadcast_file.create(conn, "people", Broadcast("people"))
+        tables.create(conn, "people", Broadcast("people"))
 
 
 def execute(server: Server, sql: str, **sent: Any) -> httpx.Response:

@@ -21,12 +21,12 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import DEADLINE, Server, Sse, free_port, sqlite_shell, wait_for
 
-from datasette_pubsub import log, retention, schema, search
-from datasette_pubsub.cli import pubsub
-from datasette_pubsub.config import Settings
-from datasette_pubsub.models import Item
-from datasette_pubsub.reader import Reader
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.cli.main import pubsub
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.core.values import Item
+from datasette_pubsub.storage import log, retention, schema, search
+from datasette_pubsub.storage.reader import Reader
 
 PUBSUB = [sys.executable, "-W", "error", "-m", "datasette", "pubsub"]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 from conftest import DEADLINE
 
-from datasette_pubsub import collector
-from datasette_pubsub.errors import Unavailable
+from datasette_pubsub.core.errors import Unavailable
+from datasette_pubsub.publish_batch import gc_pause
 
 #: Enough objects that the collector would have been called many times.
 OBJECTS = 50_000
@@ -41,7 +41,7 @@ def test_who_is_waited_for_does_not_collect() -> None:
         done.set()
 
     def waits() -> None:
-        with collector.resting():
+        with gc_pause.resting():
             threading.Thread(target=work, daemon=True).start()
             assert done.wait(DEADLINE)
 
@@ -67,7 +67,7 @@ def test_a_collection_that_waits_for_the_caller_is_not_waited_for() -> None:
     def waits() -> None:
         threading.Thread(target=collect, daemon=True).start()
         assert collecting.wait(DEADLINE)
-        with pytest.raises(Unavailable) as error, collector.resting():
+        with pytest.raises(Unavailable) as error, gc_pause.resting():
             raise AssertionError("the collection has ended")
         refused.append(error.value.message)
 
@@ -79,7 +79,7 @@ def test_a_collection_that_waits_for_the_caller_is_not_waited_for() -> None:
 
 
 def test_those_who_wait_one_after_the_other_do_not_keep_it_away_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "STARVING_SECONDS", 0.0)
+    monkeypatch.setattr(gc_pause, "STARVING_SECONDS", 0.0)
     freed = threading.Event()
 
     class Cyclic:
@@ -89,25 +89,25 @@ def test_those_who_wait_one_after_the_other_do_not_keep_it_away_for_ever(monkeyp
         def __del__(self) -> None:
             freed.set()
 
-    with collector.resting():
+    with gc_pause.resting():
         old = Cyclic()
         gc.collect()  # now it belongs to the oldest generation
         del old
         assert not freed.is_set()
-        with collector.resting():
+        with gc_pause.resting():
             assert freed.is_set(), "what is in the oldest generation, too"
 
 
 def test_it_stays_as_it_was() -> None:
     gc.disable()
     try:
-        with collector.resting(), collector.resting():
+        with gc_pause.resting(), gc_pause.resting():
             pass
         assert not gc.isenabled()
     finally:
         gc.enable()
-    with collector.resting():
-        with collector.resting():
+    with gc_pause.resting():
+        with gc_pause.resting():
             pass
         assert not gc.isenabled()
     assert gc.isenabled()

@@ -17,10 +17,11 @@ import pytest
 from conftest import DEADLINE, Server, Sse, free_port, sqlite_shell, wait_for
 from test_cli import PUBSUB, call, failure, run
 
-from datasette_pubsub import demo, log, schema, search
-from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import FailedPrecondition
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.core.errors import FailedPrecondition
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.demo import weather
+from datasette_pubsub.storage import log, schema, search
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +65,7 @@ def counts(conn: sqlite3.Connection) -> dict[str, int]:
 
 
 def test_the_triggers_publish_every_observation_and_the_alerts(conn: sqlite3.Connection) -> None:
-    demo.prepare(conn)
+    weather.prepare(conn)
     first = search.newest(conn, Selector.of(["observations"]), 100).messages[-1]
     assert json.loads(str(first.payload)) == {
         "date": "2012-01-01",
@@ -75,29 +76,29 @@ def test_the_triggers_publish_every_observation_and_the_alerts(conn: sqlite3.Con
         "weather": "drizzle",
     }
     assert counts(conn) == {"alerts/frost": 9, "alerts/snow": 7, "alerts/storm": 1, "observations": 30}
-    while demo.advance(conn):
+    while weather.advance(conn):
         pass
-    days = demo.observations()
+    days = weather.observations()
     assert counts(conn) == {
         "alerts/frost": sum(day.temp_min < 0 for day in days),
         "alerts/snow": sum(day.weather == "snow" for day in days),
-        "alerts/storm": sum(day.wind >= demo.STORM_WIND for day in days),
+        "alerts/storm": sum(day.wind >= weather.STORM_WIND for day in days),
         "observations": len(days),
     }
     assert (len(days), days[-1].date) == (1461, "2015-12-31")
 
 
 def test_the_record_goes_on_and_begins_again(conn: sqlite3.Connection) -> None:
-    demo.prepare(conn)
-    demo.prepare(conn)
-    assert demo.begin(conn) == demo.FIRST_DAYS
-    day = demo.advance(conn)
+    weather.prepare(conn)
+    weather.prepare(conn)
+    assert weather.begin(conn) == weather.FIRST_DAYS
+    day = weather.advance(conn)
     assert day is not None
     assert day.date == "2012-01-31"
-    assert demo.begin(conn) == demo.FIRST_DAYS + 1
-    while demo.advance(conn):
+    assert weather.begin(conn) == weather.FIRST_DAYS + 1
+    while weather.advance(conn):
         pass
-    assert demo.begin(conn) == 0
+    assert weather.begin(conn) == 0
     assert conn.execute("SELECT count(*) FROM observations").fetchone() == (0,)
     assert counts(conn)["observations"] == 1461
 
@@ -106,7 +107,7 @@ def test_the_record_goes_on_and_begins_again(conn: sqlite3.Connection) -> None:
 def test_a_database_of_the_users_is_left_alone(conn: sqlite3.Connection, sql: str) -> None:
     conn.execute(sql)
     with pytest.raises(FailedPrecondition, match="not a demo database"):
-        demo.prepare(conn)
+        weather.prepare(conn)
 
 
 def test_the_command_refuses_a_database_of_the_users(tmp_path: Path) -> None:
@@ -192,10 +193,10 @@ def test_the_replay_arrives_live(serve_folder: Serve) -> None:
         done = run("demo", "--file", server.path, "--speed", 500, "--once")
         assert done.stdout.startswith("Replayed 1431 days, last id ")
         found = [json.loads(message["payload"])["date"] for message in days.messages(1431)]
-        assert found == [day.date for day in demo.observations()[demo.FIRST_DAYS :]]
+        assert found == [day.date for day in weather.observations()[weather.FIRST_DAYS :]]
         missing = sum(
-            (day.temp_min < 0) + (day.weather == "snow") + (day.wind >= demo.STORM_WIND)
-            for day in demo.observations()[demo.FIRST_DAYS :]
+            (day.temp_min < 0) + (day.weather == "snow") + (day.wind >= weather.STORM_WIND)
+            for day in weather.observations()[weather.FIRST_DAYS :]
         )
         channels = {message["channel"] for message in alerts.messages(missing)}
         assert channels == {"alerts/frost", "alerts/snow", "alerts/storm"}
@@ -226,7 +227,7 @@ def test_the_replay_ends_at_ctrl_c_and_goes_on_where_it_was(tmp_path: Path) -> N
     days = rows("SELECT count(*) FROM observations")
     counted = int(output.split()[1])
     # Ctrl+C may come between a day's commit and its count.
-    assert days - demo.FIRST_DAYS - 1 <= counted <= days - demo.FIRST_DAYS
+    assert days - weather.FIRST_DAYS - 1 <= counted <= days - weather.FIRST_DAYS
     assert run("demo", "--file", path, "--speed", 10_000).stdout.startswith(f"Replayed {1461 - days} days")
     assert call("demo", "--file", path, "--speed", 10_000).stdout.startswith("Replayed 1461 days")
     assert rows("SELECT count(*) FROM vpubsub WHERE channel = 'observations'") == 2 * 1461

@@ -26,32 +26,20 @@ import yaml
 from conftest import OPEN, Server, sqlite_shell
 from every_page import PAGES
 
-from datasette_pubsub import (
-    api,
-    broadcast,
-    broadcast_file,
-    edge,
-    errors,
-    harmless,
-    hooks,
-    log,
-    messages,
-    models,
-    objects,
-    pages,
-    pages_broadcast,
-    pages_publish,
-    pages_subscriptions,
-    panel,
-    rules,
-    schema,
-    sql,
-    sse,
-    wire,
-)
-from datasette_pubsub.cli import pubsub
-from datasette_pubsub.config import PLUGIN, Settings, read_settings
+from datasette_pubsub import hooks
+from datasette_pubsub.access import rules
+from datasette_pubsub.broadcast import definition, harmless, tables
+from datasette_pubsub.cli.main import pubsub
+from datasette_pubsub.core import errors
+from datasette_pubsub.core import values as models
+from datasette_pubsub.core.settings import PLUGIN, Settings, read_settings
 from datasette_pubsub.gen import db_pb2
+from datasette_pubsub.http import api, edge, messages, sse
+from datasette_pubsub.pages import broadcast as pages_broadcast
+from datasette_pubsub.pages import panel, publish_form, subscriptions, viewer
+from datasette_pubsub.protocol import frames
+from datasette_pubsub.publish_batch import aggregate
+from datasette_pubsub.storage import log, objects, schema
 
 ROOT = Path(__file__).parent.parent
 DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -59,7 +47,7 @@ DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.m
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
 BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
 #: The modules that read requests.
-WEB = (api, edge, messages, panel, sse, pages, pages_publish, pages_subscriptions)
+WEB = (api, edge, messages, panel, sse, viewer, publish_form, subscriptions)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
@@ -176,7 +164,7 @@ def test_every_parameter_and_field_of_requests() -> None:
     documented = {row[0].strip("`") for part in DOCS["http"].split("\n## ") if "| parameter |" in part
                   for row in table(part, "parameter")}  # fmt: skip
     assert documented == parameters
-    body = asked_for(api, "data") | wire._ITEM_FIELDS | {"items"}
+    body = asked_for(api, "data") | frames._ITEM_FIELDS | {"items"}
     assert {"subscription", "message_id"} <= body
     posts = [part for part in DOCS["http"].split("\n## ") if part.startswith("`POST") and "| field |" in part]
     assert {row[0].strip("`") for part in posts for row in table(part, "field")} == body
@@ -185,7 +173,7 @@ def test_every_parameter_and_field_of_requests() -> None:
 def test_every_field_of_the_form_that_broadcasts() -> None:
     fields_of = section("http", "`GET /<database>/<table>/-/broadcast`")
     rows = table(fields_of, "form field")
-    names = asked_for(pages_broadcast, "form") | {f"when_{operation}" for operation in broadcast.OPERATIONS}
+    names = asked_for(pages_broadcast, "form") | {f"when_{operation}" for operation in definition.OPERATIONS}
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == names
 
 
@@ -194,7 +182,7 @@ def test_every_field_of_a_broadcast() -> None:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     schema.install(conn, Settings(max_payload_bytes=2000))
     conn.execute("CREATE TABLE totals (account TEXT PRIMARY KEY, amount INTEGER)")
-    broadcast_file.create(conn, "totals", broadcast.Broadcast("changes"))
+    tables.create(conn, "totals", definition.Broadcast("changes"))
     conn.execute("INSERT INTO totals VALUES ('eve', 1)")
     conn.execute("UPDATE totals SET amount = 2")
     conn.execute("DELETE FROM totals")
@@ -209,7 +197,7 @@ def test_every_field_of_a_broadcast() -> None:
 
 def test_every_field_of_answers() -> None:
     messages = [models.Message(1, "a", payload, "") for payload in ("x", b"x")]
-    names = {name for message in messages for name in wire.message_fields(message, 1)}
+    names = {name for message in messages for name in frames.message_fields(message, 1)}
     stream = section("http", "`GET /<database>/-/pubsub/-/stream`")
     assert {row[0].strip("`") for row in table(stream, "field")} == names
     for name in log.Channel("a", 1, 1, "").as_json():
@@ -220,7 +208,7 @@ def test_every_event() -> None:
     found = {}
     for kind in get_args(models.Event):
         for number in (1, models.AHEAD):
-            text = wire.SseEncoder().event(kind(*[number] * len(fields(kind)))).decode()
+            text = frames.SseEncoder().event(kind(*[number] * len(fields(kind)))).decode()
             name, data = re.fullmatch(r"(?:retry: \d+\n)?event: (\w+)\ndata: (.*)\n\n", text).groups()
             found[name] = found.get(name, set()) | set(re.findall(r'"(\w+)":', data))
     rows = table(section("http", "`GET /<database>/-/pubsub/-/stream`"), "event")
@@ -276,7 +264,7 @@ def test_every_table_column_trigger_and_function() -> None:
         for column in conn.execute(f"PRAGMA table_info({name})").fetchall():
             assert f"`{column[1]}`" in text, (name, column[1])
     conn.close()
-    functions = set(re.findall(r'create_(?:aggregate|function)\(\s*"(\w+)"', inspect.getsource(sql)))
+    functions = set(re.findall(r'create_(?:aggregate|function)\(\s*"(\w+)"', inspect.getsource(aggregate)))
     assert functions == {"publish_batch"}
     assert section("sql", "`publish_batch`")
 
@@ -337,9 +325,9 @@ def test_no_name_that_does_not_exist() -> None:
     known |= set().union(*(asked_for(module, holder) for module in WEB for holder in ("args", "data")))
     known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds", "lag_is_more"}
     known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])) | {"pubsub_messages"}
-    known |= set(re.findall(r"\w+", " ".join(sql for _, sql in objects.OBJECTS.values())))
+    known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
     # Connect's, and names of Datasette and SQLite.
-    known |= {"too_large", "per_row", *(f"when_{operation}" for operation in broadcast.OPERATIONS)}
+    known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
     known |= {"json_each", "sqlite_master", "cache_size_kb", *harmless.FUNCTIONS, *edge.LAST_EVENT_ID}
     for page, text in DOCS.items():

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from conftest import OPEN, Server, Sse
 
-from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import InvalidArgument
-from datasette_pubsub.models import Item, check_item, check_items
-from datasette_pubsub.wire import items_of_json
+from datasette_pubsub.core.errors import InvalidArgument
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.core.values import Item, check_item, check_items
+from datasette_pubsub.protocol.frames import items_of_json
 
 JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}

@@ -14,8 +14,8 @@ import pytest
 from conftest import DEADLINE, Server, Sse
 from test_node_clients import prepared
 
-from datasette_pubsub.models import Bye, Changed, Gap, Heartbeat, Message, Ready, Revoked, Superseded
-from datasette_pubsub.wire import RETRY_AFTER_BYE_MS, RETRY_MS, SseEncoder
+from datasette_pubsub.core.values import Bye, Changed, Gap, Heartbeat, Message, Ready, Revoked, Superseded
+from datasette_pubsub.protocol.frames import RETRY_AFTER_BYE_MS, RETRY_MS, SseEncoder
 
 #: The parameters by which a reader may say what it has.
 NAMES = ["last_event_id", "lastEventId", "lastEventID", "Last-Event-ID"]
@@ -93,7 +93,7 @@ def test_unknown_parameters(serve: Callable[..., Server]) -> None:
 def test_every_parameter_is_documented() -> None:
     from conftest import Path
 
-    from datasette_pubsub.sse import PARAMETERS
+    from datasette_pubsub.http.sse import PARAMETERS
 
     text = (Path(__file__).parent.parent / "docs" / "http.md").read_text()
     section = text.partition("## `GET /<database>/-/pubsub/-/stream`")[2].partition("\n## ")[0]

@@ -20,8 +20,8 @@ import itsdangerous
 import pytest
 from conftest import DEADLINE, Server, Sse, sqlite_shell, wait_for
 
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 #: ada sees and publishes everything, bob only what is under open/, eve and visitors see open/ and publish nothing.
 CONFIG: dict[str, Any] = {

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from conftest import DEADLINE, OPEN, Server, Sse, sqlite_shell, wait_for
 
-from datasette_pubsub.config import ConfigError, read_settings
-from datasette_pubsub.store import explain
+from datasette_pubsub.broker.database import explain
+from datasette_pubsub.core.settings import ConfigError, read_settings
 
 LIMITS = {
     **OPEN,

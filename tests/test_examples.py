@@ -18,8 +18,8 @@ from types import ModuleType
 
 from conftest import Server, sqlite_shell
 
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from conftest import DEADLINE, Server, Sse, sqlite_shell, wait_for
 
-from datasette_pubsub import log
-from datasette_pubsub.config import Settings
-from datasette_pubsub.schema import install
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import log
+from datasette_pubsub.storage.schema import install
 
 
 def with_options(**options: Any) -> dict[str, Any]:

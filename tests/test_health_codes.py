@@ -14,13 +14,13 @@ import pytest
 from conftest import Server, sqlite_shell
 
 import datasette_pubsub
-from datasette_pubsub import codes, log
-from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import Unavailable
-from datasette_pubsub.reader import Reader
-from datasette_pubsub.schema import install
-from datasette_pubsub.selector import Selector
-from datasette_pubsub.store import explain
+from datasette_pubsub.broker.database import explain
+from datasette_pubsub.core.errors import Unavailable
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import log, sqlite_codes
+from datasette_pubsub.storage.reader import Reader
+from datasette_pubsub.storage.schema import install
 
 PACKAGE = Path(datasette_pubsub.__file__).parent
 
@@ -148,21 +148,21 @@ def test_a_text_that_is_not_utf8_is_read_and_an_error_of_sqlite_is_raised(tmp_pa
         conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('vpubsub', 9)")
         with pytest.raises(sqlite3.OperationalError) as caught:
             reader.page(conn, 0, 1000)
-        assert codes.primary(caught.value) == sqlite3.SQLITE_ERROR
+        assert sqlite_codes.primary(caught.value) == sqlite3.SQLITE_ERROR
 
 
 def test_a_full_disk_is_no_fault_of_the_sql(tmp_path: Path) -> None:
     """Errors of the file are not told as errors in what the caller sent."""
-    assert codes.is_of_the_file(failing(sqlite3.SQLITE_FULL))
-    assert codes.is_of_the_file(failing(sqlite3.SQLITE_IOERR_READ))
-    assert not codes.is_of_the_file(failing(sqlite3.SQLITE_ERROR, "database is locked"))
-    assert not codes.is_of_the_file(failing(sqlite3.SQLITE_INTERRUPT))
+    assert sqlite_codes.is_of_the_file(failing(sqlite3.SQLITE_FULL))
+    assert sqlite_codes.is_of_the_file(failing(sqlite3.SQLITE_IOERR_READ))
+    assert not sqlite_codes.is_of_the_file(failing(sqlite3.SQLITE_ERROR, "database is locked"))
+    assert not sqlite_codes.is_of_the_file(failing(sqlite3.SQLITE_INTERRUPT))
     assert isinstance(explain(failing(sqlite3.SQLITE_FULL), "data"), Unavailable)
 
 
 def test_no_text_of_an_error_is_compared() -> None:
     """`"locked" in str(error)` and its like decide nothing in the package."""
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         handlers = {h.name for h in ast.walk(tree) if isinstance(h, ast.ExceptHandler) and h.name}
         for node in ast.walk(tree):

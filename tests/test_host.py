@@ -19,9 +19,9 @@ from datasette.permissions import PermissionSQL
 from datasette.plugins import pm
 from datasette.resources import TableResource
 
-from datasette_pubsub import permissions
-from datasette_pubsub.objects import LOG
-from datasette_pubsub.rules import PUBLISH, VIEW, ChannelResource
+from datasette_pubsub.access import permissions
+from datasette_pubsub.access.rules import PUBLISH, VIEW, ChannelResource
+from datasette_pubsub.storage.objects import LOG
 
 ROOT = Path(__file__).parent.parent
 
@@ -210,7 +210,7 @@ def test_importing_datasette_loads_the_hooks_and_nothing_else() -> None:
     ours = {name for name in found if name.startswith("datasette_pubsub")}
     assert ours == {
         "datasette_pubsub",
-        *(f"datasette_pubsub.{name}" for name in ("cli_group", "endless", "hooks", "later")),
+        *(f"datasette_pubsub.{name}" for name in ("asgi", "asgi.deferred", "cli", "cli.group", "hooks", "lazy")),
     }
     assert not [name for name in HEAVY if name in found]
 

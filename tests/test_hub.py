@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasette_pubsub.hub import SERVED_AT_ONCE, Hub
-from datasette_pubsub.models import Bye, Event, Message, Page, Superseded
-from datasette_pubsub.selector import Selector
-from datasette_pubsub.sending import Outlet
-from datasette_pubsub.stream import Stream
+from datasette_pubsub.asgi.frame_sender import Outlet
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.values import Bye, Event, Message, Page, Superseded
+from datasette_pubsub.live.hub import SERVED_AT_ONCE, Hub
+from datasette_pubsub.live.subscriber import Stream
 
 
 class Numbers:

@@ -19,9 +19,10 @@ import pytest
 import sqlite_utils
 from conftest import Server, Sse, sqlite_shell, wait_for
 
-from datasette_pubsub import broadcast_file, log, schema, subscriptions
-from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import SchemaConflict
+from datasette_pubsub.broadcast import tables
+from datasette_pubsub.core.errors import SchemaConflict
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import log, schema, subscriptions
 
 VERSION_1 = (Path(__file__).parent / "version_1.sql").read_text()
 
@@ -148,12 +149,12 @@ def test_all_is_kept_and_what_users_made_works_on(conn: sqlite3.Connection) -> N
 
 
 def test_broadcasts_are_made_again_as_this_version_makes_them(conn: sqlite3.Connection) -> None:
-    schema.install(conn, Settings(), migrated=broadcast_file.renew)
+    schema.install(conn, Settings(), migrated=tables.renew)
     for table in ("items", "people", "stock", "notes", "tags"):
-        found = broadcast_file.find(conn, table)
+        found = tables.find(conn, table)
         assert found is not None
         assert found.problems == ()
-    assert broadcast_file.lost(conn) == {}
+    assert tables.lost(conn) == {}
     conn.execute("INSERT INTO items (name, price) VALUES ('tea', 2.5)")
     conn.execute("INSERT INTO people (email, status) VALUES ('a@b.c', 'new')")
     conn.execute("UPDATE people SET status = 'banned'")

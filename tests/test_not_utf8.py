@@ -15,11 +15,11 @@ import httpx
 import pytest
 from conftest import Server, Sse, wait_for
 
-from datasette_pubsub import activity, log, retention, schema, search
-from datasette_pubsub.catchup import CatchUp
-from datasette_pubsub.config import Settings
-from datasette_pubsub.names import shown
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import activity, log, retention, schema, search
+from datasette_pubsub.storage.catchup import CatchUp
+from datasette_pubsub.storage.names import shown
 
 #: Every byte that begins or goes on a character, where it cannot stand: words in Latin-1.
 BROKEN = [b"k" + bytes([byte]) + b"se" for byte in range(0x80, 0x100)]

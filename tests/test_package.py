@@ -34,6 +34,8 @@ def test_the_archives_hold_what_the_plugin_serves(dist: Path) -> None:
     names = set(wheel.namelist())
     assert served() <= names
     assert {"datasette_pubsub/gen/db_pb2.py", "datasette_pubsub/py.typed"} <= names
+    package = ROOT / "datasette_pubsub"
+    assert {f"datasette_pubsub/{path.relative_to(package)}" for path in package.rglob("*.py")} <= names
     assert any(name.endswith("seattle-weather.csv") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "static/", "templates/"))]
@@ -93,7 +95,9 @@ def test_dependencies_have_bounds() -> None:
     assert project["entry-points"]["datasette"] == {"pubsub": "datasette_pubsub"}
 
 
-@pytest.mark.parametrize("first", ["datasette.app", "datasette_pubsub", "datasette_pubsub.config", "datasette.plugins"])
+@pytest.mark.parametrize(
+    "first", ["datasette.app", "datasette_pubsub", "datasette_pubsub.core.settings", "datasette.plugins"]
+)
 def test_whatever_is_imported_first(first: str) -> None:
     script = (
         f"import {first}, datasette_pubsub\nfrom datasette.app import Datasette\nfrom datasette.plugins import pm\n"

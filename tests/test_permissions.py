@@ -13,8 +13,8 @@ import itsdangerous
 import pytest
 from conftest import Server, Sse, sqlite_shell
 
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 RULES = '''
 from datasette import hookimpl

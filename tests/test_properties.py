@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from world import DEADLINE, Reader, Truth, World, check, make_file
 
-from datasette_pubsub import batcher, broker, stream
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.broker import batcher, broker
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.live import subscriber
 
 TRIMMER = Path(__file__).parent / "trimmer.py"
 
@@ -124,7 +125,7 @@ async def run(steps: list[Any], path: Path, **options: Any) -> None:
 def run_in_file(steps: list[Any], fill_ids: int, options: dict[str, int]) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         # The rest after a first message is for readers that leave after it; here it would only take time.
-        patch.setattr(stream, "FIRST_MESSAGE_SECONDS", 0.0)
+        patch.setattr(subscriber, "FIRST_MESSAGE_SECONDS", 0.0)
         patch.setattr(broker, "FILL_IDS", fill_ids)
         asyncio.run(run(steps, Path(folder) / "data.db", **options))
 
@@ -291,7 +292,7 @@ def test_any_long_interleaving_in_processes(serve: Callable[..., Server], tmp_pa
 
 
 def in_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> World:
-    monkeypatch.setattr(stream, "FIRST_MESSAGE_SECONDS", 0.0)
+    monkeypatch.setattr(subscriber, "FIRST_MESSAGE_SECONDS", 0.0)
     return World(tmp_path / "data.db", readers(), **options)
 
 

@@ -13,8 +13,9 @@ import pytest
 from conftest import Server, Sse, sqlite_shell, wait_for
 from datasette.app import Datasette
 
-from datasette_pubsub import log, schema, sql
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.publish_batch import aggregate
+from datasette_pubsub.storage import log, schema
 
 ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)"
 PUBLISH = f"{ROWS} SELECT publish_batch('feed', 'message ' || i) AS published FROM n"
@@ -147,7 +148,7 @@ def writing(tmp_path: Path) -> sqlite3.Connection:
     conn = sqlite3.connect(tmp_path / "w.db", isolation_level="IMMEDIATE")
     schema.set_durability(conn, Settings())
     schema.install(conn, Settings())
-    sql.register(conn, Settings(), lambda chunk, blocks: None, writes=True, permit=lambda chunk: None)
+    aggregate.register(conn, Settings(), lambda chunk, blocks: None, writes=True, permit=lambda chunk: None)
     return conn
 
 
@@ -186,8 +187,8 @@ def test_inside_another_statement(writing: sqlite3.Connection) -> None:
 def test_a_bad_row_undoes_the_whole_call(writing: sqlite3.Connection) -> None:
     with pytest.raises(sqlite3.OperationalError):
         writing.execute(f"{ROWS} SELECT publish_batch('a', CASE WHEN i = 5000 THEN NULL ELSE i END) FROM n")
-    assert "payload is NULL" in str(sql.failure.get())
-    sql.failure.set(None)
+    assert "payload is NULL" in str(aggregate.failure.get())
+    aggregate.failure.set(None)
     assert count(writing) == 0
     assert not writing.in_transaction
 

@@ -14,8 +14,8 @@ import pytest
 from conftest import OPEN, Server
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 pytestmark = chromium.NEEDED
 

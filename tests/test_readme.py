@@ -18,7 +18,7 @@ from browser import running
 from conftest import Server, sqlite_shell
 from test_node_clients import prepared
 
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

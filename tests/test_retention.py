@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasette_pubsub import log, retention, schema
-from datasette_pubsub.config import Rule, Settings
-from datasette_pubsub.models import Item, utc_text
-from datasette_pubsub.reader import Reader
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Rule, Settings
+from datasette_pubsub.core.values import Item, utc_text
+from datasette_pubsub.storage import log, retention, schema
+from datasette_pubsub.storage.reader import Reader
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 

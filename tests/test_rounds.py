@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from datasette_pubsub import recent
-from datasette_pubsub.rounds import Rounds
+from datasette_pubsub.live import recent
+from datasette_pubsub.live.rounds import Rounds
 
 
 class Question:

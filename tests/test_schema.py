@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import sqlite_shell
 
-from datasette_pubsub import log, schema, subscriptions
-from datasette_pubsub.config import Settings
-from datasette_pubsub.models import Item
-from datasette_pubsub.reader import Reader
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.core.values import Item
+from datasette_pubsub.storage import log, schema, subscriptions
+from datasette_pubsub.storage.reader import Reader
 
 INSERT = "INSERT INTO vpubsub (channel, payload) VALUES (?, ?)"
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from datasette_pubsub.errors import InvalidArgument
-from datasette_pubsub.selector import Selector, glob_regex
+from datasette_pubsub.core.errors import InvalidArgument
+from datasette_pubsub.core.selector import Selector, glob_regex
 
 letters = st.text(alphabet="ab*?[]^-!\n.ä", max_size=8)
 conn = sqlite3.connect(":memory:")

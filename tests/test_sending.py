@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datasette_pubsub.sending import Outlet, ReaderStuck
+from datasette_pubsub.asgi.frame_sender import Outlet, ReaderStuck
 
 place: ContextVar[str] = ContextVar("place")
 

@@ -17,8 +17,8 @@ from conftest import Server, sqlite_shell
 from datasette.utils import tilde_encode
 from test_entrances import CONFIG, headers
 
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 #: All that Datasette can be allowed to do to tables, for everybody who is logged in.
 GENEROUS = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import apsw
 import pytest
 
-from datasette_pubsub.utf8_sql import CHARACTERS, invalid_utf8
+from datasette_pubsub.storage.utf8_sql import CHARACTERS, invalid_utf8
 
 #: Lead and continuation bytes at the edges of what UTF-8 allows (RFC 3629), ASCII and a control character.
 EDGES = bytes.fromhex("01 41 7f 80 8f 90 9f a0 bf c0 c1 c2 df e0 e1 ec ed ee ef f0 f1 f3 f4 f5 f7 f8 fb fc fd fe ff")

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect
 from world import make_file
 
-from datasette_pubsub import activity, log, search
-from datasette_pubsub.models import Item
-from datasette_pubsub.selector import Selector
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.values import Item
+from datasette_pubsub.storage import activity, log, search
 
 MATERIAL = [
     {"channel": "orders/1", "payload": "Ärger mit ÄPFELN"},

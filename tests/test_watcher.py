@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from datasette.app import Datasette
 
-from datasette_pubsub import log
-from datasette_pubsub.brokers import brokers
-from datasette_pubsub.models import Item
-from datasette_pubsub.selector import Selector
-from datasette_pubsub.watcher import Watcher
+from datasette_pubsub.broker.registry import brokers
+from datasette_pubsub.broker.watcher import Watcher
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.values import Item
+from datasette_pubsub.storage import log
 
 POLL_SECONDS = 0.001
 

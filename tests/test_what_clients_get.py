@@ -23,8 +23,8 @@ from click.testing import CliRunner
 from conftest import OPEN, Server, sqlite_shell
 from sqlite_utils.cli import cli
 
-from datasette_pubsub import schema
-from datasette_pubsub.config import Settings
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 GIVEN = "2026-01-31T12:00:00.000Z"

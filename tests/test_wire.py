@@ -8,10 +8,10 @@ import struct
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from datasette_pubsub.core.values import Message
 from datasette_pubsub.gen.db_pb2 import SubscribeResponse
-from datasette_pubsub.models import Message
-from datasette_pubsub.wire import SseEncoder, message_fields
-from datasette_pubsub.wire_connect import ConnectEncoder
+from datasette_pubsub.protocol.connect_frames import ConnectEncoder
+from datasette_pubsub.protocol.frames import SseEncoder, message_fields
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 payloads = st.one_of(texts, st.binary(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 
-from datasette_pubsub import retention
+from datasette_pubsub.storage import retention
 
 
 def main(path: str, up_to: int, channels: list[str]) -> None:

@@ -19,14 +19,14 @@ from typing import Any
 
 from datasette.app import Datasette
 
-from datasette_pubsub import retention, schema
-from datasette_pubsub.broker import Broker
-from datasette_pubsub.brokers import brokers
-from datasette_pubsub.config import Settings
-from datasette_pubsub.errors import Unavailable
-from datasette_pubsub.models import AckMode, Event, Gap, Item, Message, Superseded
-from datasette_pubsub.selector import Selector
-from datasette_pubsub.stream import Stream
+from datasette_pubsub.broker.broker import Broker
+from datasette_pubsub.broker.registry import brokers
+from datasette_pubsub.core.errors import Unavailable
+from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.core.values import AckMode, Event, Gap, Item, Message, Superseded
+from datasette_pubsub.live.subscriber import Stream
+from datasette_pubsub.storage import retention, schema
 
 #: How long anything that must happen may take, in seconds.
 DEADLINE = 10.0

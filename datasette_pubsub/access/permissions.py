@@ -1,0 +1,269 @@
+"""Who may do what, as the entrances ask it.
+
+The law of this module: Datasette decides. Every entrance asks here, and here
+Datasette's permission system is asked; no rule is kept beside it. What it is
+told of channels stands in :mod:`.access.rules`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from datasette.permissions import _skip_permission_checks
+from datasette.resources import TableResource
+from datasette.utils.asgi import Request
+
+from ..broker.broker import Broker
+from ..broker.registry import brokers
+from ..core.errors import InvalidArgument, PermissionDenied
+from ..core.selector import ALL, Selector, Verdicts
+from ..core.settings import Settings
+from ..core.values import Item
+from ..storage import log
+from ..storage.objects import SUBSCRIPTIONS
+from .rules import PUBLISH, VIEW, Actor, ChannelResource, about, patterns_for
+from .rulings import identity, kept, others, rulings
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+
+async def _may(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> bool:
+    with about(channel):
+        resource = ChannelResource(database, channel)
+        return bool(await datasette.allowed(action=action, resource=resource, actor=actor))
+
+
+async def publishes(datasette: Datasette, actor: Actor, database: str) -> bool:
+    """Whether the actor may publish to any channel."""
+    if _skip_permission_checks.get():
+        return True
+    found = await recent_rights(datasette, actor, PUBLISH, database, None, lambda verdicts: not verdicts.nothing)
+    return not found.nothing
+
+
+async def may_view(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
+    """Whether the actor may receive this channel; without one, the database as a whole."""
+    return await _may(datasette, actor, VIEW, database, channel)
+
+
+async def rights(datasette: Datasette, actor: Actor, action: str, database: str) -> Verdicts:
+    """What Datasette's rules say of the channels of a database, however many there are.
+
+    Only channels that a rule names can differ from the database as a whole, so
+    only they are decided one by one. The rules are read once per request, for all databases.
+    """
+    if _skip_permission_checks.get():
+        return ALL
+    broker = brokers(datasette).find(database)
+    patterns = () if broker is None else patterns_for(broker.settings, actor, action)
+    if action == PUBLISH and await _nobody_may(datasette, actor):
+        return Verdicts(False, frozenset(), patterns)
+    found = await rulings(datasette, actor)
+    if found is None:
+        return ALL
+    ruling = found.channels[action]
+    by_default = True if action == VIEW and found.sees_log(database) else None
+    by_pattern = Verdicts(patterns=patterns)
+    matches = Selector(patterns=tuple(pattern for pattern, _ in patterns)).matches
+
+    def allows(channel: str) -> bool:
+        told = by_pattern.allows(channel) if matches(channel) else None
+        return ruling.allows(database, channel, at_parent=by_default, at_child=told)
+
+    named = frozenset((channel, allows(channel)) for channel in ruling.children(database))
+    if not ruling.leaves_in(database, None):
+        # Rules by pattern count only where the actor's token is for the whole database.
+        return Verdicts(False, named)
+    return Verdicts(ruling.allows(database, None, at_parent=by_default), named, patterns)
+
+
+async def _nobody_may(datasette: Datasette, actor: Actor) -> bool:
+    """Whether no rule but our own speaks of publishing: it has no default, so that nothing need be read to deny it."""
+    rules = await others(datasette, actor, PUBLISH)
+    return rules is not None and not any(rule.sql or rule.restriction_sql for rule in rules)
+
+
+async def require_publish(datasette: Datasette, actor: Actor, database: str, channels: Iterable[str]) -> None:
+    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may publish to all of them."""
+    await _require(datasette, actor, PUBLISH, database, set(channels))
+
+
+async def require_items(datasette: Datasette, actor: Actor, database: str, items: Iterable[Item]) -> None:
+    """As :func:`require_publish`, for messages; the condition of one tells of its channel, so that must be visible."""
+    items = list(items)
+    await _require(datasette, actor, PUBLISH, database, {item.channel for item in items})
+    told = {item.channel for item in items if item.expected_last_id is not None}
+    if told:
+        await _require(datasette, actor, VIEW, database, told)
+
+
+async def _require(datasette: Datasette, actor: Actor, action: str, database: str, wanted: set[str]) -> None:
+    """Raise :class:`PermissionDenied`, naming the channel, unless the actor may do this to all of them."""
+    if _skip_permission_checks.get():
+        return
+    # About one channel, which is answered sooner, or about the database as a whole.
+    channel = next(iter(wanted)) if len(wanted) == 1 else None
+    verdicts = await recent_rights(
+        datasette, actor, action, database, channel, lambda verdicts: all(map(verdicts.allows, wanted))
+    )
+    refused = sorted(name for name in wanted if not verdicts.allows(name))
+    if refused:
+        raise PermissionDenied(f"permission denied: {action} on channel {refused[0]!r} of database {database}")
+
+
+async def recent_rights(
+    datasette: Datasette,
+    actor: Actor,
+    action: str,
+    database: str,
+    channel: str | None,
+    suffices: Callable[[Verdicts], bool],
+) -> Verdicts:
+    """What the actor may do to a channel, or to all of the database: a moment ago, if that suffices, else now.
+
+    One question to Datasette costs more than all the rest of a small publish.
+    So the answer is kept for a moment (:mod:`.live.recent`). Not for callers for whom nothing is checked.
+    """
+    known = brokers(datasette)
+    key = _key(actor, action, database, channel)
+    found: Verdicts | None = known.recent.get(key, known.moment(database))
+    if found is None or not suffices(found):
+        asked = time.monotonic()
+        found = await _together(datasette, actor, action, database, channel)
+        # A refusal is kept for the request alone: many of them would push out what is allowed.
+        if suffices(found):
+            known.recent.put(key, asked, found)
+    return found
+
+
+async def _together(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> Verdicts:
+    """What the actor may do now to a channel, or to all of the database; those who ask the same are told together.
+
+    It is asked once per request. Not for callers for whom nothing is checked.
+    """
+    key = _key(actor, action, database, channel)
+    answers = kept()
+    if answers is not None and key in answers:
+        known: Verdicts = answers[key]
+        return known
+
+    async def answer() -> Verdicts:
+        if channel is None:
+            return await rights(datasette, actor, action, database)
+        return Verdicts(await _may(datasette, actor, action, database, channel))
+
+    found: Verdicts
+    if answers is not None and (
+        channel is None
+        or ("rulings", identity(actor)) in answers
+        or (action == PUBLISH and await _nobody_may(datasette, actor))
+    ):
+        # What the request has read, or will read, of the rules answers all its questions.
+        found = await rights(datasette, actor, action, database)
+    else:
+        found = await brokers(datasette).rounds.ask(key, answer)
+    if answers is not None:
+        answers[key] = found
+    return found
+
+
+def _key(actor: Actor, action: str, database: str, channel: str | None) -> Hashable:
+    """What the answer depends on. Two actors are the same when all that they are is the same."""
+    return (action, identity(actor), database, channel)
+
+
+async def visible(
+    datasette: Datasette, actor: Actor, database: str, selector: Selector, known: Verdicts | None = None
+) -> Selector:
+    """What the actor receives of what it asked for; nobody is asked where its rights are ``known``.
+
+    A channel that is named must be allowed; a pattern matches what is allowed,
+    now and later. Raises :class:`PermissionDenied`.
+    """
+    if _skip_permission_checks.get():
+        known = ALL
+    for channel in selector.channels:
+        found = await _together(datasette, actor, VIEW, database, channel) if known is None else known
+        if not found.allows(channel):
+            raise PermissionDenied(f"permission denied: {VIEW} on channel {channel!r} of database {database}")
+    if not selector.patterns:
+        return selector
+    found = await _together(datasette, actor, VIEW, database, None) if known is None else known
+    if found.nothing and not selector.channels:
+        raise PermissionDenied(f"permission denied: {VIEW} on the channels of database {database}")
+    return Selector(selector.channels, selector.patterns, ALL if found.everything else found)
+
+
+async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -> list[log.Channel]:
+    """The channels of a database that the actor may see."""
+    found = await rights(datasette, actor, VIEW, broker.name)
+    if found.nothing:
+        return []
+    return [channel for channel in await broker.channels() if found.allows(channel.name)]
+
+
+async def may_manage(datasette: Datasette, actor: Actor, database: str) -> bool:
+    """Whether the actor sees and deletes the subscriptions of all: as the rows that they are, in their table."""
+    table = TableResource(database, SUBSCRIPTIONS)
+    return bool(
+        await datasette.allowed(action="view-table", resource=table, actor=actor)
+        and await datasette.allowed(action="delete-row", resource=table, actor=actor)
+    )
+
+
+async def owner_to_manage(datasette: Datasette, actor: Actor, database: str, owner: object) -> str:
+    """Whose subscription is meant: the actor's own, if no ``owner`` is named. Raises :class:`PermissionDenied`."""
+    own = owner_of(actor)
+    if owner is None or owner == own:
+        return own
+    if not isinstance(owner, str):
+        raise InvalidArgument("owner must be text")
+    if not await may_manage(datasette, actor, database):
+        raise PermissionDenied(f"permission denied: delete-row on table {SUBSCRIPTIONS} of database {database}")
+    return owner
+
+
+async def visible_subscriptions(
+    datasette: Datasette, actor: Actor, broker: Broker, everyones: bool
+) -> list[dict[str, Any]]:
+    """The actor's own subscriptions, or everyone's. Raises :class:`PermissionDenied` for who sees no channel."""
+    verdicts = await rights(datasette, actor, VIEW, broker.name)
+    if verdicts.nothing:
+        raise PermissionDenied(f"permission denied: {VIEW} on database {broker.name}")
+    if everyones and not await may_manage(datasette, actor, broker.name):
+        raise PermissionDenied(f"permission denied: delete-row on table {SUBSCRIPTIONS} of database {broker.name}")
+    return await broker.subscriptions(None if everyones else owner_of(actor), verdicts)
+
+
+def warnings(datasette: Datasette) -> list[str]:
+    """What an operator who restricts channels should know, at start."""
+    return [
+        f"database {name}: channel_rules restrict channels, but whoever has execute-sql on it can read the log "
+        "with SQL; deny execute-sql to those who may not see every channel"
+        for name in list(datasette.databases)
+        if (broker := brokers(datasette).find(name)) is not None
+        and any(view is not None for _, view, _ in broker.settings.channel_rules)
+    ]
+
+
+def check_named(settings: Settings, actor: Actor, name: str | None) -> None:
+    """Raise :class:`PermissionDenied` for a named subscription of a visitor, where those are turned off."""
+    if name and not owner_of(actor) and not settings.anonymous_subscriptions:
+        raise PermissionDenied("named subscriptions are for those who are logged in (anonymous_subscriptions)")
+
+
+def owner_of(actor: Actor) -> str:
+    """Whose subscriptions an actor has: its id, empty for anonymous visitors."""
+    if not actor:
+        return ""
+    return str(actor["id"]) if actor.get("id") is not None else ""
+
+
+def party_of(request: Request) -> str:
+    """Whom a stream counts for: the actor, or the address of a visitor."""
+    owner = owner_of(request.actor)
+    client = request.scope.get("client")
+    return f"actor {owner}" if owner else f"address {client[0] if client else ''}"

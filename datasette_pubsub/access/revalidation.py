@@ -1,0 +1,85 @@
+"""Whether those who were let in still have their rights: what is asked while a request is being answered.
+
+The law of this module: it asks :mod:`.access.permissions` again, and Datasette who the
+actor is now; it decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from datasette.permissions import _permission_check_cache, _skip_permission_checks
+from datasette.plugins import pm
+from datasette.tokens import TokenInvalid
+from datasette.utils import await_me_maybe
+from datasette.utils.asgi import Request
+
+from ..core.errors import PermissionDenied
+from ..core.selector import Rights, Selector
+from .permissions import owner_of, recent_rights, rights, visible
+from .rules import PUBLISH, VIEW, Actor
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+#: How long after the end of a token it is asked about, in seconds: its end is told in whole seconds.
+EXPIRY_SLACK_SECONDS = 0.1
+
+
+def expires_in(actor: Actor) -> float | None:
+    """Seconds until the actor's token has expired, ``None`` where nothing is known of that."""
+    expires = (actor or {}).get("token_expires")
+    if not isinstance(expires, (int, float)):
+        return None
+    return max(0.0, expires - time.time()) + EXPIRY_SLACK_SECONDS
+
+
+async def still_visible(
+    datasette: Datasette, request: Request, database: str, wanted: Selector, before: Selector
+) -> bool:
+    """Whether a request that is being answered still has its actor, and the actor still sees the same."""
+    found, actor = await _actor_now(datasette, request)
+    if not found:
+        return False
+    token = _permission_check_cache.set({})
+    try:
+        shared = actor is None and not _skip_permission_checks.get()
+        # Ten thousand anonymous readers would all ask the same.
+        known = await recent_rights(datasette, None, VIEW, database, None, lambda _: True) if shared else None
+        return await visible(datasette, actor, database, wanted, known) == before
+    except PermissionDenied:
+        return False
+    finally:
+        _permission_check_cache.reset(token)
+
+
+async def publish_rights(datasette: Datasette, request: Request, database: str) -> Rights | None:
+    """What a request that is being answered may publish now; ``None`` if it has not its actor any more."""
+    found, actor = await _actor_now(datasette, request)
+    if not found:
+        return None
+    token = _permission_check_cache.set({})
+    try:
+        may_publish_to = await rights(datasette, actor, PUBLISH, database)
+        return Rights(may_publish_to, await rights(datasette, actor, VIEW, database))
+    finally:
+        _permission_check_cache.reset(token)
+
+
+async def _actor_now(datasette: Datasette, request: Request) -> tuple[bool, Actor]:
+    """Whether the request's cookie or token is still taken for the same actor, and what is known of it now.
+
+    It may have expired, and a plugin may give the actor other properties than before.
+    """
+    before = request.actor
+    if not ("cookie" in request.headers or "authorization" in request.headers):
+        return True, before
+    found: Actor = None
+    for result in pm.hook.actor_from_request(datasette=datasette, request=request):
+        try:
+            found = found or await await_me_maybe(result)
+        except TokenInvalid:
+            return False, None
+    same = owner_of(found) == owner_of(before) and (found or {}).get("_r") == (before or {}).get("_r")
+    return same, found

@@ -1,0 +1,284 @@
+"""What the rules of Datasette and of other plugins say of channels, for all databases together, once per request.
+
+Rules are SQL that only the internal database can answer. Whoever needs an answer
+for each database asks it here: the rules of an actor for an action are collected
+once per request, and one query reads those of all actions that this plugin decides by.
+Answers live as long as Datasette's own cache of permission checks, which ends with
+the request; outside a request nothing is kept. This module adds no rule of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from datasette.permissions import PermissionSQL, _permission_check_cache
+from datasette.utils.permissions import SKIP_PERMISSION_CHECKS, gather_permission_sql_from_hooks
+
+from ..storage.objects import LOG
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+VIEW = "view-channel"
+PUBLISH = "publish-message"
+
+Actor = dict[str, Any] | None
+
+T = TypeVar("T")
+
+#: The restriction that Datasette makes of a token that does not name an action: nothing is left.
+_NOTHING = "SELECT NULL AS parent, NULL AS child WHERE 0"
+
+#: Set while the rules of others are collected: then this plugin adds none.
+_plainly: ContextVar[bool] = ContextVar("datasette_pubsub_plainly", default=False)
+
+
+def in_plain() -> bool:
+    """Whether this plugin adds nothing to Datasette's rules now."""
+    return _plainly.get()
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Within it, the answers of Datasette leave out what this plugin adds; they are not kept for the request."""
+    tokens = _plainly.set(True), _permission_check_cache.set({})
+    try:
+        yield
+    finally:
+        _plainly.reset(tokens[0])
+        _permission_check_cache.reset(tokens[1])
+
+
+# -- once per request ----------------------------------------------------------
+
+
+class Kept:
+    """The answers of one request. They hold as long as Datasette's own cache of permission checks is the same."""
+
+    def __init__(self) -> None:
+        self.cache: dict[Any, Any] | None = None
+        self.answers: dict[Hashable, Any] = {}
+
+
+#: Set around a request by the plugin's outermost wrapper.
+request_answers: ContextVar[Kept | None] = ContextVar("datasette_pubsub_request_answers", default=None)
+
+
+def kept() -> dict[Hashable, Any] | None:
+    """What was answered in this request; ``None`` where no request is being served, or its answers must not be kept."""
+    cache, found = _permission_check_cache.get(), request_answers.get()
+    if cache is None or found is None:
+        return None
+    if found.cache is not cache:
+        found.cache, found.answers = cache, {}
+    return found.answers
+
+
+async def once(key: Hashable, answer: Callable[[], Awaitable[T]]) -> T:
+    """The answer, asked for once per request; who asks while it is being found waits for it."""
+    answers = kept()
+    if answers is None:
+        return await answer()
+    if key not in answers:
+        lock: asyncio.Lock = answers.setdefault(("lock", key), asyncio.Lock())
+        async with lock:
+            if key not in answers:
+                answers[key] = await answer()
+    found: T = answers[key]
+    return found
+
+
+def identity(actor: Actor) -> str | None:
+    """All that an actor is. Two actors are the same when this is the same."""
+    return None if actor is None else json.dumps(actor, sort_keys=True, default=repr)
+
+
+# -- rules of others -----------------------------------------------------------
+
+
+async def others(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL] | None:
+    """The rules of Datasette and of other plugins for an action; ``None`` where nothing is checked."""
+
+    async def collect() -> list[PermissionSQL] | None:
+        with _plain():
+            found = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
+        return None if found is SKIP_PERMISSION_CHECKS else found
+
+    return await once(("others", identity(actor), action), collect)
+
+
+def grants(rules: Sequence[PermissionSQL]) -> bool:
+    """Whether any of these can allow anything: Datasette denies what no rule speaks of."""
+    return any(rule.sql for rule in rules)
+
+
+def leave_nothing(rules: Sequence[PermissionSQL]) -> bool:
+    """Whether the actor's token is for other actions, so that nothing need be read to deny this one."""
+    return any(rule.restriction_sql == _NOTHING for rule in rules)
+
+
+def _renamed(sql: str, params: dict[str, Any] | None, prefix: str, into: dict[str, Any]) -> str:
+    """The SQL of a rule with parameters of its own, so that rules of several actions fit into one statement.
+
+    As Datasette does it where it asks about several actions at once.
+    """
+    for name, value in (params or {}).items():
+        renamed = re.sub(f":{re.escape(name)}(?![A-Za-z0-9_])", f":{prefix}{name}", sql)
+        if renamed != sql:
+            sql = renamed
+            into[f"{prefix}{name}"] = value
+    return sql
+
+
+def rows_rule(resources: Sequence[tuple[str, str | None]], allow: int, reason: str) -> PermissionSQL:
+    """Rules for resources (parent, child), as the SQL that Datasette wants."""
+    data = json.dumps(resources)
+    key = f"pubsub_{sha256(f'{data}{allow}{reason}'.encode()).hexdigest()[:16]}"
+    return PermissionSQL(
+        sql=f"SELECT json_extract(value, '$[0]') AS parent, json_extract(value, '$[1]') AS child, "
+        f"{allow} AS allow, '{reason}' AS reason FROM json_each(:{key})",
+        params={key: data},
+    )
+
+
+def deny_unless_named(
+    resources: Sequence[tuple[str, str]], rules: Sequence[PermissionSQL], reason: str
+) -> PermissionSQL:
+    """A rule that denies those of these tables that none of the ``rules`` opens by the table's own name."""
+    data = json.dumps(resources)
+    key = f"pubsub_{sha256(f'{data}{reason}'.encode()).hexdigest()[:16]}"
+    params: dict[str, Any] = {key: data}
+    named = " UNION ALL ".join(
+        f"SELECT parent, child, allow FROM ({_renamed(rule.sql, rule.params, f'{key}_{number}_', params)})"
+        for number, rule in enumerate(rules)
+        if rule.sql
+    )
+    sql = (
+        "SELECT json_extract(value, '$[0]') AS parent, json_extract(value, '$[1]') AS child, "
+        f"0 AS allow, '{reason}' AS reason FROM json_each(:{key}) AS own"
+    )
+    if named:
+        sql += (
+            f" WHERE NOT EXISTS (SELECT 1 FROM ({named}) AS rule WHERE rule.allow "
+            "AND rule.parent = json_extract(own.value, '$[0]') "
+            "AND rule.child = json_extract(own.value, '$[1]') COLLATE NOCASE)"
+        )
+    return PermissionSQL(sql=sql, params=params)
+
+
+# -- what they say -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What the rules of others say about one action, for every database and child.
+
+    It decides as Datasette does: the more specific rule wins, a denial wins among
+    equals, and a restriction must leave in what was allowed.
+    """
+
+    rules: dict[tuple[str | None, str | None], bool]
+    #: What the actor is restricted to, ``None`` for no restriction.
+    within: frozenset[tuple[str | None, str | None]] | None = None
+
+    def allows(
+        self, parent: str, child: str | None, at_parent: bool | None = None, at_child: bool | None = None
+    ) -> bool:
+        """The verdict on a resource, with what this plugin's own rules say of the parent and of the child."""
+        levels = [
+            (at_parent, self.rules.get((parent, None))),
+            (self.rules.get((None, None)),),
+        ]
+        if child is not None:
+            levels.insert(0, (at_child, self.rules.get((parent, child)), self.rules.get((None, child))))
+        spoken = next((found for level in levels if (found := [one for one in level if one is not None])), [False])
+        return all(spoken) and self.leaves_in(parent, child)
+
+    def leaves_in(self, parent: str, child: str | None) -> bool:
+        """Whether the actor's restrictions leave a resource in."""
+        if self.within is None:
+            return True
+        return any((place, name) in self.within for place in (parent, None) for name in {child, None})
+
+    def children(self, parent: str) -> set[str]:
+        """The children of a parent that a rule or a restriction names."""
+        places = [*self.rules, *(self.within or ())]
+        return {child for place, child in places if child is not None and place in (parent, None)}
+
+
+@dataclass(frozen=True, slots=True)
+class Rulings:
+    """What the rules say to one actor: of viewing and publishing to channels, and of seeing the log's table."""
+
+    channels: dict[str, Ruling]
+    log: tuple[Ruling, ...]
+    log_name: str
+
+    def sees_log(self, database: str) -> bool:
+        """Whether a database's log table is the actor's to see, as far as its rules go."""
+        return all(ruling.allows(database, self.log_name) for ruling in self.log)
+
+
+async def rulings(datasette: Datasette, actor: Actor) -> Rulings | None:
+    """What the rules of others say to an actor, with one query for all databases; ``None`` where nothing is checked."""
+    return await once(("rulings", identity(actor)), lambda: _read(datasette, actor))
+
+
+async def _read(datasette: Datasette, actor: Actor) -> Rulings | None:
+    # What a token of the actor's is restricted to, Datasette asks by itself, for the action on channels.
+    whole = None if actor is None else {key: value for key, value in actor.items() if key != "_r"}
+    chain = ["view-table"]
+    while (required := datasette.actions[chain[-1]].also_requires) is not None:
+        chain.append(required)
+    asked = [(actor, VIEW), (actor, PUBLISH), *((whole, action) for action in chain)]
+    parts: list[str] = []
+    params: dict[str, Any] = {"log": LOG}
+    restrictions: list[int] = []
+    for number, (who, action) in enumerate(asked):
+        rules = await others(datasette, who, action)
+        if rules is None:
+            return None
+        # Of the tables that rules name, only the log's matters.
+        where = "" if action in (VIEW, PUBLISH) else " WHERE child IS NULL OR child = :log COLLATE NOCASE"
+        restrictions.append(0)
+        for rule in rules:
+            prefix = f"r{len(parts)}_"
+            if rule.sql:
+                sql = _renamed(rule.sql, rule.params, prefix, params)
+                parts.append(f"SELECT {number}, NULL, parent, child, allow FROM ({sql}){where}")
+            if rule.restriction_sql:
+                sql = _renamed(rule.restriction_sql, rule.params, prefix + "r_", params)
+                parts.append(f"SELECT {number}, {restrictions[-1]}, parent, child, NULL FROM ({sql}){where}")
+                restrictions[-1] += 1
+    rows: list[Any] = []
+    if parts:
+        rows = (await datasette.get_internal_database().execute(" UNION ALL ".join(parts), params)).rows
+    log_name = datasette.actions["view-table"].normalize_child(LOG)
+    found = []
+    for number, (_, action) in enumerate(asked):
+        name_of = datasette.actions[action].normalize_child
+        if action not in (VIEW, PUBLISH):
+            # The rules of tables are compared as Datasette compares the names of tables.
+            name_of = datasette.actions["view-table"].normalize_child
+        found.append(_ruling([row for row in rows if row[0] == number], restrictions[number], name_of))
+    return Rulings({VIEW: found[0], PUBLISH: found[1]}, tuple(found[2:]), log_name)
+
+
+def _ruling(rows: list[Any], restrictions: int, name_of: Callable[[Any], Any]) -> Ruling:
+    rules: dict[tuple[str | None, str | None], bool] = {}
+    within: list[set[tuple[str | None, str | None]]] = [set() for _ in range(restrictions)]
+    for _, restriction, parent, child, allow in rows:
+        place = parent, name_of(child) if isinstance(child, str) else child
+        if restriction is None:
+            rules[place] = bool(allow) and rules.get(place, True)
+        else:
+            within[restriction].add(place)
+    return Ruling(rules, frozenset(set.intersection(*within)) if within else None)

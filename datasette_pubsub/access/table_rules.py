@@ -1,0 +1,144 @@
+"""The plugin's own tables in Datasette: no side door to the log.
+
+The law of this module: Datasette's pages, its JSON API and its write SQL reach
+the plugin's tables only as far as the channels in them may be reached. It adds
+rules to Datasette's, and asks :mod:`permissions` what they follow from.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from datasette.permissions import PermissionSQL
+
+from ..broker.registry import brokers
+from ..storage import schema
+from ..storage.objects import FILE, LOG, PROBE, RECORDS, RELEASED, REPLACED, SUBSCRIPTIONS, TABLES, TRIMS
+from .permissions import rights
+from .rulings import PUBLISH, VIEW, Actor, deny_unless_named, grants, in_plain, leave_nothing, once, others, rows_rule
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+#: Tables that nobody writes to through Datasette: what frees messages for deletion, what the file says of itself, the
+#: counter of the message ids (SQLite's own), and which migrations have run.
+KEPT = (RELEASED, TRIMS, FILE, RECORDS, "sqlite_sequence", "_sqlite_migrations")
+
+#: Tables that an INSERT INTO vpubsub touches, also by a broadcast's triggers. Datasette asks for all three rights to
+#: them also where SQL only inserts; changing and deleting messages is refused by the log itself.
+PUBLISHED_TO = (LOG, PROBE, REPLACED)
+
+#: Reasons that Datasette's pages about permissions give.
+NOT_ALL_SEEN = f"needs {VIEW} on every channel"
+OWNERS_ONLY = "subscriptions belong to their actors"
+
+_WRITES = ("insert-row", "update-row", "delete-row")
+_SHAPES = ("alter-table", "drop-table", "drop-view")
+
+
+async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
+    """What this module adds to Datasette's rules for an action."""
+    if in_plain():
+        return []
+    if action == "view-table":
+        return await _reading(datasette, actor)
+    if action == "view-database-download":
+        return await _download(datasette, actor)
+    if action not in (*_WRITES, *_SHAPES):
+        return []
+    granted = await others(datasette, actor, action)
+    if granted is None:
+        return []
+    rules = await _publishing(datasette, actor, action) if action in _WRITES else []
+    if not grants(granted):
+        # Nothing but what these rules allow is allowed, so there is nothing to deny.
+        return [rule for rule, allow in rules if allow]
+    found = [rule for rule, _ in rules]
+    if action in _SHAPES:
+        return [*found, _never(datasette, sorted({*TABLES, *KEPT}))]
+    found.append(_never(datasette, KEPT if action == "delete-row" else (*KEPT, SUBSCRIPTIONS)))
+    if action == "delete-row" and not _is_root(datasette, actor):
+        found.append(deny_unless_named(_cursors(datasette), granted, OWNERS_ONLY))
+    return found
+
+
+async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[tuple[PermissionSQL, bool]]:
+    """Whoever may publish to every channel may write to the log, and nobody else inserts: rules, and if they allow."""
+    found: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
+    rules_of_others = await others(datasette, actor, PUBLISH)
+    # To publish to every channel needs a rule that grants it in general.
+    possible = rules_of_others is None or (grants(rules_of_others) and not leave_nothing(rules_of_others))
+    for name in _names(datasette):
+        everything = possible and (await rights(datasette, actor, PUBLISH, name)).everything
+        found[everything] += [(name, table) for table in PUBLISHED_TO]
+    rules = [(rows_rule(found[True], 1, f"has {PUBLISH} on every channel"), True)] if found[True] else []
+    if found[False] and action == "insert-row":
+        rules.append((rows_rule(found[False], 0, f"needs {PUBLISH} on every channel"), False))
+    return rules
+
+
+def _names(datasette: Datasette) -> list[str]:
+    """The databases that take part."""
+    return [name for name in list(datasette.databases) if brokers(datasette).find(name) is not None]
+
+
+def _never(datasette: Datasette, tables: Iterable[str]) -> PermissionSQL:
+    denied: list[tuple[str, str | None]] = [(name, table) for name in _names(datasette) for table in tables]
+    return rows_rule(denied, 0, "kept by datasette-pubsub")
+
+
+async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
+    """Whether the actor sees every channel of a database, or nothing says anything about channels there."""
+    rules = await others(datasette, actor, VIEW)
+    if rules is None:
+        return True
+    broker = brokers(datasette).find(name)
+    restricted = any(rule.sql or rule.restriction_sql for rule in rules)
+    # Viewing follows from the table itself where no rule says anything about channels.
+    if broker is None or not (restricted or broker.settings.channel_rules):
+        return True
+    return not leave_nothing(rules) and (await rights(datasette, actor, VIEW, name)).everything
+
+
+async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
+    """Close our tables, and the views that read them, to those who do not see every channel in them.
+
+    A view that somebody has opened to the actor by a rule of its own stays open; so do the cursors of all, which are
+    otherwise for root alone.
+    """
+    granted = await others(datasette, actor, "view-table")
+    if granted is None:
+        return []
+    denied: list[tuple[str, str | None]] = []
+    derived: list[tuple[str, str]] = []
+    for name in _names(datasette):
+        broker = brokers(datasette).find(name)
+        if broker is not None and not await _sees_all(datasette, actor, name):
+            denied += [(name, table) for table in TABLES]
+            readers = await once(("readers", name), functools.partial(broker.read, schema.readers))
+            derived += [(name, table) for table in readers]
+    found = [rows_rule(denied, 0, NOT_ALL_SEEN)] if denied else []
+    if derived:
+        found.append(deny_unless_named(derived, granted, NOT_ALL_SEEN))
+    if not _is_root(datasette, actor) and (cursors := _cursors(datasette)):
+        found.append(deny_unless_named(cursors, granted, OWNERS_ONLY))
+    return found
+
+
+def _is_root(datasette: Datasette, actor: Actor) -> bool:
+    return bool(datasette.root_enabled and (actor or {}).get("id") == "root")
+
+
+def _cursors(datasette: Datasette) -> list[tuple[str, str]]:
+    """The tables that hold the cursors of all."""
+    return [(name, SUBSCRIPTIONS) for name in _names(datasette)]
+
+
+async def _download(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
+    """The whole file holds the log: not for those who do not see all of it."""
+    denied: list[tuple[str, str | None]] = [
+        (name, None) for name in _names(datasette) if not await _sees_all(datasette, actor, name)
+    ]
+    return [rows_rule(denied, 0, NOT_ALL_SEEN)] if denied else []

@@ -1,0 +1,1 @@
+"""A table publishes its own changes."""

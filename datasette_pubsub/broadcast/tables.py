@@ -1,0 +1,488 @@
+"""Broadcasts in a file: found, checked, created and removed. Plain functions of a connection.
+
+The law of this module: it begins and ends no transaction of the caller's; what
+it changes, it changes in the caller's. It touches no trigger that is not ours,
+and knows ours by their names and by the note inside them.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from ..core.errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError
+from ..storage.objects import BROADCAST_OBJECTS, LOG, RECORDS, REPLACED, TABLES, make_missing
+from ..storage.schema import installed, max_payload_bytes
+from ..storage.sqlite_codes import is_of_the_file
+from . import definition as text
+from .definition import Broadcast, Column, Shape, Trigger, Unique, identifier
+from .expressions import index_condition
+
+#: SQLite's names for a table's rowid, unless a column has the name (https://sqlite.org/rowidtable.html).
+_ROWIDS = ("rowid", "_rowid_", "oid")
+
+#: How the names of the broker's own hidden tables begin.
+OWN_PREFIX = "_pubsub_"
+
+#: The oldest SQLite that has the functions of JSON unless it was built without them.
+OLDEST_SQLITE = "3.38"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The broadcast of a table as it stands in the file.
+
+    ``broadcast`` is ``None`` where it cannot be read, and ``told_as`` is what its
+    messages call the table. ``problems`` say in which
+    way the triggers are not those that would be made for the table as it is now.
+    """
+
+    triggers: tuple[Trigger, ...]
+    broadcast: Broadcast | None
+    told_as: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A broadcast that was made and does not stand any more: why, and what it was, if that can be read.
+
+    ``made_at``: when it was made, in UTC. ``gone``: its table is not there any
+    more either.
+    """
+
+    table: str
+    reason: str
+    broadcast: Broadcast | None
+    made_at: str
+    gone: bool = False
+
+
+def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
+    """What a broadcast must know of a table. Raises :class:`NotFound`, or :class:`InvalidArgument` for a view etc."""
+    row = conn.execute(
+        "SELECT name, type, wr, strict FROM pragma_table_list "
+        "WHERE schema = 'main' AND name = ? COLLATE NOCASE AND name NOT LIKE 'sqlite^_%' ESCAPE '^'",
+        [table],
+    ).fetchone()
+    if row is None:
+        raise NotFound(f"table not found: {table}")
+    name, kind, without_rowid, strict = row
+    if name in TABLES or name.startswith(OWN_PREFIX):
+        raise InvalidArgument(f"{name} belongs to the log itself and cannot be broadcast")
+    if kind != "table":
+        what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "part of a virtual table")
+        raise InvalidArgument(f"{name} is {what}: SQLite tells of no changes there, so it cannot be broadcast")
+    found = conn.execute(
+        "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden <> 1 ORDER BY cid", [name]
+    ).fetchall()
+    key = tuple(column[0] for column in sorted(found, key=lambda column: column[2]) if column[2])
+    alias = _rowid_column(conn, name, key, found, without_rowid)
+    columns = tuple(
+        Column(
+            column[0],
+            may_be_real=column[0] != alias and _may_be_real(column[1], strict),
+            may_be_blob=column[0] != alias and not (strict and column[1].upper() not in ("BLOB", "ANY")),
+            subtyped=column[3] in (2, 3),
+            may_be_text=column[0] != alias and not (strict and column[1].upper() in ("INT", "INTEGER", "REAL")),
+        )
+        for column in found
+    )
+    taken = {column.name.lower() for column in columns if column.name != alias}
+    rowid = None if without_rowid else next((each for each in _ROWIDS if each not in taken), None)
+    if rowid is None and not key:
+        raise InvalidArgument(f"{name} has no primary key, and its columns hide the rowid: its rows cannot be named")
+    unique, all_known = _unique(conn, name, {column.name for column in columns if column.subtyped})
+    return Shape(
+        name,
+        columns,
+        key,
+        rowid,
+        alias,
+        tuple(unique),
+        not all_known or any(not each.is_key for each in unique),
+        not all_known,
+    )
+
+
+def _unique(conn: sqlite3.Connection, table: str, generated: set[str]) -> tuple[list[Unique], bool]:
+    """What must be unique in a table beside the rowid, and whether that is all.
+
+    Indexes on expressions are left out, and on generated columns, whose values
+    a trigger before the change is not told.
+    """
+    found, all_known = [], True
+    for name, origin, partial, sql in conn.execute(
+        "SELECT i.name, i.origin, i.partial, m.sql FROM pragma_index_list(?) AS i "
+        "LEFT JOIN sqlite_master AS m ON m.type = 'index' AND m.name = i.name WHERE i.\"unique\" ORDER BY i.seq DESC",
+        [table],
+    ).fetchall():
+        columns = conn.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", [name]).fetchall()
+        where = index_condition(sql) if partial else ""
+        if where is None or any(column is None or column in generated for column, _ in columns):
+            all_known = False
+            continue
+        exact = all(collation.upper() == "BINARY" for _, collation in columns)
+        pairs = tuple((column, identifier(collation)) for column, collation in columns)
+        found.append(Unique(pairs, where, origin == "pk" and exact))
+    return found, all_known
+
+
+def _rowid_column(
+    conn: sqlite3.Connection, table: str, key: tuple[str, ...], columns: Sequence[sqlite3.Row], without_rowid: int
+) -> str | None:
+    """The column that is the rowid, and so always a whole number; ``None`` if there is none."""
+    if without_rowid or len(key) != 1:
+        return None
+    declared = next(column[1] for column in columns if column[0] == key[0])
+    indexed = conn.execute("SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", [table]).fetchone()
+    return key[0] if declared.upper() == "INTEGER" and indexed is None else None
+
+
+def _may_be_real(declared: str, strict: int) -> bool:
+    """Whether a column of this type may hold a REAL (https://sqlite.org/datatype3.html#determination_of_column_affinity)."""
+    kind = declared.upper()
+    if strict:
+        return kind in ("REAL", "ANY")
+    return "INT" in kind or not any(part in kind for part in ("CHAR", "CLOB", "TEXT"))
+
+
+def find(conn: sqlite3.Connection, table: str, compare: bool = True) -> Found | None:
+    """The broadcast of a table, ``None`` if it has none; ``compare`` it with what would be made now."""
+    rows = conn.execute(
+        "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE ORDER BY name",
+        [table],
+    ).fetchall()
+    triggers: list[Trigger] = []
+    read: list[tuple[str, Broadcast]] = []
+    problems: list[str] = []
+    for name, sql in rows:
+        kind = text.kind_of(name)
+        if kind is None:
+            continue
+        try:
+            note = text.read_comment(sql)
+        except InvalidArgument as error:
+            problems.append(f"{name}: {error.message}")
+            triggers.append(Trigger(kind, name, sql))
+            continue
+        if note is not None:
+            triggers.append(Trigger(kind, name, sql))
+            read.append(note)
+    if not triggers:
+        return None
+    triggers.sort(key=lambda trigger: text.KINDS.index(trigger.kind))
+    if read and any(note != read[0] for note in read):
+        problems.append("its triggers differ in what they broadcast")
+    if compare and read and not problems:
+        problems += _differences(conn, table, *read[0], triggers)
+    told_as, broadcast = read[0] if read else (table, None)
+    return Found(tuple(triggers), broadcast, told_as, tuple(problems))
+
+
+def _differences(
+    conn: sqlite3.Connection, table: str, told_as: str, broadcast: Broadcast, there: list[Trigger]
+) -> list[str]:
+    """In which way triggers are not those that would be made of their note now."""
+    try:
+        shape = shape_of(conn, table)
+        if shape.table != told_as:
+            return [f"the table was renamed, and its messages still call it {told_as!r}"]
+        gone = [name for name in broadcast.columns or () if not shape.has(name)]
+        if gone:
+            return [f"the table has no column {name!r} any more" for name in gone]
+        wanted = text.triggers(broadcast, shape, {trigger.kind: trigger.name for trigger in there})
+    except (InvalidArgument, NotFound) as error:
+        return [error.message]
+    missing = {trigger.kind for trigger in wanted} - {trigger.kind for trigger in there}
+    if missing & set(text.OPERATIONS):
+        return [f"the trigger for {operation} is missing" for operation in text.OPERATIONS if operation in missing]
+    if missing:
+        return ["triggers are missing that tell what REPLACE removes"]
+    limit = max_payload_bytes(conn)
+    if limit is not None and limit < broadcast.limit:
+        return [f"it was made for messages of {broadcast.limit} bytes, and this file takes {limit} (max_payload_bytes)"]
+    if wanted == there:
+        return []
+    changes = ", ".join(_changes(shape, there[0].sql)) or "its columns, their types, its name or its key"
+    return [f"the table was changed since ({changes}), or the triggers were"]
+
+
+def _changes(shape: Shape, sql: str) -> list[str]:
+    return [f"column {column.name!r} was added" for column in shape.columns if text.literal(column.name) not in sql]
+
+
+def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[Trigger]:
+    """Make the broadcast of a table, in place of the one it has.
+
+    Raises :class:`InvalidArgument`, naming the field, when it does not fit the
+    table or an expression in it does not work; then the caller's transaction
+    must be rolled back.
+    """
+    if not installed(conn):
+        raise FailedPrecondition("the log is not installed in this file")
+    _check_json(conn)
+    shape = shape_of(conn, table)
+    limit = max_payload_bytes(conn)
+    broadcast = (broadcast if limit is None else replace(broadcast, limit=limit)).checked(shape)
+    _compile(conn, shape, "the table cannot be written as it is")
+    remove(conn, shape.table)
+    make_missing(conn, BROADCAST_OBJECTS)
+    taken = {row[0].lower() for row in conn.execute("SELECT name FROM sqlite_master")}
+    names = {kind: _free(text.name_of(kind, shape.table), taken) for kind in text.kinds_of(broadcast, shape)}
+    made = text.triggers(broadcast, shape, names)
+    for trigger in made:
+        try:
+            conn.execute(trigger.sql)
+        except sqlite3.OperationalError as error:
+            if is_of_the_file(error):
+                raise
+            raise InvalidArgument(f"{_field(broadcast, trigger)}: {error}") from None
+    with _overheard(conn, made, shape.table) as heard:
+        for trigger in made:
+            _compile(conn, shape, _field(broadcast, trigger), (trigger.operation,))
+    _check_heard(conn, heard)
+    _record(conn, shape.table, broadcast, [trigger.name for trigger in made])
+    return made
+
+
+def preview(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[Trigger]:
+    """What :func:`create` would make, checked as it does; nothing is changed. Inside a transaction of the caller's."""
+    conn.execute("SAVEPOINT pubsub_preview")
+    try:
+        return create(conn, table, broadcast)
+    finally:
+        conn.execute("ROLLBACK TO pubsub_preview")
+        conn.execute("RELEASE pubsub_preview")
+
+
+def again(conn: sqlite3.Connection, table: str) -> list[Trigger]:
+    """Make a table's broadcast as it was made before. Raises as :func:`create` does, and if there is none."""
+    found = lost(conn).get(table)
+    if found is None or found.broadcast is None:
+        raise InvalidArgument(f"{table} has lost no broadcast that could be made again")
+    return create(conn, table, found.broadcast)
+
+
+def remove(conn: sqlite3.Connection, table: str) -> int:
+    """Take a table's broadcast away, and the record of it; how many triggers that were."""
+    found = find(conn, table, compare=False)
+    for trigger in found.triggers if found else ():
+        conn.execute(f"DROP TRIGGER {identifier(trigger.name)}")
+    if _has_table(conn, RECORDS):
+        _follow_renames(conn)
+        conn.execute(f"DELETE FROM {RECORDS} WHERE table_name = ? COLLATE NOCASE", [table])
+    if found and _has_table(conn, REPLACED):
+        for trigger in found.triggers:
+            conn.execute(f"DELETE FROM {REPLACED} WHERE table_name = ?", [trigger.name])
+    return len(found.triggers) if found else 0
+
+
+# -- the record of what is broadcast --------------------------------------------
+
+
+def renew(conn: sqlite3.Connection) -> None:
+    """Make the broadcasts of an earlier version again, and record them; what cannot be made again stays as it is.
+
+    In a transaction of the caller's.
+    """
+    for table, (_, broadcast) in standing(conn).items():
+        conn.execute("SAVEPOINT pubsub_renew")
+        try:
+            create(conn, table, broadcast)
+        except (PubsubError, sqlite3.Error):
+            conn.execute("ROLLBACK TO pubsub_renew")
+        conn.execute("RELEASE pubsub_renew")
+    record_standing(conn)
+
+
+def record_standing(conn: sqlite3.Connection) -> None:
+    """Record the broadcasts that stand in the file and are not recorded: an earlier version made them.
+
+    In a transaction of the caller's.
+    """
+    make_missing(conn, BROADCAST_OBJECTS)
+    _follow_renames(conn)
+    recorded = {row[0].lower() for row in conn.execute(f"SELECT table_name FROM {RECORDS}")}
+    for table, (_, broadcast) in standing(conn).items():
+        found = find(conn, table, compare=False)
+        if found is not None and table.lower() not in recorded:
+            _record(conn, table, broadcast, [trigger.name for trigger in found.triggers])
+
+
+def lost(conn: sqlite3.Connection) -> dict[str, Lost]:
+    """The broadcasts that were made, and of which triggers are missing: by table, why, and what it was."""
+    if not _has_table(conn, RECORDS):
+        return {}
+    found = {}
+    triggers = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+    tables = {
+        row[0].lower(): row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    }
+    rows = conn.execute(f"SELECT table_name, definition, triggers, made_at FROM {RECORDS}").fetchall()
+    for recorded, definition, names, made_at in rows:
+        missing = [name for name in json.loads(names) if name not in triggers]
+        if not missing:
+            continue
+        table = tables.get(recorded.lower(), recorded)
+        gone = recorded.lower() not in tables
+        if gone:
+            reason = "there is no such table any more"
+        elif len(missing) < len(json.loads(names)):
+            reason = f"triggers of its broadcast are missing: {', '.join(missing)}"
+        else:
+            reason = "it was built anew, or its triggers were dropped, and its changes are not published any more"
+        try:
+            broadcast = text.read_json(definition)[1]
+        except InvalidArgument:
+            broadcast = None
+        found[table] = Lost(table, reason, broadcast, made_at, gone)
+    return found
+
+
+def _record(conn: sqlite3.Connection, table: str, broadcast: Broadcast, names: Sequence[str]) -> None:
+    _follow_renames(conn)
+    conn.execute(
+        f"INSERT OR REPLACE INTO {RECORDS} (table_name, definition, triggers) VALUES (?, ?, ?)",
+        [table, broadcast.as_json(table), json.dumps(names, ensure_ascii=False)],
+    )
+
+
+def _follow_renames(conn: sqlite3.Connection) -> None:
+    """Bring the names of tables up to date that were renamed, with their triggers, since they were recorded."""
+    on = dict(conn.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'").fetchall())
+    rows = conn.execute(f"SELECT table_name, definition, triggers, made_at FROM {RECORDS}").fetchall()
+    moved = []
+    for table, definition, names, made_at in rows:
+        now = {on.get(name) for name in json.loads(names)}
+        if len(now) == 1 and None not in now and now != {table}:
+            moved.append((*now, definition, names, made_at))
+            conn.execute(f"DELETE FROM {RECORDS} WHERE table_name = ?", [table])
+    conn.executemany(f"INSERT OR REPLACE INTO {RECORDS} VALUES (?, ?, ?, ?)", moved)
+
+
+def _has_table(conn: sqlite3.Connection, name: str) -> bool:
+    return conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [name]).fetchone() is not None
+
+
+def _check_json(conn: sqlite3.Connection) -> None:
+    """Raise :class:`FailedPrecondition` where this program's SQLite lacks what the triggers call."""
+    try:
+        conn.execute("SELECT json_object('a', json('1')), json_quote(1), json_valid('1')").fetchone()
+    except sqlite3.OperationalError:
+        version = conn.execute("SELECT sqlite_version()").fetchone()[0]
+        raise FailedPrecondition(
+            f"SQLite {version} here has no functions of JSON, which a broadcast's triggers call: it needs "
+            f"SQLite {OLDEST_SQLITE}, or an older one built with SQLITE_ENABLE_JSON1"
+        ) from None
+
+
+def standing(conn: sqlite3.Connection) -> dict[str, tuple[int, Broadcast]]:
+    """What every table broadcasts that does, with the page at which the table begins in the file."""
+    rows = conn.execute(
+        "SELECT t.tbl_name, m.rootpage, t.sql FROM sqlite_master t JOIN sqlite_master m "
+        f"ON m.type = 'table' AND m.name = t.tbl_name WHERE t.type = 'trigger' AND t.name GLOB '{text.PREFIX}*'"
+    ).fetchall()
+    found = {}
+    for table, begins, sql in rows:
+        try:
+            note = text.read_comment(sql)
+        except InvalidArgument:
+            continue
+        if note is not None:
+            found[table] = (begins, note[1])
+    return found
+
+
+def restore(conn: sqlite3.Connection, before: dict[str, tuple[int, Broadcast]]) -> dict[str, str]:
+    """Make the broadcasts again of tables that were built anew since, and so have lost their triggers.
+
+    A table that only lost its triggers is left as it is: somebody has removed
+    them. Returns the tables where it does not work, and why.
+    """
+    failed = {}
+    now = standing(conn)
+    for table, (began, broadcast) in before.items():
+        row = conn.execute("SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = ?", [table]).fetchone()
+        if table in now or row is None or row[0] == began:
+            continue
+        conn.execute("SAVEPOINT pubsub_restore")
+        try:
+            create(conn, table, broadcast)
+        except (PubsubError, sqlite3.Error) as error:
+            conn.execute("ROLLBACK TO pubsub_restore")
+            failed[table] = str(error)
+        conn.execute("RELEASE pubsub_restore")
+    return failed
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or with a number if another object has it: a table may have been renamed, with its triggers."""
+    found, number = name, 2
+    while found.lower() in taken:
+        found, number = f"{name}_{number}", number + 1
+    return found
+
+
+def _field(broadcast: Broadcast, trigger: Trigger) -> str:
+    """Where a fault must be that shows in a trigger."""
+    operation = "delete" if trigger.kind in text.NOTING else trigger.operation
+    parts = ["the channel's expression"] if broadcast.per_row else []
+    parts += [f"the condition for {operation}"] if broadcast.conditions[operation] else []
+    return " or ".join(parts) or f"the trigger for {trigger.operation}"
+
+
+def _compile(conn: sqlite3.Connection, shape: Shape, what: str, operations: Sequence[str] = text.OPERATIONS) -> None:
+    """Have SQLite compile a write of each kind, with the triggers that it fires; nothing is written."""
+    table = identifier(shape.table)
+    column = identifier(next(column.name for column in shape.columns if not column.subtyped))
+    statements = {
+        "insert": f"INSERT INTO {table} DEFAULT VALUES",
+        "update": f"UPDATE {table} SET {column} = {column}",
+        "delete": f"DELETE FROM {table}",
+    }
+    for operation in operations:
+        try:
+            conn.execute(f"EXPLAIN QUERY PLAN {statements[operation]}").fetchall()
+        except sqlite3.Error as error:
+            if is_of_the_file(error):
+                raise
+            raise InvalidArgument(f"{what}: {error}") from None
+
+
+@contextmanager
+def _overheard(conn: sqlite3.Connection, made: Sequence[Trigger], table: str) -> Iterator[dict[str, set[str]]]:
+    """What compiled triggers of ours read and call: functions, and tables that are not theirs."""
+    heard: dict[str, set[str]] = {"functions": set(), "tables": set()}
+    ours = {trigger.name for trigger in made}
+
+    def listen(action: int, first: str | None, second: str | None, _database: str | None, inside: str | None) -> int:
+        if inside in ours:
+            if action == sqlite3.SQLITE_FUNCTION and second:
+                heard["functions"].add(second.lower())
+            elif action == sqlite3.SQLITE_READ and first and first.lower() not in (table.lower(), LOG, REPLACED):
+                heard["tables"].add(first)
+        return sqlite3.SQLITE_OK
+
+    conn.set_authorizer(listen)
+    try:
+        yield heard
+    finally:
+        conn.set_authorizer(None)
+
+
+def _check_heard(conn: sqlite3.Connection, heard: dict[str, set[str]]) -> None:
+    """An expression reads its row only, and calls what every program's SQLite has."""
+    where = "the channel's expression and the conditions"
+    if heard["tables"]:
+        raise InvalidArgument(f"{where} must be about the row alone, not about {sorted(heard['tables'])[0]}")
+    known = {row[0].lower() for row in conn.execute("SELECT name FROM pragma_function_list WHERE builtin")}
+    foreign = sorted(heard["functions"] - known)
+    if foreign:
+        raise InvalidArgument(
+            f"{where} may call SQLite's own functions only: {foreign[0]}() would make the writes of programs fail "
+            "that do not have it"
+        )

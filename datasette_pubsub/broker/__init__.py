@@ -1,0 +1,1 @@
+"""Storage and live, put together for one database."""

@@ -1,0 +1,115 @@
+"""Sees commits that did not come through the batcher: other processes, other writes.
+
+The law of this module: one connection per database, made by Datasette, asked
+for ``PRAGMA data_version`` (3 µs) on the event loop, and only while somebody is
+subscribed. The answer changes with every commit of any other connection
+(https://sqlite.org/pragma.html#pragma_data_version). The file itself is never
+opened or looked at: closing it would drop SQLite's locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable
+
+from ..storage.sqlite_codes import is_busy
+
+logger = logging.getLogger("datasette_pubsub")
+
+
+class Watcher:
+    """Calls ``changed`` after commits, but those of which ``known`` says, by a look at the file, that it is not needed.
+
+    :meth:`run` is a supervised task.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        known: Callable[[sqlite3.Connection], bool],
+        changed: Callable[[], Awaitable[None]],
+        poll_seconds: float,
+    ) -> None:
+        self._connect = connect
+        self._known = known
+        self._changed = changed
+        self._poll_seconds = poll_seconds
+        self._conn: sqlite3.Connection | None = None
+        self._version: int | None = None
+        self._needed = asyncio.Event()
+
+    def watch(self, needed: bool) -> None:
+        """Start or stop looking."""
+        if needed:
+            self._needed.set()
+        else:
+            self._needed.clear()
+
+    def look(self) -> None:
+        """Take the next poll for a change, whatever the version says."""
+        self._version = None
+
+    def leave(self) -> None:
+        """Take a new connection next time: the one that is open will be closed, or is open on another file."""
+        self._conn = None
+
+    async def run(self) -> None:
+        """Poll for ever; an error in one round is logged and does not end it."""
+        while True:
+            await self._needed.wait()
+            try:
+                if await self._commit():
+                    await self._changed()
+            except sqlite3.ProgrammingError:
+                logger.info("the database was closed; no longer watching it")
+                return
+            except Exception:
+                # The connection may be what is broken: take a new one next time.
+                logger.exception("could not look for new messages; trying again")
+                self._conn = None
+                await asyncio.sleep(1)
+            await asyncio.sleep(self._poll_seconds)
+
+    async def _commit(self) -> bool:
+        """Poll until there was a commit, or nobody needs to know.
+
+        By a timer that calls a function, which takes a fifth less of a core than a task that sleeps.
+        """
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[bool] = loop.create_future()
+
+        def poll() -> None:
+            if found.done():
+                return
+            try:
+                moved = self._moved()
+            except Exception as error:
+                found.set_exception(error)
+                return
+            if moved or not self._needed.is_set():
+                found.set_result(moved)
+            else:
+                loop.call_later(self._poll_seconds, poll)
+
+        poll()
+        return await found
+
+    def _moved(self) -> bool:
+        """Whether another connection has committed what is not known since the last call. Never waits for a lock."""
+        if self._conn is None:
+            self._conn = self._connect()
+            self._conn.execute("PRAGMA busy_timeout = 0")
+            self._version = None
+        try:
+            version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+            if version == self._version:
+                return False
+            moved = self._version is None or not self._known(self._conn)
+        except sqlite3.OperationalError as error:
+            if is_busy(error):
+                return False
+            raise
+        self._version = version
+        return moved

@@ -1,0 +1,1 @@
+"""Plain HTTP, Server-Sent Events and newline-delimited JSON."""

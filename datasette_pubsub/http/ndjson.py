@@ -1,0 +1,209 @@
+"""The publish stream over plain HTTP: newline-delimited JSON in, newline-delimited JSON out.
+
+The law of this module: it cuts a request's body into lines and turns answers
+into lines, while the request goes on; what is taken, and when, is decided in
+:mod:`.live.publisher`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from datasette.utils.asgi import Request
+
+from ..access import permissions, revalidation
+from ..asgi.frame_sender import ReaderStuck, send_frames
+from ..broker import shutdown
+from ..broker.broker import Broker
+from ..core.errors import InvalidArgument, PermissionDenied, PubsubError, TooLarge, TooSlow, Unavailable
+from ..core.settings import BODY_SECONDS
+from ..core.values import Bye, Item, Revoked
+from ..live.publisher import Answer, Inflow
+from ..protocol.frames import as_json_line, items_of_json
+from .edge import STREAM_HEADERS, check_uncompressed, cors_headers, error_fields, internal
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_pubsub")
+
+CONTENT_TYPE = "application/x-ndjson"
+
+#: Lines that are read in one turn of the event loop, in lines: some milliseconds
+#: of work at most, when each of them is wrong.
+LINES_AT_ONCE = 250
+
+#: How long a client that is still sending may take to see the last line, in
+#: seconds. A connection that is closed with unread data is reset, and the client
+#: would lose what it has not read; so what it sends is read, and thrown away.
+LINGER_SECONDS = 0.5
+
+
+class Lines:
+    """Cuts what comes in pieces into lines. Holds at most one line that is not complete."""
+
+    def __init__(self, limit: int) -> None:
+        #: How many lines have been handed on, or are being read.
+        self.number = 0
+        #: Whether nothing more comes.
+        self.ended = False
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._too_long = False
+        #: When the first part of the line came that is not complete, on the loop's clock.
+        self.began: float | None = None
+
+    def feed(self, data: bytes) -> Iterator[tuple[list[int], list[Sequence[Item] | PubsubError]]]:
+        """The publishes of the lines that are now complete, and the numbers of their lines, some lines at a time."""
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._parts, lines[0]])
+            self._parts.clear()
+            self._size, self.began = 0, None
+        for start in range(0, len(lines), LINES_AT_ONCE):
+            numbers: list[int] = []
+            publishes: list[Sequence[Item] | PubsubError] = []
+            for line in lines[start : start + LINES_AT_ONCE]:
+                self.number += 1
+                if self._too_long or len(line) > self._limit:
+                    self._too_long = False
+                    publish: Sequence[Item] | PubsubError = TooLarge(
+                        f"the line is over the limit of {self._limit} bytes (max_body_bytes)"
+                    )
+                elif line.isspace() or not line:
+                    continue
+                else:
+                    publish = _publish(line)
+                numbers.append(self.number)
+                publishes.append(publish)
+            yield numbers, publishes
+        self._hold(rest)
+
+    def _hold(self, rest: bytes) -> None:
+        if not rest:
+            return
+        if self.began is None:
+            self.began = asyncio.get_running_loop().time()
+        self._size += len(rest)
+        if self._size > self._limit:
+            # What comes up to its end is thrown away.
+            self._too_long = True
+        if self._too_long:
+            self._parts.clear()
+        else:
+            self._parts.append(rest)
+
+
+def _publish(line: bytes) -> Sequence[Item] | PubsubError:
+    try:
+        return items_of_json(line, "the line")
+    except PubsubError as error:
+        return error.bare()
+
+
+async def _feed(receive: Any, lines: Lines, inflow: Inflow) -> None:
+    """Read the body to its end. Raises :class:`PubsubError` when it does not come to one."""
+    more = True
+    while more:
+        until = None if lines.began is None else lines.began + BODY_SECONDS
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            raise TooSlow(f"the line took longer than {BODY_SECONDS:g} seconds") from None
+        more = message.get("more_body", False)
+        lines.ended = not more
+        if message["type"] == "http.disconnect":
+            if lines.began is not None:
+                raise InvalidArgument("the request ended before its last line was complete")
+            return
+        data = message.get("body", b"")
+        for numbers, publishes in lines.feed(data if more else data + b"\n"):
+            if numbers:
+                await inflow.put(numbers, publishes)
+            if len(numbers) == LINES_AT_ONCE:
+                # Others have their turn between.
+                await asyncio.sleep(0)
+
+
+def _line(answer: Answer) -> bytes:
+    number, outcome = answer
+    if isinstance(outcome, PubsubError):
+        return _error_line(number, outcome)
+    return b'{"ok":true,"message_ids":[%b]}\n' % ",".join(map(str, outcome)).encode()
+
+
+def _error_line(number: int, error: PubsubError) -> bytes:
+    return as_json_line({"ok": False, "line": number, **error_fields(error)}) + b"\n"
+
+
+async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette, broker: Broker) -> None:
+    """Answer the lines of a request while they come. Raises :class:`PubsubError` before anything is sent."""
+    check_uncompressed(request)
+
+    async def rights() -> Any:
+        return await revalidation.publish_rights(datasette, request, broker.name)
+
+    async with broker.publishing(permissions.party_of(request), rights) as inflow:
+        lines = Lines(broker.settings.max_body_bytes)
+        started = False
+        async with contextlib.aclosing(inflow.answers(_feed(receive, lines, inflow))) as answers:
+            try:
+                async for found in answers:
+                    if not started:
+                        await _start(scope, send, datasette)
+                        started = True
+                    if found:
+                        data = b"".join(map(_line, found))
+                        await send_frames(send, data, broker.settings.send_timeout_seconds)
+                last = _farewell(inflow)
+            except ReaderStuck:
+                shutdown.cut_off(scope)
+                logger.info(
+                    "database %s: a publisher was cut off: it took no answers for %s s (send_timeout_seconds)",
+                    broker.name,
+                    broker.settings.send_timeout_seconds,
+                )
+                return
+            except PubsubError as error:
+                last = _error_line(lines.number + 1, error)
+            except Exception as error:
+                last = _error_line(lines.number + 1, internal(error))
+        if last:
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        if not lines.ended:
+            await _linger(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _linger(receive: Any) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+
+
+async def _start(scope: Any, send: Any, datasette: Datasette) -> None:
+    headers = {"Content-Type": CONTENT_TYPE, **STREAM_HEADERS, **cors_headers(datasette)}
+    if scope.get("http_version", "1.1") in ("1.0", "1.1"):
+        # The answer may end before the request does.
+        headers["Connection"] = "close"
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
+
+
+def _farewell(inflow: Inflow) -> bytes:
+    """The last line of a stream that was told to end."""
+    number = inflow.taken + 1
+    if isinstance(inflow.end, Bye):
+        return _error_line(number, Unavailable("the server is going away; from this line on nothing was published"))
+    if isinstance(inflow.end, Revoked):
+        return _error_line(
+            number, PermissionDenied("the right to publish has ended; from this line on nothing was published")
+        )
+    return b""

@@ -1,0 +1,1 @@
+"""Subscribers and publishers in the event loop: no SQL, no HTTP."""

@@ -1,0 +1,339 @@
+"""One live subscriber: from its position to live, in one loop.
+
+The law of this module: it yields bytes, made by an encoder, and never holds
+more than one send's worth of them. It takes from the tail while its position
+lies inside it and from the log when not; catch-up and live delivery are the
+same loop, so there is no hand-over to race (DESIGN.md, decision 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from ..asgi.acknowledged import Acknowledged, Delivery
+from ..core.values import AHEAD, End, Gap, Heartbeat, Page, Ready, Revoked
+from .hub import Encoder, Hub, Span, Waiter
+
+#: Reads one page of the log after a position, of at most so many messages.
+ReadPage = Callable[[int, int], Awaitable[Page]]
+
+#: Begins to send something, outside of the consumer's task; whether it was sent at once. What was not is also yielded.
+Begin = Callable[[bytes], bool]
+
+#: How long a subscription with an automatic cursor rests after its very first
+#: message, in seconds. A reader that takes one message and leaves (``break``,
+#: ``head -1``) is common, and in this mode what has arrived counts as read;
+#: so the second message is not sent before the first could have made it leave.
+FIRST_MESSAGE_SECONDS = 0.2
+
+_ALL = 1 << 30
+
+
+class Stream:
+    """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
+
+    It moves when the consumer asks for the next send, so when the last was taken. With an ``automatic`` cursor, what
+    the reader's machine has acknowledged is asked for with :meth:`finished`.
+    ``ahead`` says that the reader came with a position ahead of the head. With
+    ``max_unacked``, no more than so many messages are handed over before
+    :meth:`acknowledged` is called.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        waiter: Waiter,
+        read_page: ReadPage,
+        encoder: Encoder,
+        position: int,
+        *,
+        send_bytes: int,
+        heartbeat_seconds: float,
+        automatic: bool = False,
+        ahead: bool = False,
+        max_unacked: int | None = None,
+        allowed: Callable[[], Awaitable[bool]] | None = None,
+        recheck_seconds: float = 60.0,
+        expires_in: float | None = None,
+    ) -> None:
+        self.position = position
+        #: How many sends have told this reader of something: messages, or a gap.
+        self.sends = 0
+        self._hub = hub
+        self._waiter = waiter
+        self._read_page = read_page
+        self._encoder = encoder
+        self._send_bytes = send_bytes
+        #: How long a wait lasts: until a heartbeat is due, or the next look at the reader's rights.
+        self._patience = heartbeat_seconds if allowed is None else min(heartbeat_seconds, recheck_seconds)
+        #: Whether the reader's cursor follows what is sent.
+        self.automatic = automatic
+        self._first_alone = automatic
+        self._acknowledged: Acknowledged | None = None
+        #: What the next message is to say about a gap before it.
+        self._missed = AHEAD if ahead else 0
+        #: Where a gap began that the wire format has no event for: it counts as told with the next message.
+        self._untold: int | None = None
+        self._rewinds = hub.rewinds
+        self._max_unacked = max_unacked
+        self._allowed = allowed
+        self._recheck_seconds = recheck_seconds
+        #: The loop's clock, kept for the reason that is told at the waiter's loop.
+        self._now = asyncio.get_running_loop().time
+        #: When the reader's token ends, on the loop's clock; then its rights are looked at, too.
+        self._expiry = math.inf if expires_in is None else self._now() + expires_in
+        self._checked = self._now()
+        #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
+        self._unacked: deque[tuple[int, int]] | None = None if max_unacked is None else deque()
+        self._in_flight = 0
+        self._end: End | None = None
+        self._begin: Begin | None = None
+        #: What was given to it and is not sent yet.
+        self._begun: Span | None = None
+        #: Ends the pause after a first message; made for it.
+        self._ended: asyncio.Event | None = None
+
+    @property
+    def settled(self) -> int:
+        """Up to here nothing is left to hand over or to tell: the hub's head while the stream waits for more."""
+        if self._rewinds != self._hub.rewinds:
+            return min(self.position, self._hub.rewound_to)
+        if self._untold is not None:
+            return self._untold
+        return self.position if self._waiter.woken else max(self.position, self._hub.head)
+
+    def finished(self) -> tuple[int, bool]:
+        """Up to where the reader has everything, as far as that can be known, and whether there is nothing more.
+
+        Where what has arrived cannot be known, that is what was handed over.
+        """
+        acknowledged = self._acknowledged
+        if acknowledged is None or not acknowledged.known or acknowledged.look():
+            return self.settled, True
+        return min(self.settled, acknowledged.position), False
+
+    @property
+    def delivery(self) -> Delivery:
+        """What moves the reader's cursor."""
+        if not self.automatic:
+            return "explicit"
+        known = self._acknowledged is not None and self._acknowledged.known
+        return "tcp-acknowledged" if known else "handed-over"
+
+    @property
+    def end(self) -> End | None:
+        """Why the stream was told to end, if it was."""
+        return self._end
+
+    def stop(self, reason: End) -> None:
+        """Let the stream end with this reason after the send that is under way."""
+        if self._end is None:
+            self._end = reason
+            if self._ended is not None:
+                self._ended.set()
+            self._waiter.wake()
+
+    def through(self, begin: Begin, acknowledged: Acknowledged | None = None) -> None:
+        """Let the hub serve this reader while :meth:`frames` waits, which saves a turn of the consumer's task.
+
+        ``acknowledged`` knows of what was sent how much has arrived.
+        """
+        self._begin = begin
+        self._waiter.serve = self._serve
+        if acknowledged is not None:
+            acknowledged.position = self.position
+            self._acknowledged = acknowledged
+
+    async def last_looks(self) -> None:
+        """Give what was sent last a moment to arrive, before the end of the connection is not waited for."""
+        if self._acknowledged is not None:
+            await self._acknowledged.last_looks()
+
+    def close(self) -> None:
+        """The stream has ended, and its cursor was saved."""
+        if self._acknowledged is not None:
+            self._acknowledged.close()
+
+    def acknowledged(self, cursor: int) -> None:
+        """The reader has finished everything up to here."""
+        full = not self._room()
+        while self._unacked and self._unacked[0][0] <= cursor:
+            self._in_flight -= self._unacked.popleft()[1]
+        if full and self._room():
+            self._waiter.wake()
+
+    def _room(self) -> int:
+        """How many messages may be handed over now."""
+        if self._first_alone:
+            return 1
+        return _ALL if self._max_unacked is None else max(0, self._max_unacked - self._in_flight)
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """Yield what is to be sent, until the stream is stopped or the iterator closed.
+
+        Each item is one send; the next is made only when the consumer asks, so
+        a slow reader costs no memory and loses nothing.
+        """
+        hub, waiter, encoder = self._hub, self._waiter, self._encoder
+        ready = False
+        if self._missed == AHEAD:
+            frame = encoder.event(Gap(AHEAD, self.position))
+            if frame:
+                yield frame
+        while self._end is None:
+            if self._recheck_due(now := self._now()):
+                if not await self._recheck(now):
+                    self.stop(Revoked())
+                    break
+                continue
+            if self._rewinds != hub.rewinds:
+                frame = self._rewound()
+                if frame:
+                    yield frame
+                continue
+            room = self._room()
+            if not room:
+                await waiter.sleep(self._wait_seconds())
+                if not waiter.woken:
+                    frame = encoder.event(Heartbeat(self.position))
+                    if frame:
+                        yield frame
+                continue
+            if self.position < hub.tail.base or (self._missed and self.position < hub.head):
+                span = await self._from_log(room)
+                if self._end is not None:
+                    break
+            elif self.position < hub.head:
+                span = self._from_tail(room)
+            else:
+                if not ready:
+                    ready = True
+                    frame = encoder.event(Ready(self.position))
+                    if frame:
+                        yield frame
+                        continue
+                await waiter.sleep(self._wait_seconds())
+                if self._begun is None:
+                    if waiter.woken:
+                        if waiter.resume is not None:
+                            self._move(waiter.resume)
+                        continue
+                    # Everything up to the head was for others.
+                    self._move(hub.head)
+                    frame = encoder.event(Heartbeat(self.position))
+                    if frame:
+                        yield frame
+                    continue
+                span, self._begun = self._begun, None
+            if span.data:
+                yield span.data
+            self._taken(span)
+            if span.messages and self._first_alone:
+                self._first_alone = False
+                await self._first_message()
+        frame = encoder.event(self._end) if self._end is not None else b""
+        if frame:
+            yield frame
+
+    def _serve(self, now: float) -> float:
+        """What :meth:`frames` does when it is woken, in the ordinary case; see :attr:`.live.hub.Waiter.serve`."""
+        assert self._begin is not None
+        hub, waiter = self._hub, self._waiter
+        if self._end is not None or self._rewinds != hub.rewinds or self._missed or self._first_alone:
+            return 0.0
+        if self._recheck_due(now):
+            return 0.0
+        if waiter.resume is not None:
+            self._move(waiter.resume)
+        room = self._room()
+        if not room or self.position < hub.tail.base:
+            return 0.0
+        span = self._from_tail(room)
+        if span.data and not self._begin(span.data):
+            self._begun = span
+            return 0.0
+        self._taken(span)
+        return self._wait_seconds() if self.position == hub.head else 0.0
+
+    def _from_tail(self, room: int) -> Span:
+        hub = self._hub
+        return hub.tail.span(self._waiter.selector, self._encoder, self.position, hub.head, self._send_bytes, room)
+
+    def _taken(self, span: Span) -> None:
+        """The consumer has taken this; all up to where it ends has been handed over or passed by."""
+        if span.data:
+            self.sends += 1
+        self._move(span.position)
+        if not self._missed:
+            self._untold = None
+        if span.data and self._acknowledged is not None:
+            self._acknowledged.mark(self.position)
+        if span.messages and self._unacked is not None:
+            self._unacked.append((span.last, span.messages))
+            self._in_flight += span.messages
+
+    def _wait_seconds(self) -> float:
+        """How long to wait for something to do."""
+        if self._expiry == math.inf:
+            return self._patience
+        return min(self._patience, max(0.0, self._expiry - self._now()))
+
+    def _recheck_due(self, now: float) -> bool:
+        """Whether the reader's rights are to be looked at: every ``recheck_seconds``, and when its token ends."""
+        return self._allowed is not None and (now >= self._expiry or now - self._checked >= self._recheck_seconds)
+
+    async def _recheck(self, now: float) -> bool:
+        """Whether the reader still has them."""
+        assert self._allowed is not None
+        self._checked = now
+        if now >= self._expiry:
+            self._expiry = math.inf
+        return await self._allowed()
+
+    def _move(self, position: int) -> None:
+        if position > self.position:
+            self.position = position
+
+    def _rewound(self) -> bytes:
+        """The log was restored from a backup: what tells of it, if this reader is ahead of where it ended then."""
+        self._rewinds = self._hub.rewinds
+        if self.position <= self._hub.rewound_to:
+            return b""
+        self.position = self._hub.rewound_to
+        self._missed, self._untold = AHEAD, None
+        if self._unacked is not None:
+            self._unacked.clear()
+        self._in_flight = 0
+        if self._acknowledged is not None:
+            self._acknowledged.rewind(self.position)
+        return self._encoder.event(Gap(AHEAD, self.position))
+
+    async def _from_log(self, room: int) -> Span:
+        page = await self._read_page(self.position, room)
+        messages, position = page.messages, page.position
+        parts: list[bytes] = []
+        if page.missed:
+            if self._missed != AHEAD:
+                self._missed += page.missed
+            frame = self._encoder.event(Gap(page.missed, messages[0].id - 1 if messages else position))
+            if not frame and self._untold is None:
+                self._untold = self.position
+            parts.append(frame)
+        for message in messages:
+            parts.append(self._encoder.message(message, self._missed))
+            self._missed = 0
+        return Span(b"".join(parts), position, len(messages), messages[-1].id if messages else 0)
+
+    async def _first_message(self) -> None:
+        if self._end is not None:
+            return
+        self._ended = asyncio.Event()
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
+                await self._ended.wait()
+        except TimeoutError:
+            pass
+        self._ended = None

@@ -1,0 +1,1 @@
+"""The SQL function ``publish_batch``."""

@@ -1,0 +1,179 @@
+"""Publishing over Connect RPC: one batch, or a stream of them.
+
+The law of this module: connectrpc reads requests, and writes headers, errors
+and ends; answers of a stream go past it, many in one send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+
+from ..access import permissions, revalidation
+from ..asgi.frame_sender import ReaderStuck
+from ..broker import shutdown
+from ..broker.broker import Broker
+from ..broker.registry import brokers
+from ..core.errors import InvalidArgument, PubsubError, TooSlow
+from ..core.settings import BODY_SECONDS
+from ..core.values import Bye, Item, Revoked
+from ..gen.db_pb2 import PublishStreamResponse
+from ..http.edge import BodyLimit, publish_limit
+from ..live.publisher import Inflow
+from .call import as_connect_error, current
+from .codecs import Published, PublishRequest, StreamRequest, answer_frames
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_pubsub")
+
+#: The method whose requests never end by themselves.
+STREAM = "PublishStream"
+
+
+async def batch(datasette: Datasette, request: PublishRequest) -> Published:
+    """Append messages, all or none. Raises :class:`ConnectError`."""
+    try:
+        broker = brokers(datasette).of(request.db_name)
+        _check_size(broker, request.size)
+        await permissions.require_items(datasette, current.get().request.actor, broker.name, request.items)
+        return Published(await broker.publish(request.items))
+    except Exception as error:
+        raise as_connect_error(error) from error
+
+
+async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -> AsyncIterator[PublishStreamResponse]:
+    """Append messages as they come. Yields one placeholder, which makes the library send its headers."""
+    call = current.get()
+    try:
+        first = await anext(requests, None)
+        if first is None:
+            return
+        broker = brokers(datasette).of(first.db_name)
+        as_json = "json" in call.request.headers.get("content-type", "")
+
+        async def rights() -> Any:
+            return await revalidation.publish_rights(datasette, call.request, broker.name)
+
+        async with broker.publishing(permissions.party_of(call.request), rights) as inflow:
+            feed = _feed(broker, first, requests, inflow)
+            async with contextlib.aclosing(inflow.answers(feed)) as answers:
+                call.sender.taking_over = True
+                yield PublishStreamResponse()
+                async for found in answers:
+                    if found:
+                        await call.sender.raw(answer_frames(found, as_json), broker.settings.send_timeout_seconds)
+    except ReaderStuck:
+        call.sender.stuck = True
+        shutdown.cut_off(call.request.scope)
+        logger.info(
+            "database %s: a publisher was cut off: it took no answers for %s s (send_timeout_seconds)",
+            broker.name,
+            broker.settings.send_timeout_seconds,
+        )
+        raise ConnectError(
+            Code.DEADLINE_EXCEEDED, "no answers were taken for too long (send_timeout_seconds)"
+        ) from None
+    except Exception as error:
+        raise as_connect_error(error) from error
+    number = inflow.taken + 1
+    if isinstance(inflow.end, Bye):
+        raise ConnectError(
+            Code.UNAVAILABLE, f"the server is going away; from request {number} on nothing was published"
+        )
+    if isinstance(inflow.end, Revoked):
+        raise ConnectError(
+            Code.PERMISSION_DENIED, f"the right to publish has ended; from request {number} on nothing was published"
+        )
+
+
+def _check_size(broker: Broker, size: int) -> None:
+    """Raise :class:`TooLarge` for a request over the limit of its database, which is known once it has been read."""
+    limit = publish_limit(broker)
+    if size > limit.size:
+        raise limit.exceeded()
+
+
+async def _feed(broker: Broker, first: StreamRequest, requests: AsyncIterator[StreamRequest], inflow: Inflow) -> None:
+    number = 1
+    await inflow.put([number], [_items(broker, first)])
+    async for request in requests:
+        number += 1
+        items = _items(broker, request)
+        if request.db_name not in ("", broker.name):
+            items = InvalidArgument(f"db_name must be {broker.name} or empty: a stream publishes to one database")
+        await inflow.put([number], [items])
+
+
+def _items(broker: Broker, request: StreamRequest) -> list[Item] | PubsubError:
+    try:
+        _check_size(broker, request.size)
+    except PubsubError as error:
+        return error.bare()
+    return request.items
+
+
+def receiver(receive: Any, limit: BodyLimit) -> Any:
+    """A ``receive`` whose messages must each be complete within ``BODY_SECONDS`` of their beginning.
+
+    And of at most ``limit`` each, as they are sent.
+    """
+    messages = _Envelopes()
+    loop = asyncio.get_running_loop()
+    began: float | None = None
+
+    async def received() -> Any:
+        nonlocal began
+        try:
+            async with asyncio.timeout_at(None if began is None else began + BODY_SECONDS):
+                message = await receive()
+        except TimeoutError:
+            raise as_connect_error(TooSlow(f"the request took longer than {BODY_SECONDS:g} seconds")) from None
+        incomplete = messages.feed(message.get("body", b""))
+        if messages.largest > limit.size:
+            raise as_connect_error(limit.exceeded("the request"))
+        if not incomplete:
+            began = None
+        elif began is None or messages.new:
+            began = loop.time()
+        return message
+
+    return received
+
+
+class _Envelopes:
+    """Follows the messages in a body, of which each is a flag byte, its length in four bytes, and itself."""
+
+    def __init__(self) -> None:
+        #: Whether the message that is not complete began in the part that was fed last.
+        self.new = False
+        #: How many bytes the largest has, as it says.
+        self.largest = 0
+        self._head = b""
+        self._left = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Whether a message has begun that is not complete."""
+        at = 0
+        self.new = False
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+            else:
+                self.new = self.new or not self._head
+                step = min(5 - len(self._head), len(data) - at)
+                self._head += data[at : at + step]
+                if len(self._head) == 5:
+                    self._left = int.from_bytes(self._head[1:], "big")
+                    self.largest = max(self.largest, self._left)
+                    self._head = b""
+            at += step
+        return bool(self._left or self._head)

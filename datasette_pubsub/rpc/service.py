@@ -1,0 +1,341 @@
+"""Connect RPC: ``db.v1.DbService`` for Connect, gRPC-Web and gRPC.
+
+The law of this module: connectrpc reads requests, and writes headers, errors
+and ends; the frames of ``Subscribe`` go past it, many in one send, as they are
+kept in the hub's tail (it would write one at a time, 4 to 75 times slower).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError
+from connectrpc.request import RequestContext
+from datasette.utils.asgi import Request, Response
+
+from ..access import permissions, revalidation
+from ..asgi import acknowledged
+from ..asgi.frame_sender import ReaderStuck
+from ..broker import shutdown
+from ..broker.registry import Brokers, brokers
+from ..core.errors import InvalidArgument
+from ..core.selector import Selector
+from ..core.settings import MAX_CHANNEL_BYTES
+from ..core.values import AckMode as AckModeName
+from ..core.values import Changed, Revoked, Superseded, Where, check_message_id, check_subscription_name, utc_text
+from ..core.values import Start as StartName
+from ..gen.db_connect import DbServiceASGIApplication
+from ..gen.db_pb2 import (
+    AckMode,
+    AckRequest,
+    AckResponse,
+    PublishStreamResponse,
+    Start,
+    SubscribeRequest,
+    SubscribeResponse,
+)
+from ..http.edge import (
+    SMALL_BODY_BYTES,
+    STREAM_HEADERS,
+    TOO_SLOW,
+    BodyLimit,
+    content_type,
+    cors_headers,
+    in_time,
+    is_large,
+    preflight,
+    with_signature,
+)
+from ..protocol.connect_frames import ConnectEncoder
+from . import publish as rpc_publish
+from .call import Call, Sender, as_connect_error, current
+from .codecs import CODECS, Published, PublishRequest, StreamRequest
+from .unpacking import Gzip
+
+if TYPE_CHECKING:
+    from datasette.app import Datasette
+
+logger = logging.getLogger("datasette_pubsub")
+
+#: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
+GRPC_UNIMPLEMENTED = 12
+
+#: The methods whose answers go on.
+STREAMS = ("Subscribe", rpc_publish.STREAM)
+
+#: Seconds between heartbeats that a subscriber may ask for.
+MAX_HEARTBEAT_SECONDS = 3600
+
+_STARTS: dict[int, StartName | None] = {
+    Start.START_UNSPECIFIED: None,
+    Start.START_EARLIEST: "earliest",
+    Start.START_LATEST: "latest",
+}
+
+_ACK_MODES: dict[int, AckModeName] = {
+    AckMode.ACK_MODE_UNSPECIFIED: "auto",
+    AckMode.ACK_MODE_AUTO: "auto",
+    AckMode.ACK_MODE_EXPLICIT: "explicit",
+}
+
+
+class Service:
+    """The methods, as connectrpc calls them."""
+
+    def __init__(self, datasette: Datasette) -> None:
+        self._datasette = datasette
+
+    @property
+    def _brokers(self) -> Brokers:
+        return brokers(self._datasette)
+
+    async def publish_batch(self, request: PublishRequest, ctx: RequestContext[Any, Any]) -> Published:
+        """Append messages, all or none."""
+        return await rpc_publish.batch(self._datasette, request)
+
+    def publish_stream(
+        self, requests: AsyncIterator[StreamRequest], ctx: RequestContext[Any, Any]
+    ) -> AsyncIterator[PublishStreamResponse]:
+        """Append messages as they come, and answer each request."""
+        return rpc_publish.stream(self._datasette, requests)
+
+    async def ack(self, request: AckRequest, ctx: RequestContext[Any, Any]) -> AckResponse:
+        """Move a cursor forward."""
+        try:
+            broker = self._brokers.of(request.db_name)
+            name = check_subscription_name(request.subscription_name, "subscription_name")
+            message_id = check_message_id(request.message_id, "message_id")
+            actor = current.get().request.actor
+            permissions.check_named(broker.settings, actor, name)
+            owner = permissions.owner_of(actor)
+            selector = await broker.selector_of(owner, name)
+            await permissions.visible(self._datasette, actor, broker.name, selector)
+            return AckResponse(cursor=await broker.acknowledge(owner, name, message_id))
+        except Exception as error:
+            raise as_connect_error(error) from error
+
+    async def subscribe(
+        self, request: SubscribeRequest, ctx: RequestContext[Any, Any]
+    ) -> AsyncIterator[SubscribeResponse]:
+        """Stream messages. Yields one placeholder, which makes the library send its headers."""
+        call = current.get()
+        try:
+            broker = self._brokers.of(request.db_name)
+            limit = broker.settings.max_channels_per_stream
+            channels = [*([request.channel] if request.channel else []), *request.channels]
+            selector = Selector.of(channels, list(request.patterns), limit)
+            name = request.subscription_name or None
+            if request.heartbeat_seconds > MAX_HEARTBEAT_SECONDS:
+                raise InvalidArgument(f"heartbeat_seconds is over the limit of {MAX_HEARTBEAT_SECONDS} seconds")
+            actor = call.request.actor
+            permissions.check_named(broker.settings, actor, name)
+            owner = permissions.owner_of(actor)
+            wanted = selector or (await broker.selector_of(owner, name) if name else selector)
+            visible = await permissions.visible(self._datasette, actor, broker.name, wanted)
+            if request.ack_mode not in _ACK_MODES:
+                raise InvalidArgument("ack_mode must be ACK_MODE_AUTO or ACK_MODE_EXPLICIT")
+            as_json = "json" in call.request.headers.get("content-type", "")
+            encoder = ConnectEncoder(as_json, request.status, request.heartbeat_seconds > 0)
+
+            async def allowed() -> bool:
+                return await revalidation.still_visible(self._datasette, call.request, broker.name, wanted, visible)
+
+            async with broker.subscribe(
+                selector,
+                encoder,
+                visible=visible,
+                owner=owner,
+                name=name,
+                where=_where(request),
+                ack=_ACK_MODES[request.ack_mode],
+                heartbeat_seconds=float(request.heartbeat_seconds) or None,
+                party=permissions.party_of(call.request),
+                allowed=allowed,
+                expires_in=revalidation.expires_in(actor),
+            ) as live:
+                call.sender.taking_over = True
+                yield SubscribeResponse()
+                arrival = acknowledged.of(call.request.scope) if live.automatic else None
+                outlet = call.sender.outlet(broker.settings.send_timeout_seconds, arrival)
+                live.through(outlet.begin, arrival)
+                await outlet.start(live.frames())
+                end = live.end
+        except ReaderStuck:
+            call.sender.stuck = True
+            shutdown.cut_off(call.request.scope)
+            logger.info(
+                "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
+                broker.name,
+                broker.settings.send_timeout_seconds,
+            )
+            raise ConnectError(
+                Code.DEADLINE_EXCEEDED, "the reader took nothing for too long (send_timeout_seconds)"
+            ) from None
+        except Exception as error:
+            raise as_connect_error(error) from error
+        if isinstance(end, Superseded):
+            raise ConnectError(Code.ABORTED, "superseded: a newer connection has taken over this subscription")
+        if isinstance(end, Revoked):
+            raise ConnectError(Code.PERMISSION_DENIED, "the right to receive these messages has ended or changed")
+        if isinstance(end, Changed):
+            raise ConnectError(Code.UNAVAILABLE, "what the subscription reads was changed; connect again")
+        raise ConnectError(Code.UNAVAILABLE, "the server is going away; connect again")
+
+
+def _where(request: SubscribeRequest) -> Where:
+    if request.start not in _STARTS:
+        raise InvalidArgument("start must be START_EARLIEST or START_LATEST")
+    since = None
+    if request.HasField("since"):
+        try:
+            since = utc_text(request.since.ToDatetime(tzinfo=UTC))
+        except (ValueError, OverflowError):
+            raise InvalidArgument("since is not a valid time") from None
+    return Where(
+        resume=check_message_id(request.last_message_id, "last_message_id")
+        if request.HasField("last_message_id")
+        else None,
+        after=check_message_id(request.after, "after") if request.HasField("after") else None,
+        start=_STARTS[request.start],
+        since=since,
+    )
+
+
+#: What stands before a message in the body of a stream or of gRPC, in bytes. Our checks of a body's size, whose errors
+#: name the setting, come before the library's own.
+_ENVELOPE_BYTES = 5
+
+
+def application(datasette: Datasette, limit: BodyLimit) -> DbServiceASGIApplication:
+    """What serves this Datasette's calls, with bodies of at most so many bytes; made once for each limit."""
+    made: dict[BodyLimit, DbServiceASGIApplication] | None = getattr(datasette, "_pubsub_service", None)
+    if made is None:
+        made = datasette._pubsub_service = {}
+    found = made.get(limit)
+    if found is None:
+        found = made[limit] = DbServiceASGIApplication(
+            cast(Any, Service(datasette)),
+            codecs=CODECS,
+            read_max_bytes=limit.size + _ENVELOPE_BYTES,
+            # Requests may be compressed, as the Python client's are; what goes past the library never is.
+            compressions=[Gzip(limit.size, limit.setting or limit.why or "")],
+        )
+    return found
+
+
+class _Limits(NamedTuple):
+    """The largest bodies over Connect: of databases by name, of a publish to any of them, and of all else."""
+
+    publish: dict[str, int]
+    largest: BodyLimit
+    small: BodyLimit
+
+
+def _limits(datasette: Datasette) -> _Limits:
+    """Read from the settings when the databases have changed."""
+    names = list(datasette.databases)
+    found: _Limits | None = getattr(datasette, "_pubsub_limits", None)
+    if found is None or list(found.publish) != names:
+        known = brokers(datasette)
+        settings = {name: known.settings(name) for name in names}
+        # A subscriber names its channels.
+        most = max(each.max_channels_per_stream for each in (known.instance_settings, *settings.values()))
+        publish = {name: each.max_body_bytes for name, each in settings.items()}
+        largest = BodyLimit(max(publish.values(), default=SMALL_BODY_BYTES), "max_body_bytes")
+        small = BodyLimit(
+            SMALL_BODY_BYTES + most * (MAX_CHANNEL_BYTES + 8),
+            why="of a request that publishes nothing, or of a caller who may not publish",
+        )
+        found = datasette._pubsub_limits = _Limits(publish, largest, min(small, largest, key=lambda each: each.size))
+    return found
+
+
+async def _limit_of(datasette: Datasette, request: Request) -> BodyLimit:
+    """The largest body of this request: of the databases that its caller may publish to, if it publishes.
+
+    Which of them it is for is known when it has been read; that one's limit is checked then.
+    """
+    limits = _limits(datasette)
+    if request.url_vars["method"] in ("Subscribe", "Ack"):
+        return limits.small
+    if not is_large(request):
+        return limits.largest
+    size = 0
+    for name, most in limits.publish.items():
+        if most > size and await permissions.publishes(datasette, request.actor, name):
+            size = most
+    return BodyLimit(size, "max_body_bytes") if size else limits.small
+
+
+def _receiver(receive: Any, limit: BodyLimit, enveloped: bool) -> Any:
+    """A ``receive`` for the library: a body in one piece. It raises :class:`ConnectError` for a larger one.
+
+    The library refuses a gRPC call as soon as it has read the message, and hypercorn 0.18 ends the connection when
+    the end of the body comes after the answer. A body that is too slow looks like one that was broken off.
+    """
+    most = limit.size + (_ENVELOPE_BYTES if enveloped else 0)
+    bounded = in_time(receive)
+
+    async def received() -> Any:
+        parts, size = [], 0
+        while True:
+            message = await bounded()
+            if message["type"] == TOO_SLOW:
+                return {"type": "http.disconnect"}
+            if message["type"] != "http.request":
+                return message
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise as_connect_error(limit.exceeded())
+            if not message.get("more_body", False):
+                body = b"".join(parts)
+                # An envelope may promise more than has come.
+                if enveloped and int.from_bytes(body[1:_ENVELOPE_BYTES]) > limit.size:
+                    raise as_connect_error(limit.exceeded("the request"))
+                return {**message, "body": body}
+
+    return received
+
+
+@with_signature
+async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
+    """Routed by Datasette, so after its actor and cross-site checks."""
+    if request.method == "OPTIONS":
+        return preflight(datasette)
+    for name, value in scope["headers"]:
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            told = {"code": "invalid_argument", "message": f"header {name.decode('latin-1')} is not UTF-8"}
+            return Response.json(told, status=400)
+    is_grpc = re.match(r"application/grpc(\+|;|$)", request.headers.get("content-type", ""))
+    if is_grpc and "http.response.trailers" not in scope.get("extensions", {}):
+        # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
+        told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
+        return Response("", status=200, headers=told, content_type="application/grpc")
+    # Messages of a stream have an encoding of their own (connect-content-encoding, grpc-encoding): that of the whole
+    # body is free to say what proxies should know.
+    endless = request.url_vars["method"] in STREAMS
+    sender = Sender(send, cors_headers(datasette) | (STREAM_HEADERS if endless else {}))
+    token = current.set(Call(request, sender))
+    try:
+        inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}
+        limit = await _limit_of(datasette, request)
+        if request.url_vars["method"] == rpc_publish.STREAM:
+            receiver = rpc_publish.receiver(receive, limit)
+        else:
+            unary = content_type(request) in ("application/json", "application/proto")
+            receiver = _receiver(receive, limit, not unary)
+        await application(datasette, limit)(inner, receiver, cast(Any, sender))
+    except OSError:
+        if not sender.stuck:
+            raise
+    finally:
+        current.reset(token)
+    return None

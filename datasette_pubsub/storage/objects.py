@@ -1,0 +1,247 @@
+"""The tables and triggers in the user's file, as SQL, and making them.
+
+Everything is plain SQL stored in the file, so that every program that opens it
+can publish with nothing installed (DESIGN.md, decision 2).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from textwrap import dedent
+
+from ..core.settings import MAX_CHANNEL_BYTES
+from .utf8_sql import invalid_utf8
+
+LOG = "vpubsub"
+SUBSCRIPTIONS = "pubsub_subscriptions"
+RELEASED = "_pubsub_released"
+TRIMS = "_pubsub_trims"
+FILE = "_pubsub_file"
+PROBE = "_pubsub_probe"
+RECORDS = "_pubsub_broadcasts"
+REPLACED = "_pubsub_replaced"
+
+#: The version of the objects below. A file records the one that it was made with.
+SCHEMA_VERSION = 2
+
+#: The tables of the broker. Those that nobody else needs begin with an underscore: Datasette hides them.
+TABLES = (LOG, SUBSCRIPTIONS, RELEASED, TRIMS, FILE, PROBE, RECORDS, REPLACED)
+
+NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
+
+#: Page cache of a connection that writes, in KiB; SQLite's default is 2,000. A message of another channel goes to
+#: another place of the index: a million of them, over 100,000 channels, take 3.9 s with this cache instead of 6.7.
+WRITE_CACHE_KIB = 32_000
+
+#: Checks every message; made anew when its limit changes.
+GUARD = f"{LOG}_guard"
+
+#: The log and what retention remembers: by name, the table that an object belongs to, and its SQL.
+#:
+#: ``created_at``: ORMs send NULL for a column that is not set; it then gets its default.
+#: The index of keys covers messages without one, too, since ``ON CONFLICT (channel, key)`` fits no partial index.
+LOG_OBJECTS = {
+    LOG: (
+        LOG,
+        dedent(f"""\
+        CREATE TABLE {LOG} (
+            id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0),
+            channel TEXT NOT NULL,
+            payload NOT NULL,
+            created_at TEXT NOT NULL ON CONFLICT REPLACE DEFAULT ({NOW}),
+            key TEXT
+        )"""),
+    ),
+    f"{LOG}_channel": (LOG, f"CREATE INDEX {LOG}_channel ON {LOG} (channel, id)"),
+    f"{LOG}_key": (LOG, f"CREATE UNIQUE INDEX {LOG}_key ON {LOG} (channel, key)"),
+    RELEASED: (RELEASED, f"CREATE TABLE {RELEASED} (channel TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID"),
+    TRIMS: (
+        TRIMS,
+        dedent(f"""\
+        CREATE TABLE {TRIMS} (
+            channel TEXT NOT NULL,
+            last_id INTEGER NOT NULL,
+            first_id INTEGER NOT NULL,
+            messages INTEGER NOT NULL,
+            runs BLOB NOT NULL,
+            PRIMARY KEY (channel, last_id)
+        ) WITHOUT ROWID"""),
+    ),
+    PROBE: (PROBE, f"CREATE TABLE {PROBE} (created_at INTEGER NOT NULL DEFAULT 1)"),
+    f"{LOG}_update": (
+        LOG,
+        dedent(f"""\
+        CREATE TRIGGER {LOG}_update BEFORE UPDATE ON {LOG}
+        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: messages cannot be changed'); END"""),
+    ),
+    f"{LOG}_delete": (
+        LOG,
+        dedent(f"""\
+        CREATE TRIGGER {LOG}_delete BEFORE DELETE ON {LOG}
+        WHEN NOT EXISTS (SELECT 1 FROM {RELEASED} WHERE channel = OLD.channel AND id >= OLD.id)
+        BEGIN SELECT RAISE(ABORT, '{LOG} is append-only: only retention removes messages'); END"""),
+    ),
+}
+
+#: Durable subscriptions; a cursor moves forward only, and never past the head. ``holder`` is the server process that
+#: has the live subscriber, ``claim`` the number of the newest opening: see :mod:`.storage.subscriptions`.
+SUBSCRIPTION_OBJECTS = {
+    SUBSCRIPTIONS: (
+        SUBSCRIPTIONS,
+        dedent(f"""\
+        CREATE TABLE {SUBSCRIPTIONS} (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            owner TEXT NOT NULL DEFAULT '',
+            name TEXT NOT NULL CHECK (name <> ''),
+            reads TEXT NOT NULL DEFAULT '{{}}' CHECK (json_valid(reads)),
+            cursor INTEGER NOT NULL DEFAULT 0,
+            created_at TEXT NOT NULL DEFAULT ({NOW}),
+            last_seen_at TEXT NOT NULL DEFAULT ({NOW}),
+            holder TEXT,
+            claim INTEGER NOT NULL DEFAULT 0,
+            UNIQUE (owner, name)
+        )"""),
+    ),
+    f"{SUBSCRIPTIONS}_claim": (SUBSCRIPTIONS, f"CREATE INDEX {SUBSCRIPTIONS}_claim ON {SUBSCRIPTIONS} (claim)"),
+    f"{SUBSCRIPTIONS}_forward": (
+        SUBSCRIPTIONS,
+        dedent(f"""\
+        CREATE TRIGGER {SUBSCRIPTIONS}_forward BEFORE UPDATE OF cursor ON {SUBSCRIPTIONS}
+        WHEN NEW.cursor IS NOT OLD.cursor
+        BEGIN
+            SELECT RAISE(ABORT, 'a cursor only moves forward') WHERE NEW.cursor < OLD.cursor;
+            SELECT RAISE(ABORT, 'a cursor is a message id of the log, and this one is ahead of its head')
+            WHERE typeof(NEW.cursor) <> 'integer'
+               OR NEW.cursor > coalesce((SELECT seq FROM sqlite_sequence WHERE name = '{LOG}'), 0);
+        END"""),
+    ),
+}
+
+#: Which tables are broadcast, and how, by which one is recognised that has lost its triggers; and the rows that REPLACE
+#: may remove, noted between the triggers before and after a change.
+BROADCAST_OBJECTS = {
+    RECORDS: (
+        RECORDS,
+        dedent(f"""\
+        CREATE TABLE {RECORDS} (
+            table_name TEXT PRIMARY KEY,
+            definition TEXT NOT NULL,
+            triggers TEXT NOT NULL,
+            made_at TEXT NOT NULL DEFAULT ({NOW})
+        ) WITHOUT ROWID"""),
+    ),
+    REPLACED: (
+        REPLACED,
+        dedent(f"""\
+        CREATE TABLE {REPLACED} (
+            id INTEGER PRIMARY KEY,
+            table_name TEXT NOT NULL,
+            cause TEXT NOT NULL,
+            key1,
+            row_key TEXT,
+            channel TEXT NOT NULL,
+            payload TEXT NOT NULL
+        )"""),
+    ),
+    f"{REPLACED}_cause": (REPLACED, f"CREATE INDEX {REPLACED}_cause ON {REPLACED} (table_name, cause)"),
+}
+
+#: What the file says of itself: the version of these objects, a number of its own, the last message that came
+#: before the log checked that channels are UTF-8, and how often a subscription was claimed.
+FILE_OBJECTS = {
+    FILE: (
+        FILE,
+        dedent(f"""\
+        CREATE TABLE {FILE} (
+            one INTEGER PRIMARY KEY CHECK (one = 1),
+            schema_version INTEGER NOT NULL,
+            instance_id TEXT NOT NULL,
+            checked_after INTEGER NOT NULL DEFAULT 0,
+            claims INTEGER NOT NULL DEFAULT 0
+        )"""),
+    ),
+}
+
+OBJECTS = {**LOG_OBJECTS, **SUBSCRIPTION_OBJECTS, **BROADCAST_OBJECTS, **FILE_OBJECTS}
+
+
+def guard_sql(max_payload_bytes: int) -> str:
+    """The trigger that checks every message, whichever program inserts it.
+
+    Theory of operation. One condition is false for an ordinary message, so that it
+    costs one evaluation a row, in the cheapest forms: bytes are counted and searched
+    faster than characters, and one GLOB tells printable ASCII. (In a file in UTF-16
+    there is a zero byte in every channel; the statements behind the condition decide.)
+    The trigger runs before the table's own constraints, so that neither ``OR REPLACE``
+    nor ``OR IGNORE`` of an outer statement, which SQLite hands down into triggers, can
+    replace a stored message or drop a bad one in silence. ``NEW.id`` is -1 when the
+    publisher gave none (https://sqlite.org/lang_createtrigger.html).
+
+    To look at every character of a channel takes ten times as long as the rest, so a
+    channel that has passed before is not looked at again.
+
+    NULL for ``created_at`` means its default. The column's own ON CONFLICT REPLACE
+    does that, but not under ``INSERT OR IGNORE``, which would drop the row: the
+    insertion into the probe is dropped under the same rule and tells; the message is
+    then inserted here, in place of the row.
+    """
+    too_large = f"length(CAST(NEW.payload AS BLOB)) > {max_payload_bytes}"
+    channel_bytes = "length(CAST(NEW.channel AS BLOB))"
+    moment = "'[0-9][0-9][0-9][0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9].[0-9][0-9][0-9]Z'"
+    known = f"SELECT 1 FROM {LOG} WHERE channel = NEW.channel AND id > (SELECT checked_after FROM {FILE})"
+    ignored = f"NEW.created_at IS NULL AND NOT EXISTS (SELECT 1 FROM {PROBE} WHERE created_at)"
+    return dedent(f"""\
+        CREATE TRIGGER {GUARD} BEFORE INSERT ON {LOG}
+        WHEN NEW.key IS NOT NULL OR NEW.id <> -1 OR NEW.payload IS NULL OR {too_large}
+          OR typeof(NEW.channel) <> 'text' OR {channel_bytes} NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES}
+          OR instr(CAST(NEW.channel AS BLOB), x'00') OR NEW.channel GLOB '*[^ -~]*'
+          OR NEW.created_at NOT GLOB {moment} IS NOT 0
+        BEGIN
+            SELECT RAISE(ABORT, 'message ids are given by the log, not by the publisher') WHERE NEW.id <> -1;
+            SELECT RAISE(ABORT, 'channel is NULL') WHERE NEW.channel IS NULL;
+            SELECT RAISE(ABORT, 'channel must be text') WHERE typeof(NEW.channel) <> 'text';
+            SELECT RAISE(ABORT, 'channel is empty') WHERE {channel_bytes} = 0;
+            SELECT RAISE(ABORT, 'channel is over the limit of {MAX_CHANNEL_BYTES} bytes')
+            WHERE {channel_bytes} > {MAX_CHANNEL_BYTES};
+            SELECT RAISE(ABORT, 'channel must not contain NUL') WHERE instr(NEW.channel, char(0));
+            SELECT RAISE(ABORT, 'channel is not valid UTF-8')
+            WHERE NEW.channel GLOB '*[^ -~]*' AND NOT EXISTS ({known}) AND {invalid_utf8("NEW.channel")};
+            SELECT RAISE(ABORT, 'payload is NULL') WHERE NEW.payload IS NULL;
+            SELECT RAISE(ABORT, 'payload is over the limit of {max_payload_bytes} bytes (max_payload_bytes)')
+            WHERE {too_large};
+            SELECT RAISE(ABORT, 'key must be text of 1 to {MAX_CHANNEL_BYTES} bytes')
+            WHERE NEW.key IS NOT NULL
+              AND (typeof(NEW.key) <> 'text' OR length(CAST(NEW.key AS BLOB)) NOT BETWEEN 1 AND {MAX_CHANNEL_BYTES});
+            SELECT RAISE(ABORT, 'key must not contain NUL') WHERE instr(NEW.key, char(0));
+            SELECT RAISE(ABORT, 'key is not valid UTF-8') WHERE {invalid_utf8("NEW.key")};
+            SELECT RAISE(ABORT, 'created_at must be UTC like 2026-01-31T12:00:00.000Z')
+            WHERE NEW.created_at NOT GLOB {moment};
+            SELECT RAISE(IGNORE)
+            WHERE EXISTS (SELECT 1 FROM {LOG} WHERE channel = NEW.channel AND key = NEW.key);
+            DELETE FROM {PROBE} WHERE NEW.created_at IS NULL;
+            INSERT OR REPLACE INTO {PROBE} (created_at) SELECT NULL WHERE NEW.created_at IS NULL;
+            INSERT INTO {LOG} (channel, payload, created_at, key)
+            SELECT NEW.channel, NEW.payload, {NOW}, NEW.key WHERE {ignored};
+            SELECT RAISE(IGNORE) WHERE {ignored};
+            DELETE FROM {PROBE} WHERE NEW.created_at IS NULL;
+        END""")
+
+
+def existing(conn: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:
+    """What stands in the file under our names: type, the table that it belongs to, SQL."""
+    wanted = [*OBJECTS, GUARD]
+    names = ",".join("?" * len(wanted))
+    rows = conn.execute(
+        f"SELECT lower(name), type, lower(tbl_name), coalesce(sql, '') FROM sqlite_master "
+        f"WHERE lower(name) IN ({names})",
+        wanted,
+    )
+    return {row[0]: (row[1], row[2], row[3]) for row in rows}
+
+
+def make_missing(conn: sqlite3.Connection, objects: dict[str, tuple[str, str]]) -> None:
+    """Create those of these objects that do not exist."""
+    found = existing(conn)
+    for name, (_, sql) in objects.items():
+        if name not in found:
+            conn.execute(sql)

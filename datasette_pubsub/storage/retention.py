@@ -1,0 +1,284 @@
+"""Retention: which messages may go, and removing them (trim). Plain functions of a connection.
+
+The law of this module: nothing else removes messages. A channel loses its
+oldest messages only, in small transactions, and every removal is recorded, so
+that a reader who comes too late is told exactly how many it missed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+from ..core.selector import Selector, glob_regex
+from ..core.settings import Rule, Settings
+from ..core.values import utc_text
+from . import log, subscriptions
+from .names import OF_CHANNEL, Name, exact, shown, sort_key
+from .objects import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
+from .schema import installed
+
+#: Messages removed in one transaction. About 10 ms of the write lock: publishers
+#: wait no longer for a trim than for one another.
+TRIM_MESSAGES = 1000
+
+#: After so long a transaction takes no further channel, in seconds: with many
+#: channels, each with few messages to lose, the records take longer than the messages.
+TRIM_SECONDS = 0.01
+
+#: Removed messages that one record describes, at most; a few kilobytes, which
+#: take about a millisecond to add to.
+RECORD_MESSAGES = 2_000
+
+#: Records kept per channel. Older ones are dropped: a cursor that is more than
+#: 5 million removed messages of a channel behind is told a number that is too small.
+MAX_RECORDS = 2_500
+
+#: Messages whose payloads are added up by one statement, in messages: long enough
+#: that SQLite does the work, short enough that no checkpoint waits for its reading.
+SUM_MESSAGES = 10_000
+
+
+def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = None) -> dict[Name, int]:
+    """For each channel with something to remove: the id up to which its messages may go."""
+    if not installed(conn):
+        return {}
+    now = now or datetime.now(UTC)
+    database = settings.retention
+    whole = max(_by_count(conn, database.messages), _by_bytes(conn, database.bytes))
+    aged = _by_age(conn, database.days, now)
+    if log.earliest(conn) > max(whole, aged) and not settings.retention_channels:
+        return {}
+    found: dict[Name, int] = {}
+    for channel in log.channel_names(conn):
+        rule = _rule_of(settings, shown(channel))
+        goal, days, old = whole, database.days, aged
+        if rule is not None:
+            goal = max(goal, _by_count(conn, rule.messages, channel), _by_bytes(conn, rule.bytes, channel))
+            if rule.days is not None:
+                days, old = rule.days, _by_age(conn, rule.days, now)
+        oldest = conn.execute(f"SELECT min(id) FROM {LOG} WHERE {OF_CHANNEL}", [channel]).fetchone()[0]
+        if oldest is None or oldest > max(goal, old):
+            continue
+        if days and old > goal:
+            goal = max(goal, _before_young(conn, channel, goal, old, days, now))
+        if oldest <= goal:
+            found[channel] = goal
+    if settings.retention_hold_bytes and found:
+        _hold(conn, found, settings.retention_hold_bytes)
+    return found
+
+
+def _rule_of(settings: Settings, channel: str) -> Rule | None:
+    """The channel's own rule, if it has one: that of the first pattern that matches it."""
+    for pattern, rule in settings.retention_channels:
+        if glob_regex(pattern).fullmatch(channel):
+            return rule
+    return None
+
+
+def _by_age(conn: sqlite3.Connection, days: float | None, now: datetime) -> int:
+    return 0 if not days else log.before_time(conn, utc_text(now - timedelta(days=days)))
+
+
+def _before_young(conn: sqlite3.Connection, channel: Name, after: int, to: int, days: float, now: datetime) -> int:
+    """The id before the channel's first message between two that is not so old; ``to`` where all are.
+
+    Publishers may give times of their own, and clocks are set back, so that times
+    need not grow with ids. A time that is still to come says nothing of a message's age.
+    """
+    row = conn.execute(
+        f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ? AND created_at BETWEEN ? AND ? "
+        "ORDER BY id LIMIT 1",
+        [channel, after, to, utc_text(now - timedelta(days=days)), utc_text(now)],
+    ).fetchone()
+    return int(row[0]) - 1 if row else to
+
+
+def _by_count(conn: sqlite3.Connection, messages: int | None, channel: Name | None = None) -> int:
+    """The newest id beyond the newest so many messages."""
+    if not messages:
+        return 0
+    where, values = (f"WHERE {OF_CHANNEL}", [channel]) if channel is not None else ("", [])
+    sql = f"SELECT id FROM {LOG} {where} ORDER BY id DESC LIMIT 1 OFFSET ?"
+    row = conn.execute(sql, [*values, messages]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: Name | None = None, top: int = 2**62) -> int:
+    """The newest id at which the payloads from the newest back are over the limit."""
+    if not limit:
+        return 0
+    where, values = (f"AND {OF_CHANNEL}", [channel]) if channel is not None else ("", [])
+    newest = (
+        f"SELECT id, length(CAST(payload AS BLOB)) AS size FROM {LOG} WHERE id <= ? {where} "
+        f"ORDER BY id DESC LIMIT {SUM_MESSAGES}"
+    )
+    total = 0
+    while True:
+        low, size = conn.execute(f"SELECT min(id), sum(size) FROM ({newest})", [top, *values]).fetchone()
+        if low is None:
+            return 0
+        if total + size > limit:
+            break
+        total += size
+        top = low - 1
+    for number, size in conn.execute(newest, [top, *values]):
+        total += size
+        if total > limit:
+            return int(number)
+    # Something was trimmed in between.
+    return 0
+
+
+def _hold(conn: sqlite3.Connection, found: dict[Name, int], hold_bytes: int) -> None:
+    """Lower the goals to what subscriptions have finished, within the cap."""
+    readers = subscriptions.everyone(conn)
+    left = hold_bytes
+    for channel in sorted(found, key=sort_key):
+        cursors = [reader.cursor for reader in readers if reader.selector.matches(shown(channel))]
+        if not cursors or min(cursors) >= found[channel]:
+            continue
+        needed = min(cursors)
+        over = _by_bytes(conn, max(left, 1), channel, found[channel])
+        held = max(needed, over)
+        sql = f"SELECT sum(length(CAST(payload AS BLOB))) FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ?"
+        left -= conn.execute(sql, [channel, held, found[channel]]).fetchone()[0] or 0
+        if held:
+            found[channel] = held
+        else:
+            del found[channel]
+
+
+def trim(conn: sqlite3.Connection, left: dict[Name, int], limit: int = TRIM_MESSAGES) -> Counter[Name]:
+    """Remove the oldest messages of the channels in ``left``, at most ``limit``, inside the caller's transaction.
+
+    ``left`` maps channels to goals, as :func:`goals` returns them; what is done
+    is taken out of it. Returns how many messages of each channel were removed.
+    """
+    removed: Counter[Name] = Counter()
+    room = limit
+    end = time.monotonic() + TRIM_SECONDS
+    for channel, goal in list(islice(left.items(), limit)):
+        if room <= 0 or (room < limit and time.monotonic() > end):
+            break
+        sql = f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} AND id <= ? ORDER BY id LIMIT ?"
+        ids = [int(row[0]) for row in conn.execute(sql, [channel, goal, room])]
+        if len(ids) < room:
+            del left[channel]
+        if not ids:
+            continue
+        conn.execute(
+            f"INSERT INTO {RELEASED} (channel, id) VALUES (CAST(? AS TEXT), ?) "
+            "ON CONFLICT (channel) DO UPDATE SET id = max(id, excluded.id)",
+            [channel, ids[-1]],
+        )
+        conn.execute(f"DELETE FROM {LOG} WHERE {OF_CHANNEL} AND id <= ?", [channel, ids[-1]])
+        _record(conn, channel, ids)
+        removed[channel] = len(ids)
+        room -= len(ids)
+    return removed
+
+
+def _record(conn: sqlite3.Connection, channel: Name, ids: list[int]) -> None:
+    """Remember which ids are gone, added to the channel's newest record while it is small."""
+    sql = f"SELECT last_id, messages, runs FROM {TRIMS} WHERE {OF_CHANNEL} ORDER BY last_id DESC LIMIT 1"
+    row = conn.execute(sql, [channel]).fetchone()
+    grows = row is not None and row[1] + len(ids) <= RECORD_MESSAGES
+    if grows:
+        conn.execute(f"DELETE FROM {TRIMS} WHERE {OF_CHANNEL} AND last_id = ?", [channel, row[0]])
+        ids = [*unpack(row[2]), *ids]
+    conn.execute(
+        f"INSERT INTO {TRIMS} (channel, last_id, first_id, messages, runs) VALUES (CAST(? AS TEXT), ?, ?, ?, ?)",
+        [channel, ids[-1], ids[0], len(ids), pack(ids)],
+    )
+    if not grows:
+        conn.execute(
+            f"DELETE FROM {TRIMS} WHERE {OF_CHANNEL} AND last_id <= "
+            f"(SELECT last_id FROM {TRIMS} WHERE {OF_CHANNEL} ORDER BY last_id DESC LIMIT 1 OFFSET ?)",
+            [channel, channel, MAX_RECORDS],
+        )
+
+
+def pack(ids: Iterable[int]) -> bytes:
+    """Growing ids as runs: pairs of distance and length, compressed. Neighbours cost nothing."""
+    runs: list[list[int]] = []
+    end = 0
+    for number in ids:
+        if runs and number == end + 1:
+            runs[-1][1] += 1
+        else:
+            runs.append([number - end, 1])
+        end = number
+    return zlib.compress(" ".join(f"{gap} {length}" for gap, length in runs).encode())
+
+
+def unpack(data: bytes) -> list[int]:
+    """The ids of :func:`pack`."""
+    numbers = [int(part) for part in zlib.decompress(data).split()]
+    ids: list[int] = []
+    end = 0
+    for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
+        ids.extend(range(end + gap, end + gap + length))
+        end += gap + length - 1
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """How many messages of a reader's channels are gone, and by channel the newest id among them."""
+
+    messages: int
+    released: Mapping[Name, int]
+
+
+def missed(
+    conn: sqlite3.Connection, selector: Selector, after: int, told: Mapping[Name, int], to: int = 2**62
+) -> Missed:
+    """What was removed between two positions, less what the reader was told of already (by channel, up to an id)."""
+    total = 0
+    newest: dict[Name, int] = {}
+    for channel, last in released(conn, selector, after).items():
+        begin = max(after, told.get(channel, 0))
+        if last <= begin or begin >= to:
+            continue
+        where = f"{OF_CHANNEL} AND last_id > ? AND first_id <= ?"
+        sql = f"SELECT first_id, messages, runs, last_id FROM {TRIMS} WHERE {where}"
+        for row in conn.execute(sql, [channel, begin, to]):
+            whole = row[0] > begin and row[3] <= to
+            total += row[1] if whole else sum(1 for number in unpack(row[2]) if begin < number <= to)
+        newest[channel] = min(last, to)
+    return Missed(total, newest)
+
+
+def released(conn: sqlite3.Connection, selector: Selector, after: int) -> dict[Name, int]:
+    """The channels that have lost messages after an id, each with the newest that it lost."""
+    if log.expands(selector):
+        with exact(conn):
+            rows = conn.execute(f"SELECT channel, id FROM {RELEASED} WHERE id > ?", [after]).fetchall()
+        return {row[0]: int(row[1]) for row in rows if selector.matches(shown(row[0]))}
+    found: dict[Name, int] = {}
+    for channel in selector.channels:
+        row = conn.execute(f"SELECT id FROM {RELEASED} WHERE channel = ? AND id > ?", [channel, after]).fetchone()
+        if row is not None:
+            found[channel] = int(row[0])
+    return found
+
+
+def expire(conn: sqlite3.Connection, days: float, connected: Iterable[int]) -> list[str]:
+    """Delete subscriptions that were not seen for so many days and have no subscriber; their names."""
+    limit = utc_text(datetime.now(UTC) - timedelta(days=days))
+    keep = set(connected)
+    gone = [
+        (row[0], row[1])
+        for row in conn.execute(f"SELECT id, name FROM {SUBSCRIPTIONS} WHERE last_seen_at < ?", [limit])
+        if row[0] not in keep
+    ]
+    conn.executemany(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [(number,) for number, _ in gone])
+    return [name for _, name in gone]

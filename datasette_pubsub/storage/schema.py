@@ -1,0 +1,335 @@
+"""The schema of the user's file: whether its objects are as we make them, and bringing them to that.
+
+Objects are created and changed here and in :mod:`.storage.migration`, and nowhere else
+but for broadcasts. An object of the same name that is not ours is never touched.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sqlite_utils
+from sqlite_utils.migrations import Migrations
+
+from ..core.errors import SchemaConflict
+from ..core.settings import SYNCHRONOUS, Settings
+from .migration import from_version_1, is_version_1, rebuild_log
+from .objects import (
+    BROADCAST_OBJECTS,
+    FILE,
+    FILE_OBJECTS,
+    GUARD,
+    LOG,
+    LOG_OBJECTS,
+    NOW,
+    OBJECTS,
+    RELEASED,
+    SCHEMA_VERSION,
+    SUBSCRIPTION_OBJECTS,
+    SUBSCRIPTIONS,
+    TABLES,
+    WRITE_CACHE_KIB,
+    existing,
+    guard_sql,
+    make_missing,
+)
+
+#: What a column of the log must be, as ``PRAGMA table_info`` tells it: type, not null, default, place in the key.
+_LOG_COLUMNS = {
+    "id": ("INTEGER", 0, None, 1),
+    "channel": ("TEXT", 1, None, 0),
+    "payload": ("", 1, None, 0),
+    "created_at": ("TEXT", 1, NOW, 0),
+    "key": ("TEXT", 0, None, 0),
+}
+
+migrations = Migrations("datasette-pubsub")
+
+
+@migrations()
+def m001_log(db: sqlite_utils.Database) -> None:
+    """The log and what retention remembers."""
+    make_missing(db.conn, LOG_OBJECTS)
+
+
+@migrations()
+def m002_subscriptions(db: sqlite_utils.Database) -> None:
+    """Durable subscriptions."""
+    make_missing(db.conn, SUBSCRIPTION_OBJECTS)
+
+
+@migrations()
+def m003_log_is_vpubsub(db: sqlite_utils.Database) -> None:
+    """The file knows its schema version, and what is broadcast.
+
+    (That ``vpubsub`` is the log, :func:`from_version_1` has seen to before.)
+    """
+    make_missing(db.conn, {**BROADCAST_OBJECTS, **FILE_OBJECTS})
+
+
+_GUARD_LIMIT = re.compile(r"limit of (\d+) bytes \(max_payload_bytes\)")
+
+
+def max_payload_bytes(conn: sqlite3.Connection) -> int | None:
+    """The payload limit that the file itself holds every publisher to, in bytes; ``None`` where there is none."""
+    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [GUARD]).fetchone()
+    found = _GUARD_LIMIT.search(row[0]) if row else None
+    return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """How the objects with our names stand in a file.
+
+    ``recorded`` says that the file was made by this project; ``version`` is the
+    schema version that it records. ``missing`` objects were dropped, ``altered``
+    ones are ours by name and place but not as we make them, and ``foreign`` ones
+    are not ours.
+    """
+
+    recorded: bool
+    version: int | None
+    missing: tuple[str, ...]
+    altered: tuple[str, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def newer(self) -> bool:
+        """Whether a newer version of this plugin has made the file."""
+        return self.version is not None and self.version > SCHEMA_VERSION
+
+
+def inspect(conn: sqlite3.Connection) -> Inspection:
+    """Look at the objects with our names; nothing is changed."""
+    if is_version_1(conn):
+        return Inspection(True, 1, tuple(OBJECTS), (), ())
+    found = existing(conn)
+    version = _version(conn, found)
+    recorded = version is not None or bool(migrations.applied(_database(conn)))
+    altered: list[str] = []
+    foreign: list[str] = []
+    for name, (kind, parent, sql) in found.items():
+        if _as_made(conn, name, kind, parent, sql):
+            continue
+        belongs = parent == (LOG if name == GUARD else OBJECTS[name][0]) and kind == _kind(name)
+        (altered if recorded and belongs else foreign).append(name)
+    missing = [name for name in (*OBJECTS, GUARD) if name not in found]
+    return Inspection(recorded, version, tuple(missing), tuple(altered), tuple(foreign))
+
+
+def _kind(name: str) -> str:
+    """Which kind of object is to have one of our names."""
+    return "trigger" if name == GUARD else OBJECTS[name][1].replace("UNIQUE", "").split()[1].lower()
+
+
+def _as_made(conn: sqlite3.Connection, name: str, kind: str, parent: str, sql: str) -> bool:
+    """Whether an object is what we make, by its text; the log may have further columns."""
+    if name == GUARD:
+        limit = _GUARD_LIMIT.search(sql)
+        return kind == "trigger" and limit is not None and sql.split() == guard_sql(int(limit[1])).split()
+    if sql.split() == OBJECTS[name][1].split():
+        return True
+    if name != LOG or kind != "table" or "AUTOINCREMENT" not in sql.upper() or "ON CONFLICT REPLACE" not in sql.upper():
+        return False
+    columns = {row[1]: tuple(row[2:6]) for row in conn.execute(f"PRAGMA table_info({LOG})")}
+    return all(columns.get(column) == wanted for column, wanted in _LOG_COLUMNS.items())
+
+
+def _version(conn: sqlite3.Connection, found: dict[str, tuple[str, str, str]]) -> int | None:
+    if found.get(FILE, ("",))[0] != "table":
+        return None
+    if "schema_version" not in [row[1] for row in conn.execute(f"PRAGMA table_info({FILE})")]:
+        return None
+    row = conn.execute(f"SELECT schema_version FROM {FILE}").fetchone()
+    return row[0] if row and isinstance(row[0], int) else None
+
+
+def instance_id(conn: sqlite3.Connection) -> str | None:
+    """The number that this file got when its log was made; ``None`` where there is none."""
+    if FILE not in existing(conn):
+        return None
+    row = conn.execute(f"SELECT instance_id FROM {FILE}").fetchone()
+    return str(row[0]) if row else None
+
+
+def _record_file(conn: sqlite3.Connection, unchecked: bool) -> None:
+    """Have the file say what it is; ``unchecked``: its messages came while no guard checked them."""
+    conn.execute(
+        f"INSERT INTO {FILE} (one, schema_version, instance_id) VALUES (1, ?, lower(hex(randomblob(16)))) "
+        "ON CONFLICT (one) DO UPDATE SET schema_version = excluded.schema_version",
+        [SCHEMA_VERSION],
+    )
+    if unchecked:
+        conn.execute(f"UPDATE {FILE} SET checked_after = (SELECT coalesce(max(id), 0) FROM {LOG})")
+
+
+def go_on_above(conn: sqlite3.Connection) -> None:
+    """Have the log give out ids above all that are stored, that were removed, and that readers remember."""
+    known = " UNION ALL ".join(
+        f"SELECT max({column}) FROM {table}"
+        for table, column in ((LOG, "id"), (SUBSCRIPTIONS, "cursor"), (RELEASED, "id"))
+    )
+    sequence = f"SELECT seq FROM sqlite_sequence WHERE name = '{LOG}'"
+    (seq,) = conn.execute(f"SELECT max(id) FROM (SELECT 0 AS id UNION ALL {sequence} UNION ALL {known})").fetchone()
+    conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", [LOG])
+    conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [LOG, seq])
+
+
+def check(conn: sqlite3.Connection) -> bool:
+    """Whether the log is installed in this file, complete and as we make it.
+
+    Raises :class:`SchemaConflict` when an object with one of our names is not
+    ours or was altered, and when a newer version has made the file.
+    """
+    return _complete(inspect(conn))
+
+
+def _complete(found: Inspection) -> bool:
+    if found.newer:
+        raise SchemaConflict(
+            f"this file was made by a newer version of datasette-pubsub (schema {found.version}; this version knows "
+            f"{SCHEMA_VERSION}): it can be read but not written; upgrade datasette-pubsub"
+        )
+    if found.foreign:
+        raise SchemaConflict(
+            f"{found.foreign[0]} already exists in this database and is not datasette-pubsub's; "
+            "rename it, then install again"
+        )
+    if found.altered:
+        raise SchemaConflict(
+            f"{', '.join(found.altered)}: not as datasette-pubsub makes it; nothing is published until it is repaired: "
+            "run datasette pubsub install"
+        )
+    return not found.missing
+
+
+def _database(conn: sqlite3.Connection) -> sqlite_utils.Database:
+    return sqlite_utils.Database(conn, recursive_triggers=False, execute_plugins=False)
+
+
+def installed(conn: sqlite3.Connection) -> bool:
+    """Whether there is a log to read in this file. Cheap: no checks."""
+    return conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [LOG]).fetchone() is not None
+
+
+def readers(conn: sqlite3.Connection) -> list[str]:
+    """The views and virtual tables that read ours, also through each other.
+
+    Told by their SQL, which must name what it reads; one that names it in a comment counts, too.
+    """
+    rows = conn.execute("SELECT name, coalesce(sql, ''), type FROM sqlite_master WHERE type IN ('table', 'view')")
+    others = {row[0]: (row[1], row[2]) for row in rows if row[0] not in TABLES}
+    found: list[str] = []
+    sources = list(TABLES)
+    while sources:
+        named = re.compile("|".join(rf"(?<!\w){re.escape(_in_quotes(name))}(?!\w)" for name in sources), re.IGNORECASE)
+        sources = [
+            name
+            for name, (sql, kind) in others.items()
+            if name not in found and (kind == "view" or _VIRTUAL.match(sql)) and named.search(sql)
+        ]
+        found += sources
+    return found
+
+
+_VIRTUAL = re.compile(r"\s*CREATE\s+VIRTUAL\s", re.IGNORECASE)
+
+
+def _in_quotes(name: str) -> str:
+    return name.replace('"', '""')
+
+
+def install(
+    conn: sqlite3.Connection,
+    settings: Settings,
+    *,
+    repair: bool = False,
+    migrated: Callable[[sqlite3.Connection], None] = lambda conn: None,
+) -> tuple[str, ...]:
+    """Bring the file to the newest schema, in one transaction, with all that was dropped; a complete one is only read.
+
+    Inside a transaction of the caller's it becomes part of that. ``migrated`` is called, inside the transaction,
+    when a file of the first version has become one of this. With ``repair``,
+    objects that were altered are put right where that loses nothing; returns
+    their names. Raises :class:`SchemaConflict` when the file holds something with
+    our names that is not ours or cannot be put right, or was made by a newer
+    version, and ``sqlite3.OperationalError`` when the file cannot be written.
+    """
+    guard = guard_sql(settings.max_payload_bytes)
+    if _ready(conn, guard, repair):
+        return ()
+    nested = conn.in_transaction
+    conn.execute("SAVEPOINT pubsub_install" if nested else "BEGIN IMMEDIATE")
+    try:
+        repaired: tuple[str, ...] = ()
+        # Looked at again inside the transaction: another process may have been faster.
+        if not _ready(conn, guard, repair):
+            repaired = _install(conn, guard, migrated)
+    except BaseException:
+        # SQLite itself has ended a transaction that met a full disk.
+        if conn.in_transaction:
+            conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
+        raise
+    conn.execute("RELEASE pubsub_install" if nested else "COMMIT")
+    return repaired
+
+
+def _install(conn: sqlite3.Connection, guard: str, migrated: Callable[[sqlite3.Connection], None]) -> tuple[str, ...]:
+    was_version_1 = is_version_1(conn)
+    from_version_1(conn)
+    found = inspect(conn)
+    repaired = found.altered
+    for name in repaired:
+        if name != LOG:
+            _drop_altered(conn, name)
+    lost = LOG not in existing(conn)
+    migrations.apply(_database(conn))
+    if LOG in repaired:
+        rebuild_log(conn)
+    make_missing(conn, OBJECTS)
+    _record_file(conn, unchecked=GUARD in (*found.missing, *found.altered))
+    if lost or LOG in repaired:
+        go_on_above(conn)
+    conn.execute(f"DROP TRIGGER IF EXISTS {GUARD}")
+    conn.execute(guard)
+    if was_version_1:
+        migrated(conn)
+    return repaired
+
+
+def _drop_altered(conn: sqlite3.Connection, name: str) -> None:
+    """Drop an altered object, which is then made again. A table with rows is not dropped: that would lose them."""
+    kind = _kind(name)
+    if kind == "table" and conn.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() is not None:
+        raise SchemaConflict(
+            f"table {name} was altered, and making it again would lose its rows: give it back the form that "
+            "docs/sql.md shows, or rename it"
+        )
+    conn.execute(f"DROP {kind} {name}")
+
+
+def _ready(conn: sqlite3.Connection, guard: str, repair: bool) -> bool:
+    """Whether there is nothing to do. Raises :class:`SchemaConflict` for what stands in the way."""
+    found = inspect(conn)
+    if repair and found.altered and not found.newer and not found.foreign:
+        return False
+    if not _complete(found) or found.version != SCHEMA_VERSION:
+        return False
+    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [GUARD]).fetchone()
+    return row is not None and row[0].strip() == guard.strip() and not migrations.pending(_database(conn))
+
+
+def set_durability(conn: sqlite3.Connection, settings: Settings) -> None:
+    """Write-ahead log, and ``synchronous`` at least as configured, on one writing connection."""
+    conn.execute("PRAGMA journal_mode = WAL").fetchone()
+    wanted = SYNCHRONOUS[settings.synchronous]
+    if settings.synchronous == "normal" or conn.execute("PRAGMA synchronous").fetchone()[0] < wanted:
+        conn.execute(f"PRAGMA synchronous = {wanted}")
+
+
+def set_cache(conn: sqlite3.Connection) -> None:
+    """Room for the index of many channels, on one writing connection."""
+    conn.execute(f"PRAGMA cache_size = {-WRITE_CACHE_KIB}")

@@ -1,0 +1,51 @@
+"""A snapshot: the rows of a query, and the log's head, read in one transaction. Plain functions of a connection.
+
+The law of this module: rows and head are of the same moment, and what is held
+in memory is bounded.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from datasette.utils import sqlite_timelimit
+
+from ..core.errors import InvalidArgument, TooLarge
+from ..core.settings import MAX_SNAPSHOT_BYTES
+from . import log
+from .sqlite_codes import is_of_the_file
+
+
+def take(
+    conn: sqlite3.Connection, statement: str, params: dict[str, Any], max_rows: int, milliseconds: int
+) -> tuple[list[str], list[Any], int]:
+    """The columns and rows of a SELECT, and the log's head.
+
+    Raises :class:`InvalidArgument` for SQL that does not run, or not within so
+    many milliseconds, with SQLite's word for it, and :class:`TooLarge` for
+    more rows, or more than ``MAX_SNAPSHOT_BYTES``.
+    """
+    conn.execute("BEGIN")
+    longest = conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SNAPSHOT_BYTES)
+    try:
+        head = log.head(conn)
+        with sqlite_timelimit(conn, milliseconds):
+            cursor = conn.execute(statement, params)
+            rows: list[Any] = []
+            size = 0
+            for row in cursor:
+                rows.append(row)
+                size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+                if len(rows) > max_rows:
+                    raise TooLarge(f"more than {max_rows} rows (max_snapshot_rows)")
+                if size > MAX_SNAPSHOT_BYTES:
+                    raise TooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes in one snapshot")
+            return [column[0] for column in cursor.description], rows, head
+    except sqlite3.Error as error:
+        if is_of_the_file(error):
+            raise
+        raise InvalidArgument(f"sql: {error}") from None
+    finally:
+        conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+        conn.execute("ROLLBACK")
