@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,15 @@ DEADLINE = 30.0
 OPEN = {"permissions": {"publish-message": True}}
 
 
+#: The newest ports of :func:`free_port`, in ports; older servers have ended.
+MAX_RESERVED = 100
+_reserved: deque[socket.socket] = deque()
+
+# A shell starts what stands in the background with SIGINT ignored, and so would be every server that is to end by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def wait_for(condition: Callable[[], Any], what: str = "condition", deadline: float = DEADLINE) -> Any:
     """Wait until the condition is true; its value. Fails with ``what`` when it never becomes so."""
     end = time.monotonic() + deadline
@@ -39,9 +50,24 @@ def wait_for(condition: Callable[[], Any], what: str = "condition", deadline: fl
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that no other test, client or process is given in the meantime.
+
+    It stays bound: a server that sets SO_REUSEADDR, as all do, may listen where another socket with the option is
+    bound and does not listen (man 7 socket), while the kernel chooses it for nobody.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    _reserved.append(sock)
+    if len(_reserved) > MAX_RESERVED:
+        _reserved.popleft().close()
+    return int(sock.getsockname()[1])
+
+
+@atexit.register
+def _release() -> None:
+    for sock in _reserved:
+        sock.close()
 
 
 def sqlite_shell(path: Path, sql: str) -> str:

@@ -178,7 +178,8 @@ def test_without_scripts_the_form_filters_and_older_goes_on(serve: Callable[...,
     page.goto(server.pubsub)
     page.get_by_role("combobox", name="Channels").fill("orders/?")
     page.get_by_role("searchbox", name="Text").fill("EVEN")
-    page.get_by_role("button", name="Filter").click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Filter").click()
     found = payloads(page)
     while (older := page.get_by_role("link", name="Older messages")).is_visible():
         address = page.url
