@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .broker import shutdown
     from .broker.registry import Brokers
     from .demo import weather
-    from .http import edge
+    from .http import responses
     from .pages import broadcast, jump_menu, live_table, panel, publish_form, runs, viewer
     from .publish_batch import aggregate, bridge
     from .storage import log
@@ -37,7 +37,7 @@ else:
     broadcast_tables = lazy.Later("broadcast.tables")
     broker_module = lazy.Later("broker.broker")
     compat = lazy.Later("compat")
-    edge = lazy.Later("http.edge")
+    responses = lazy.Later("http.responses")
     jump_menu = lazy.Later("pages.jump_menu")
     live_table = lazy.Later("pages.live_table")
     log = lazy.Later("storage.log")
@@ -224,7 +224,9 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
             answers = rulings.request_answers.set(rulings.Kept())
             token = bridge.current.set(bridge.Caller(run=runs.take_wanted()))
             try:
-                await app(compat.with_server(scope, receive, send), receive, edge.with_cors(datasette, scope, send))
+                await app(
+                    compat.with_server(scope, receive, send), receive, responses.with_cors(datasette, scope, send)
+                )
             finally:
                 bridge.current.reset(token)
                 rulings.request_answers.reset(answers)

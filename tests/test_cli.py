@@ -26,7 +26,7 @@ from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.values import Item
 from datasette_pubsub.storage import log, retention, schema, search
-from datasette_pubsub.storage.reader import Reader
+from datasette_pubsub.storage.catchup import Reader
 
 PUBSUB = [sys.executable, "-W", "error", "-m", "datasette", "pubsub"]
 

@@ -30,14 +30,13 @@ from datasette_pubsub import hooks
 from datasette_pubsub.access import rules
 from datasette_pubsub.broadcast import definition, harmless, tables
 from datasette_pubsub.cli.main import pubsub
-from datasette_pubsub.core import errors
-from datasette_pubsub.core import values as models
+from datasette_pubsub.core import errors, events, values
 from datasette_pubsub.core.settings import PLUGIN, Settings, read_settings
 from datasette_pubsub.gen import db_pb2
-from datasette_pubsub.http import api, edge, messages, sse
+from datasette_pubsub.http import api, messages, request, sse
 from datasette_pubsub.pages import broadcast as pages_broadcast
 from datasette_pubsub.pages import panel, publish_form, subscriptions, viewer
-from datasette_pubsub.protocol import frames
+from datasette_pubsub.protocol import frames, items
 from datasette_pubsub.publish_batch import aggregate
 from datasette_pubsub.storage import log, objects, schema
 
@@ -47,7 +46,7 @@ DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.m
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
 BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
 #: The modules that read requests.
-WEB = (api, edge, messages, panel, sse, viewer, publish_form, subscriptions)
+WEB = (api, request, messages, panel, sse, viewer, publish_form, subscriptions)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
@@ -159,12 +158,12 @@ def asked_for(module: Any, holder: str) -> set[str]:
 
 
 def test_every_parameter_and_field_of_requests() -> None:
-    parameters = set(edge.LAST_EVENT_ID).union(*(asked_for(module, "args") for module in WEB))
+    parameters = set(request.LAST_EVENT_ID).union(*(asked_for(module, "args") for module in WEB))
     assert {"channel", "since", "table", "before"} <= parameters
     documented = {row[0].strip("`") for part in DOCS["http"].split("\n## ") if "| parameter |" in part
                   for row in table(part, "parameter")}  # fmt: skip
     assert documented == parameters
-    body = asked_for(api, "data") | frames._ITEM_FIELDS | {"items"}
+    body = asked_for(api, "data") | items._ITEM_FIELDS | {"items"}
     assert {"subscription", "message_id"} <= body
     posts = [part for part in DOCS["http"].split("\n## ") if part.startswith("`POST") and "| field |" in part]
     assert {row[0].strip("`") for part in posts for row in table(part, "field")} == body
@@ -196,7 +195,7 @@ def test_every_field_of_a_broadcast() -> None:
 
 
 def test_every_field_of_answers() -> None:
-    messages = [models.Message(1, "a", payload, "") for payload in ("x", b"x")]
+    messages = [values.Message(1, "a", payload, "") for payload in ("x", b"x")]
     names = {name for message in messages for name in frames.message_fields(message, 1)}
     stream = section("http", "`GET /<database>/-/pubsub/-/stream`")
     assert {row[0].strip("`") for row in table(stream, "field")} == names
@@ -206,8 +205,8 @@ def test_every_field_of_answers() -> None:
 
 def test_every_event() -> None:
     found = {}
-    for kind in get_args(models.Event):
-        for number in (1, models.AHEAD):
+    for kind in get_args(events.Event):
+        for number in (1, events.AHEAD):
             text = frames.SseEncoder().event(kind(*[number] * len(fields(kind)))).decode()
             name, data = re.fullmatch(r"(?:retry: \d+\n)?event: (\w+)\ndata: (.*)\n\n", text).groups()
             found[name] = found.get(name, set()) | set(re.findall(r'"(\w+)":', data))
@@ -329,7 +328,7 @@ def test_no_name_that_does_not_exist() -> None:
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
-    known |= {"json_each", "sqlite_master", "cache_size_kb", *harmless.FUNCTIONS, *edge.LAST_EVENT_ID}
+    known |= {"json_each", "sqlite_master", "cache_size_kb", *harmless.FUNCTIONS, *request.LAST_EVENT_ID}
     for page, text in DOCS.items():
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
             assert name in known, (page, name)

@@ -14,8 +14,9 @@ from conftest import OPEN, Server, Sse
 
 from datasette_pubsub.core.errors import InvalidArgument
 from datasette_pubsub.core.settings import Settings
-from datasette_pubsub.core.values import Item, check_item, check_items
-from datasette_pubsub.protocol.frames import items_of_json
+from datasette_pubsub.core.validation import check_item, check_items
+from datasette_pubsub.core.values import Item
+from datasette_pubsub.protocol.items import items_of_json
 
 JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}

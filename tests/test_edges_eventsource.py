@@ -14,7 +14,8 @@ import pytest
 from conftest import DEADLINE, Server, Sse
 from test_node_clients import prepared
 
-from datasette_pubsub.core.values import Bye, Changed, Gap, Heartbeat, Message, Ready, Revoked, Superseded
+from datasette_pubsub.core.events import Bye, Changed, Gap, Heartbeat, Ready, Revoked, Superseded
+from datasette_pubsub.core.values import Message
 from datasette_pubsub.protocol.frames import RETRY_AFTER_BYE_MS, RETRY_MS, SseEncoder
 
 #: The parameters by which a reader may say what it has.

@@ -19,7 +19,7 @@ from datasette_pubsub.core.errors import Unavailable
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.storage import log, sqlite_codes
-from datasette_pubsub.storage.reader import Reader
+from datasette_pubsub.storage.catchup import Reader
 from datasette_pubsub.storage.schema import install
 
 PACKAGE = Path(datasette_pubsub.__file__).parent

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasette_pubsub.asgi.frame_sender import Outlet
+from datasette_pubsub.core.events import Bye, Event, Superseded
 from datasette_pubsub.core.selector import Selector
-from datasette_pubsub.core.values import Bye, Event, Message, Page, Superseded
+from datasette_pubsub.core.values import Message, Page
 from datasette_pubsub.live.hub import SERVED_AT_ONCE, Hub
 from datasette_pubsub.live.subscriber import Stream
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Rule, Settings
-from datasette_pubsub.core.values import Item, utc_text
+from datasette_pubsub.core.validation import utc_text
+from datasette_pubsub.core.values import Item
 from datasette_pubsub.storage import log, retention, schema
-from datasette_pubsub.storage.reader import Reader
+from datasette_pubsub.storage.catchup import Reader
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.values import Item
 from datasette_pubsub.storage import log, schema, subscriptions
-from datasette_pubsub.storage.reader import Reader
+from datasette_pubsub.storage.catchup import Reader
 
 INSERT = "INSERT INTO vpubsub (channel, payload) VALUES (?, ?)"
 

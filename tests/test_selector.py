@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datasette_pubsub.core.errors import InvalidArgument
-from datasette_pubsub.core.selector import Selector, glob_regex
+from datasette_pubsub.core.glob import glob_regex
+from datasette_pubsub.core.selector import Selector
 
 letters = st.text(alphabet="ab*?[]^-!\n.ä", max_size=8)
 conn = sqlite3.connect(":memory:")

@@ -22,9 +22,10 @@ from datasette.app import Datasette
 from datasette_pubsub.broker.broker import Broker
 from datasette_pubsub.broker.registry import brokers
 from datasette_pubsub.core.errors import Unavailable
+from datasette_pubsub.core.events import Event, Gap, Superseded
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Settings
-from datasette_pubsub.core.values import AckMode, Event, Gap, Item, Message, Superseded
+from datasette_pubsub.core.values import AckMode, Item, Message
 from datasette_pubsub.live.subscriber import Stream
 from datasette_pubsub.storage import retention, schema
 

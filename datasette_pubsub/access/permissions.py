@@ -18,9 +18,10 @@ from datasette.utils.asgi import Request
 from ..broker.broker import Broker
 from ..broker.registry import brokers
 from ..core.errors import InvalidArgument, PermissionDenied
-from ..core.selector import ALL, Selector, Verdicts
+from ..core.selector import Selector
 from ..core.settings import Settings
 from ..core.values import Item
+from ..core.verdicts import ALL, Verdicts
 from ..storage import log
 from ..storage.objects import SUBSCRIPTIONS
 from .rules import PUBLISH, VIEW, Actor, ChannelResource, about, patterns_for
@@ -125,17 +126,17 @@ async def recent_rights(
     """What the actor may do to a channel, or to all of the database: a moment ago, if that suffices, else now.
 
     One question to Datasette costs more than all the rest of a small publish.
-    So the answer is kept for a moment (:mod:`.live.recent`). Not for callers for whom nothing is checked.
+    So the answer is kept for a moment (:mod:`.live.coalescing`). Not for callers for whom nothing is checked.
     """
     known = brokers(datasette)
     key = _key(actor, action, database, channel)
-    found: Verdicts | None = known.recent.get(key, known.moment(database))
+    found: Verdicts | None = known.ttl_cache.get(key, known.moment(database))
     if found is None or not suffices(found):
         asked = time.monotonic()
         found = await _together(datasette, actor, action, database, channel)
         # A refusal is kept for the request alone: many of them would push out what is allowed.
         if suffices(found):
-            known.recent.put(key, asked, found)
+            known.ttl_cache.put(key, asked, found)
     return found
 
 
@@ -164,7 +165,7 @@ async def _together(datasette: Datasette, actor: Actor, action: str, database: s
         # What the request has read, or will read, of the rules answers all its questions.
         found = await rights(datasette, actor, action, database)
     else:
-        found = await brokers(datasette).rounds.ask(key, answer)
+        found = await brokers(datasette).single_flight.ask(key, answer)
     if answers is not None:
         answers[key] = found
     return found

@@ -16,7 +16,8 @@ from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request
 
 from ..core.errors import PermissionDenied
-from ..core.selector import Rights, Selector
+from ..core.selector import Selector
+from ..core.verdicts import Rights
 from .permissions import owner_of, recent_rights, rights, visible
 from .rules import PUBLISH, VIEW, Actor
 

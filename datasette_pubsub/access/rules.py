@@ -19,8 +19,9 @@ from datasette.utils import actor_matches_allow
 
 from ..broker.broker import Broker
 from ..broker.registry import brokers
-from ..core.selector import Selector, Verdicts
+from ..core.selector import Selector
 from ..core.settings import Settings
+from ..core.verdicts import Verdicts
 from ..storage import log
 from ..storage.names import shown
 from .rulings import PUBLISH, VIEW, Actor, in_plain, once, rows_rule, rulings

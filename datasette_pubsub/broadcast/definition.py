@@ -20,7 +20,7 @@ from typing import Any
 
 from ..core.errors import InvalidArgument
 from ..core.settings import MAX_CHANNEL_BYTES
-from ..core.values import check_channel
+from ..core.validation import check_channel
 from ..storage.objects import LOG, REPLACED
 from ..storage.utf8_sql import invalid_utf8
 from .expressions import check_expression

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from ..asgi.acknowledged import Delivery
-from ..core.values import Changed, Superseded
+from ..core.events import Changed, Superseded
 from ..live.subscriber import Stream
 from ..storage.subscriptions import Claim, Save, State, Subscription
 from .batcher import Batcher

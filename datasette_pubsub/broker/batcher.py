@@ -31,7 +31,8 @@ from queue import Empty, SimpleQueue
 
 from ..core.errors import PubsubError, TooMany, Unavailable
 from ..core.settings import Settings
-from ..core.values import Item, check_items
+from ..core.validation import check_items
+from ..core.values import Item
 from ..storage import subscriptions
 from ..storage.append_batch import Committed, Outcome, append
 from ..storage.subscriptions import Save

@@ -19,19 +19,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import InvalidArgument, NotFound, TooLarge, Unavailable
-from ..core.selector import ALL, Rights, Selector, Verdicts
+from ..core.events import Superseded
+from ..core.selector import Selector
 from ..core.settings import Settings
-from ..core.values import ANYWHERE, AckMode, Item, Page, Superseded, Where, check_subscription_name
+from ..core.validation import check_subscription_name
+from ..core.values import ANYWHERE, AckMode, Item, Page, Where
+from ..core.verdicts import ALL, Rights, Verdicts
 from ..live.admission import Admission
-from ..live.hub import Encoder, Hub
+from ..live.coalescing import SingleFlight
+from ..live.hub import Hub
 from ..live.publisher import Inflow
-from ..live.rounds import Rounds
 from ..live.subscriber import Stream
+from ..live.tail import Encoder
 from ..storage import log, retention, schema, snapshot, subscriptions
 from ..storage.append_batch import Committed
-from ..storage.catchup import CatchUp
+from ..storage.catchup import CatchUp, Reader
 from ..storage.objects import SUBSCRIPTIONS
-from ..storage.reader import Reader
 from ..storage.sqlite_codes import has_table
 from ..storage.subscriptions import Claim, Subscription
 from .active import Holders
@@ -82,7 +85,7 @@ class Broker:
         self._started = False
         self._refreshing = asyncio.Lock()
         #: Many subscribers that begin at the same time are told the head together.
-        self._heads: Rounds[int] = Rounds()
+        self._heads: SingleFlight[int] = SingleFlight()
 
     # -- life ---------------------------------------------------------------
 

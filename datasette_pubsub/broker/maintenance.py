@@ -19,7 +19,7 @@ from ..broadcast import tables
 from ..broadcast.tables import Lost
 from ..core.errors import PubsubError
 from ..core.settings import Settings
-from ..core.values import utc_text
+from ..core.validation import utc_text
 from ..storage import retention, schema, subscriptions
 from .active import Holders
 

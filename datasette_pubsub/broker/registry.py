@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InvalidArgument, NotFound
 from ..core.settings import PLUGIN, Settings, read_settings
-from ..live.recent import Recent
-from ..live.rounds import Rounds
+from ..live.coalescing import SingleFlight, TtlCache
 from .broker import Broker
 
 if TYPE_CHECKING:
@@ -34,9 +33,9 @@ class Brokers:
         self._lock = threading.Lock()
         self._closing = False
         #: Questions about permissions that many requests ask at once.
-        self.rounds: Rounds[Any] = Rounds()
+        self.single_flight: SingleFlight[Any] = SingleFlight()
         #: What was answered to such questions a moment ago.
-        self.recent = Recent()
+        self.ttl_cache = TtlCache()
         #: The event loop that serves, once there is one; SQL threads hand their work to it.
         self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether the signals that end the server are heard.

@@ -20,7 +20,8 @@ import click
 
 from ..broadcast import tables
 from ..core.selector import Selector
-from ..core.values import Item, check_item, check_message_id, check_since
+from ..core.validation import check_item, check_message_id, check_since
+from ..core.values import Item
 from ..demo import weather
 from ..storage import log, schema, subscriptions
 from ..storage.catchup import CatchUp

@@ -15,8 +15,9 @@ import click
 
 from ..core.errors import Conflict, InvalidArgument, PubsubError, TooLarge
 from ..core.settings import CHUNK_MESSAGES, Settings
-from ..core.values import Item, check_item
-from ..protocol.frames import item_of_fields
+from ..core.validation import check_item
+from ..core.values import Item
+from ..protocol.items import item_of_fields
 from ..storage import log
 from .common import Progress, counted, transaction
 

@@ -1,7 +1,7 @@
 """Every error that a caller may see, with its HTTP status and its Connect code.
 
 The law of this module: an error is defined once, here, and mapped once, by the
-edge that sends it. Messages name the field or the limit and never show a path
+protocol that sends it. Messages name the field or the limit and never show a path
 or SQL that the caller did not send.
 """
 

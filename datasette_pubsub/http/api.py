@@ -15,21 +15,21 @@ from datasette.utils.asgi import Request, Response
 
 from ..access import permissions, rules
 from ..core.errors import InvalidArgument, PermissionDenied
-from ..core.values import check_message_id, check_subscription_name
-from ..protocol.frames import items_of_json
+from ..core.validation import check_message_id, check_subscription_name
+from ..protocol.items import items_of_json
 from . import ndjson
-from .edge import (
+from .request import (
     SMALL_LIMIT,
     broker_of,
     content_type,
     is_large,
-    mapped,
     only_get,
     publish_limit,
     read_json,
     read_json_body,
     require_method,
 )
+from .responses import mapped
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

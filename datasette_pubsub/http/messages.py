@@ -18,10 +18,11 @@ from ..access import permissions
 from ..broker.broker import Broker
 from ..core.errors import InvalidArgument
 from ..core.selector import Selector
-from ..core.values import check_message_id
+from ..core.validation import check_message_id
 from ..protocol.frames import message_fields
 from ..storage import log, search
-from .edge import broker_of, mapped, only_get
+from .request import broker_of, only_get
+from .responses import mapped
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

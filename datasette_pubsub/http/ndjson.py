@@ -20,11 +20,14 @@ from ..asgi.frame_sender import ReaderStuck, send_frames
 from ..broker import shutdown
 from ..broker.broker import Broker
 from ..core.errors import InvalidArgument, PermissionDenied, PubsubError, TooLarge, TooSlow, Unavailable
+from ..core.events import Bye, Revoked
 from ..core.settings import BODY_SECONDS
-from ..core.values import Bye, Item, Revoked
+from ..core.values import Item
 from ..live.publisher import Answer, Inflow
-from ..protocol.frames import as_json_line, items_of_json
-from .edge import STREAM_HEADERS, check_uncompressed, cors_headers, error_fields, internal
+from ..protocol.frames import as_json_line
+from ..protocol.items import items_of_json
+from .request import check_uncompressed
+from .responses import STREAM_HEADERS, cors_headers, error_fields, internal
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.asgi import Request, Response
 
 from ..access import permissions, revalidation
+from ..access.cross_site import refuse_elsewhere
 from ..asgi import acknowledged
 from ..asgi.acknowledged import Acknowledged
 from ..asgi.deferred import endless
@@ -23,18 +24,8 @@ from ..core.errors import InvalidArgument
 from ..core.values import AckMode
 from ..live.subscriber import Stream
 from ..protocol.frames import SseEncoder
-from .edge import (
-    LAST_EVENT_ID,
-    STREAM_HEADERS,
-    broker_of,
-    check_parameters,
-    cors_headers,
-    mapped,
-    only_get,
-    refuse_elsewhere,
-    selector_from,
-    where_from,
-)
+from .request import LAST_EVENT_ID, broker_of, check_parameters, only_get, selector_from, where_from
+from .responses import STREAM_HEADERS, cors_headers, mapped
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

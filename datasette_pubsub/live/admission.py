@@ -10,8 +10,8 @@ from collections import Counter
 from typing import Protocol
 
 from ..core.errors import TooMany, Unavailable
+from ..core.events import Bye, End
 from ..core.settings import Settings
-from ..core.values import Bye, End
 
 
 class Endable(Protocol):

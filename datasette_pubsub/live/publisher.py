@@ -14,9 +14,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from typing import Any, NamedTuple, Protocol
 
 from ..core.errors import PermissionDenied, PubsubError, TooLarge
-from ..core.selector import Rights
+from ..core.events import End, Revoked
 from ..core.settings import Settings
-from ..core.values import End, Item, Revoked, check_items
+from ..core.validation import check_items
+from ..core.values import Item
+from ..core.verdicts import Rights
 
 #: What one publish stream may have in flight, in bytes: some commits' worth, so
 #: that it never waits for its own answers, and a small part of what may wait in all.

@@ -14,8 +14,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from ..asgi.acknowledged import Acknowledged, Delivery
-from ..core.values import AHEAD, End, Gap, Heartbeat, Page, Ready, Revoked
-from .hub import Encoder, Hub, Span, Waiter
+from ..core.events import AHEAD, End, Gap, Heartbeat, Ready, Revoked
+from ..core.values import Page
+from .hub import Hub
+from .tail import Encoder, Span
+from .waiter import Waiter
 
 #: Reads one page of the log after a position, of at most so many messages.
 ReadPage = Callable[[int, int], Awaitable[Page]]

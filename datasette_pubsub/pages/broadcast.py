@@ -23,8 +23,8 @@ from ..broadcast.tables import Found, Lost
 from ..broker.broker import Broker
 from ..broker.registry import brokers
 from ..core.errors import Conflict, InvalidArgument, PermissionDenied, PubsubError, UnsupportedMediaType
-from ..core.values import check_channel
-from ..http.edge import BodyLimit, broker_of, read_body, require_method
+from ..core.validation import check_channel
+from ..http.request import BodyLimit, broker_of, read_body, require_method
 from .layout import shown
 
 if TYPE_CHECKING:

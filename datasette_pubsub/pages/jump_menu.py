@@ -24,7 +24,7 @@ from ..storage.schema import installed
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-    from ..core.selector import Verdicts
+    from ..core.verdicts import Verdicts
 
 #: Channels of one database that the menu is given, in channels: it shows 100 of everything.
 MAX_FOUND = 101

@@ -19,7 +19,8 @@ from ..access import permissions, rules
 from ..broker.broker import Broker
 from ..broker.registry import brokers
 from ..core.errors import PubsubError
-from ..http.edge import View, check_query, error_headers, internal, without_body
+from ..http.request import check_query
+from ..http.responses import View, error_headers, internal, without_body
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

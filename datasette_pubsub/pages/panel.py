@@ -19,7 +19,8 @@ from ..core.display import SUMMARY_CHARACTERS, visible
 from ..core.errors import PubsubError
 from ..core.selector import Selector
 from ..core.values import Message, text_of
-from ..http.edge import broker_of, mapped, only_get
+from ..http.request import broker_of, only_get
+from ..http.responses import mapped
 from ..storage import activity, log
 from .layout import silence
 from .sparkline import drawn

@@ -20,9 +20,10 @@ from ..access import permissions, rules
 from ..broker.broker import Broker
 from ..core.display import visible
 from ..core.errors import InvalidArgument, PermissionDenied, PubsubError
-from ..core.selector import Verdicts
-from ..core.values import Item, check_item
-from ..http.edge import broker_of, publish_limit, read_form, require_method
+from ..core.validation import check_item
+from ..core.values import Item
+from ..core.verdicts import Verdicts
+from ..http.request import broker_of, publish_limit, read_form, require_method
 from ..storage.objects import LOG
 from .layout import place, publish_path, shown
 

@@ -41,7 +41,8 @@ from itsdangerous import BadSignature
 from ..access import permissions
 from ..broker.registry import brokers
 from ..core.errors import FailedPrecondition, PermissionDenied, PubsubError
-from ..http.edge import broker_of, content_type, mapped, publish_limit, read_form, require_method
+from ..http.request import broker_of, content_type, publish_limit, read_form, require_method
+from ..http.responses import mapped
 from ..publish_batch import aggregate, bridge
 from ..publish_batch.aggregate import Plan, Run
 from .layout import shown

@@ -15,8 +15,8 @@ from ..access import permissions
 from ..broker.broker import Broker
 from ..core.display import visible
 from ..core.errors import NotFound
-from ..core.values import check_subscription_name
-from ..http.edge import SMALL_LIMIT, broker_of, read_form, require_method
+from ..core.validation import check_subscription_name
+from ..http.request import SMALL_LIMIT, broker_of, read_form, require_method
 from .layout import place, shown
 
 if TYPE_CHECKING:

@@ -20,9 +20,10 @@ from datasette.utils.asgi import Request, Response
 from ..access import permissions, rules
 from ..broker.registry import brokers
 from ..core.display import present, visible
-from ..core.values import Message, check_channel, text_of
-from ..http.edge import broker_of, only_get
+from ..core.validation import check_channel
+from ..core.values import Message, text_of
 from ..http.messages import Query, query_from
+from ..http.request import broker_of, only_get
 from ..storage import activity, log, search
 from ..storage.names import Name
 from ..storage.objects import LOG

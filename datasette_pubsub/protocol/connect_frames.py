@@ -11,7 +11,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from ..core.values import Event, Gap, Heartbeat, Message, Ready, text_of
+from ..core.events import Event, Gap, Heartbeat, Ready
+from ..core.values import Message, text_of
 from ..gen.db_pb2 import Kind, SubscribeResponse
 from .frames import compact_json, message_json
 

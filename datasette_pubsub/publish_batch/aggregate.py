@@ -16,7 +16,8 @@ from typing import Any
 
 from ..core.errors import FailedPrecondition, PubsubError, Unavailable
 from ..core.settings import CHUNK_MESSAGES, Settings
-from ..core.values import Item, check_items
+from ..core.validation import check_items
+from ..core.values import Item
 from ..storage import log
 
 #: Is asked whether the caller may publish a chunk. Raises :class:`PubsubError`.

@@ -17,7 +17,7 @@ from datasette.utils.asgi import Request
 from ..asgi.acknowledged import Acknowledged
 from ..asgi.frame_sender import Outlet, send_frames
 from ..core.errors import PubsubError
-from ..http.edge import internal
+from ..http.responses import internal
 from .codecs import connect_error
 
 

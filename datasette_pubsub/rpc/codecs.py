@@ -8,6 +8,7 @@ costs the time: in JSON, twenty times as much. All else is Protobuf's own.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,13 @@ import msgspec
 from connectrpc.code import Code
 from connectrpc.codec import Codec
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
+from connectrpc.compression.gzip import GzipCompression
 from connectrpc.errors import ConnectError
 from google.protobuf.json_format import ParseError
 
 from ..core.errors import InvalidArgument, PubsubError
-from ..core.values import Item, check_message_id
+from ..core.validation import check_message_id
+from ..core.values import Item
 from ..gen.db_pb2 import (
     PublishBatchRequest,
     PublishBatchResponse,
@@ -31,7 +34,10 @@ from ..gen.db_pb2 import (
 )
 from ..live.publisher import Answer
 from ..protocol.connect_frames import envelope
-from ..protocol.frames import NOT_ORDINARY
+from ..protocol.items import NOT_ORDINARY
+
+#: A gzip member with its header and checksum (zlib's own number for it).
+_GZIP = 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +179,32 @@ class _Json(Codec[Any, Any]):
 
 
 CODECS: list[Codec[Any, Any]] = [_Binary(), _Json()]
+
+
+class Gzip(GzipCompression):
+    """gzip, as one member: the library's own also takes millions of empty ones, and copies the rest for each.
+
+    ``limit`` is the most that is unpacked, in bytes, and ``named`` what sets it, for the error.
+    """
+
+    def __init__(self, limit: int, named: str) -> None:
+        super().__init__()
+        self._limit = limit
+        self._named = named
+
+    def decompress(self, data: bytes | bytearray | memoryview, read_max_bytes: int | None = None) -> bytes:
+        """The unpacked bytes. Raises :class:`ConnectError` for more than the limit, and for no gzip."""
+        limit = self._limit
+        unpacker = zlib.decompressobj(wbits=_GZIP)
+        try:
+            # One more than the limit, since 0 would be none.
+            found = unpacker.decompress(data, limit + 1)
+        except zlib.error:
+            raise ConnectError(Code.INVALID_ARGUMENT, "the message is not compressed with gzip, as it says") from None
+        if len(found) > limit:
+            raise ConnectError(
+                Code.RESOURCE_EXHAUSTED, f"the unpacked message is over the limit of {limit} bytes ({self._named})"
+            )
+        if not unpacker.eof or unpacker.unused_data:
+            raise ConnectError(Code.INVALID_ARGUMENT, "the compressed message is not one whole gzip member")
+        return found

@@ -21,10 +21,11 @@ from ..broker import shutdown
 from ..broker.broker import Broker
 from ..broker.registry import brokers
 from ..core.errors import InvalidArgument, PubsubError, TooSlow
+from ..core.events import Bye, Revoked
 from ..core.settings import BODY_SECONDS
-from ..core.values import Bye, Item, Revoked
+from ..core.values import Item
 from ..gen.db_pb2 import PublishStreamResponse
-from ..http.edge import BodyLimit, publish_limit
+from ..http.request import BodyLimit, publish_limit
 from ..live.publisher import Inflow
 from .call import as_connect_error, current
 from .codecs import Published, PublishRequest, StreamRequest, answer_frames

@@ -24,11 +24,13 @@ from ..asgi.frame_sender import ReaderStuck
 from ..broker import shutdown
 from ..broker.registry import Brokers, brokers
 from ..core.errors import InvalidArgument
+from ..core.events import Changed, Revoked, Superseded
 from ..core.selector import Selector
 from ..core.settings import MAX_CHANNEL_BYTES
+from ..core.validation import check_message_id, check_subscription_name, utc_text
 from ..core.values import AckMode as AckModeName
-from ..core.values import Changed, Revoked, Superseded, Where, check_message_id, check_subscription_name, utc_text
 from ..core.values import Start as StartName
+from ..core.values import Where
 from ..gen.db_connect import DbServiceASGIApplication
 from ..gen.db_pb2 import (
     AckMode,
@@ -39,23 +41,12 @@ from ..gen.db_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
-from ..http.edge import (
-    SMALL_BODY_BYTES,
-    STREAM_HEADERS,
-    TOO_SLOW,
-    BodyLimit,
-    content_type,
-    cors_headers,
-    in_time,
-    is_large,
-    preflight,
-    with_signature,
-)
+from ..http.request import SMALL_BODY_BYTES, TOO_SLOW, BodyLimit, content_type, in_time, is_large
+from ..http.responses import STREAM_HEADERS, cors_headers, preflight, with_signature
 from ..protocol.connect_frames import ConnectEncoder
 from . import publish as rpc_publish
 from .call import Call, Sender, as_connect_error, current
-from .codecs import CODECS, Published, PublishRequest, StreamRequest
-from .unpacking import Gzip
+from .codecs import CODECS, Gzip, Published, PublishRequest, StreamRequest
 
 if TYPE_CHECKING:
     from datasette.app import Datasette

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ..core.values import Message, utc_text
+from ..core.validation import utc_text
+from ..core.values import Message
 from . import log
 from .names import OF_CHANNEL, Name, exact, shown
 from .objects import LOG

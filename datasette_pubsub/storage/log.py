@@ -21,7 +21,8 @@ from typing import Any
 
 from ..core.errors import Conflict, InvalidArgument
 from ..core.selector import Selector
-from ..core.values import Item, Message, utc_text
+from ..core.validation import utc_text
+from ..core.values import Item, Message
 from .names import OF_CHANNEL, REPLACED, Name, exact, shown, sort_key
 from .objects import LOG, RELEASED
 from .schema import installed

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
-from ..core.selector import Selector, glob_regex
+from ..core.glob import glob_regex
+from ..core.selector import Selector
 from ..core.settings import Rule, Settings
-from ..core.values import utc_text
+from ..core.validation import utc_text
 from . import log, subscriptions
 from .names import OF_CHANNEL, Name, exact, shown, sort_key
 from .objects import LOG, RELEASED, SUBSCRIPTIONS, TRIMS

@@ -16,9 +16,9 @@ from typing import Any
 from ..core.selector import Selector
 from ..core.values import Message, text_of
 from . import log
+from .catchup import MERGED_CHANNELS
 from .names import OF_CHANNEL, Name
 from .objects import LOG
-from .reader import MERGED_CHANNELS
 from .schema import installed
 
 #: Messages that one search reads, in messages and in bytes of payload: about a fifth of a second's work.

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from datasette_pubsub.live import recent
-from datasette_pubsub.live.rounds import Rounds
+from datasette_pubsub.live import coalescing
+from datasette_pubsub.live.coalescing import SingleFlight
 
 
 class Question:
@@ -35,14 +35,14 @@ async def turns(count: int = 5) -> None:
 
 @pytest.mark.asyncio
 async def test_who_asks_later_gets_a_later_answer() -> None:
-    rounds: Rounds[str] = Rounds()
+    flight: SingleFlight[str] = SingleFlight()
     question = Question()
-    first = [asyncio.create_task(rounds.ask("key", question.answer)) for _ in range(3)]
+    first = [asyncio.create_task(flight.ask("key", question.answer)) for _ in range(3)]
     await turns()
     assert question.begun == 1
     question.truth = "new"
-    later = [asyncio.create_task(rounds.ask("key", question.answer)) for _ in range(3)]
-    other = asyncio.create_task(rounds.ask("other", question.answer))
+    later = [asyncio.create_task(flight.ask("key", question.answer)) for _ in range(3)]
+    other = asyncio.create_task(flight.ask("other", question.answer))
     await turns()
     assert question.begun == 2, "the other question has its own round, the later askers wait for theirs"
     question.go.set()
@@ -50,19 +50,19 @@ async def test_who_asks_later_gets_a_later_answer() -> None:
     assert await asyncio.gather(*later) == ["new"] * 3
     assert await other == "new"
     assert question.begun == 3
-    assert await rounds.ask("key", question.answer) == "new", "and nothing is kept"
+    assert await flight.ask("key", question.answer) == "new", "and nothing is kept"
     assert question.begun == 4
 
 
 @pytest.mark.asyncio
 async def test_an_asker_that_leaves_takes_nobody_along_and_an_error_reaches_all() -> None:
-    rounds: Rounds[str] = Rounds()
+    flight: SingleFlight[str] = SingleFlight()
     question = Question()
-    leaves = asyncio.create_task(rounds.ask("key", question.answer))
-    stays = asyncio.create_task(rounds.ask("key", question.answer))
+    leaves = asyncio.create_task(flight.ask("key", question.answer))
+    stays = asyncio.create_task(flight.ask("key", question.answer))
     await turns()
     question.truth = "wrong"
-    failing = [asyncio.create_task(rounds.ask("key", question.answer)) for _ in range(2)]
+    failing = [asyncio.create_task(flight.ask("key", question.answer)) for _ in range(2)]
     await turns()
     leaves.cancel()
     question.go.set()
@@ -71,11 +71,11 @@ async def test_an_asker_that_leaves_takes_nobody_along_and_an_error_reaches_all(
     with pytest.raises(asyncio.CancelledError):
         await leaves
     question.truth = "right"
-    assert await rounds.ask("key", question.answer) == "right"
+    assert await flight.ask("key", question.answer) == "right"
 
 
 def test_answers_are_kept_by_age_and_not_without_end() -> None:
-    answers = recent.Recent()
+    answers = coalescing.TtlCache()
     now = time.monotonic()
     answers.put("old", now - 10, "yes")
     assert answers.get("old", 5) is None
@@ -83,8 +83,8 @@ def test_answers_are_kept_by_age_and_not_without_end() -> None:
     answers.put("old", now, "newer")
     assert answers.get("old", 3600) == "newer"
     assert answers.get("never asked", 3600) is None
-    for number in range(recent.MOST):
+    for number in range(coalescing.MAX_ANSWERS):
         answers.put(number, now, number)
-    kept = [number for number in ("old", *range(recent.MOST)) if answers.get(number, 3600) is not None]
-    assert recent.MOST - 1 in kept
-    assert len(kept) <= recent.MOST
+    kept = [number for number in ("old", *range(coalescing.MAX_ANSWERS)) if answers.get(number, 3600) is not None]
+    assert coalescing.MAX_ANSWERS - 1 in kept
+    assert len(kept) <= coalescing.MAX_ANSWERS

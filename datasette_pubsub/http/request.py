@@ -1,23 +1,17 @@
-"""What the HTTP edges share: reading requests, and mapping errors to responses.
+"""Reading requests: query strings, headers and bodies, within limits and in time.
 
-The law of this module: errors are mapped to HTTP here and nowhere else, and no
-text that was not meant for the caller leaves it.
+Everything that is wrong with a request raises a :class:`~.core.errors.PubsubError` that says what.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
-import logging
-import secrets
-import sqlite3
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from datasette.utils import tilde_decode
-from datasette.utils.asgi import Request, Response
+from datasette.utils.asgi import Request
 
 from ..asgi.frame_sender import within
 from ..broker.broker import Broker
@@ -26,67 +20,27 @@ from ..core.errors import (
     InvalidArgument,
     MethodNotAllowed,
     NotFound,
-    PermissionDenied,
-    PubsubError,
     TooLarge,
     TooSlow,
-    Unavailable,
     UnsupportedMediaType,
 )
 from ..core.selector import Selector
 from ..core.settings import BODY_SECONDS
-from ..core.values import ANYWHERE, Start, Where, check_message_id, check_since, check_unicode
-from ..protocol.frames import object_of_json
-from ..storage.sqlite_codes import is_busy
+from ..core.validation import check_message_id, check_since, check_unicode
+from ..core.values import ANYWHERE, Start, Where
+from ..protocol.items import object_of_json
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-logger = logging.getLogger("datasette_pubsub")
 
 #: Bodies up to here are read before it is asked whether the caller may publish at all, in bytes: larger ones
 #: are memory that only publishers may fill. Other requests have no larger ones.
 SMALL_BODY_BYTES = 64 * 1024
 
+
 #: Most fields that a form may have, in fields; ours have four.
 MAX_FORM_FIELDS = 20
-
-View = Callable[..., Awaitable[Response | None]]
-
-
-def internal(error: Exception) -> PubsubError:
-    """The error shown for one that was not foreseen: a reference that stands in the log, and nothing else.
-
-    Not so where Datasette itself, which looks at every database before it
-    answers a request, met a file that another program has locked against readers.
-    """
-    if isinstance(error, sqlite3.Error) and is_busy(error):
-        return Unavailable("a database is locked by another program; nothing was stored, try again")
-    reference = secrets.token_hex(4)
-    logger.error("internal error %s", reference, exc_info=error)
-    return PubsubError(f"internal error; the server's log has it under {reference}")
-
-
-def error_fields(error: PubsubError) -> dict[str, Any]:
-    """An error in Datasette's own JSON shape, with the field and the setting that it is about, where it is."""
-    about = {"field": error.field, "limit": error.limit}
-    fields = {"ok": False, "error": error.message, "errors": [error.message], "status": error.status}
-    return fields | {name: value for name, value in about.items() if value is not None}
-
-
-def error_headers(error: PubsubError) -> dict[str, str]:
-    """The headers that belong to an error, whatever its body is."""
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, MethodNotAllowed) and error.allow:
-        headers["Allow"] = ", ".join(error.allow)
-    return headers
-
-
-def error_response(error: PubsubError) -> Response:
-    """An error as a response, with its status."""
-    return Response.json(error_fields(error), status=error.status, headers=error_headers(error))
 
 
 def require_method(request: Request, *allow: str) -> None:
@@ -98,12 +52,6 @@ def require_method(request: Request, *allow: str) -> None:
 def only_get(request: Request) -> None:
     """Raise :class:`MethodNotAllowed` for anything but reading. HEAD is read as GET is; its body is left out."""
     require_method(request, "GET", "HEAD")
-
-
-def without_body(request: Request, response: Response | None) -> None:
-    """Take the body out of an answer to HEAD."""
-    if request.method == "HEAD" and response is not None:
-        response.body = ""
 
 
 def check_query(request: Request) -> None:
@@ -133,88 +81,6 @@ def check_query(request: Request) -> None:
                 ) from None
 
 
-def mapped(view: View) -> View:
-    """A view whose errors become JSON responses."""
-
-    @functools.wraps(view)
-    async def wrapper(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
-        if request.method == "OPTIONS":
-            return preflight(datasette)
-        try:
-            check_query(request)
-            response = await view(scope, receive, send, request, datasette)
-        except PubsubError as error:
-            response = error_response(error)
-        except Exception as error:
-            response = error_response(internal(error))
-        without_body(request, response)
-        if response is not None:
-            response.headers.update(cors_headers(datasette))
-        return response
-
-    return with_signature(wrapper)
-
-
-#: Of answers that go on for as long as their readers stay: what is on the way may keep, hold back or rewrite nothing.
-STREAM_HEADERS = {
-    "Cache-Control": "no-store, no-transform",
-    # nginx hands answers on as they come.
-    "X-Accel-Buffering": "no",
-    # Proxies and plugins that compress (Caddy's encode, nginx's gzip, datasette-gzip) collect what comes until there is
-    # enough to begin with, unless it has an encoding already. This one is none.
-    "Content-Encoding": "identity",
-}
-
-
-def with_signature(view: View) -> View:
-    """A view that knows its own signature, which Datasette asks for at every request."""
-    view.__signature__ = inspect.signature(view)  # type: ignore[attr-defined]
-    return view
-
-
-def cors_headers(datasette: Datasette) -> dict[str, str]:
-    """What lets pages of other origins read, where Datasette was started with ``--cors``; else nothing.
-
-    Without credentials (https://fetch.spec.whatwg.org/#cors-protocol-and-credentials):
-    another origin sees what anybody sees, or what its own token lets it see.
-    """
-    if not datasette.cors:
-        return {}
-    return {
-        "Access-Control-Allow-Origin": "*",
-        "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS",
-        "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID, Connect-Protocol-Version, "
-        "Connect-Timeout-Ms, Grpc-Timeout, X-Grpc-Web, X-User-Agent",
-        "Access-Control-Expose-Headers": "Grpc-Status, Grpc-Message, Retry-After",
-        "Access-Control-Max-Age": "3600",
-    }
-
-
-def with_cors(datasette: Datasette, scope: Any, send: Any) -> Any:
-    """An ASGI ``send`` that lets pages of other origins import our scripts, where they may read the rest.
-
-    Datasette serves the static files of plugins without CORS headers, and a
-    module is imported under CORS.
-    """
-    ours = datasette.urls.static_plugins("datasette_pubsub", "")
-    if not datasette.cors or not scope["path"].startswith(ours):
-        return send
-
-    async def wrapped(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            origin = (b"access-control-allow-origin", b"*")
-            message = {**message, "headers": [*message.get("headers", []), origin]}
-        await send(message)
-
-    return wrapped
-
-
-def preflight(datasette: Datasette) -> Response:
-    """The answer to OPTIONS."""
-    headers = {"Allow": "GET, POST, HEAD, OPTIONS", **cors_headers(datasette)}
-    return Response("", status=204, headers=headers)
-
-
 def broker_of(datasette: Datasette, request: Request) -> Broker:
     """The broker of the database in the URL, by its route. Raises :class:`~.core.errors.NotFound`."""
     route = request.url_vars["database"]
@@ -232,25 +98,6 @@ def is_large(request: Request) -> bool:
     """Whether a body is to come that is not small, or of unknown size."""
     length = header(request, b"content-length")
     return not (length.isdecimal() and int(length) <= SMALL_BODY_BYTES)
-
-
-def refuse_elsewhere(request: Request, what: str) -> None:
-    """Refuse a GET that changes something when a page of another site made a browser send it with a cookie.
-
-    Datasette checks POST. A browser says where a GET comes from (``Sec-Fetch-Site``), but on plain HTTP it does not:
-    there it at least asks for a page when it follows a link. Raises :class:`PermissionDenied`.
-    """
-    if "cookie" not in request.headers:
-        return
-    site = request.headers.get("sec-fetch-site")
-    if site is not None:
-        allowed = site in ("same-origin", "none")
-    else:
-        source = request.headers.get("origin") or request.headers.get("referer") or ""
-        allowed = not source or urlsplit(source).netloc == request.headers.get("host")
-        allowed = allowed and "text/html" not in request.headers.get("accept", "")
-    if not allowed:
-        raise PermissionDenied(f"permission denied: {what} was asked for by a page or a link from elsewhere")
 
 
 #: What :func:`in_time` hands on instead of a part of the body that is late.

@@ -1,0 +1,126 @@
+"""The newest messages in memory, bounded in bytes, each encoded once for every wire format."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+from ..core.events import Event
+from ..core.selector import Selector
+from ..core.values import Message
+
+#: Joined spans that are kept until the next commit, in spans. All subscribers
+#: at the same place share one; a few places and formats are in use at a time.
+MAX_SPANS = 64
+
+
+class Encoder(Protocol):
+    """A wire format: turns messages and events into bytes. Stateless, shared by many streams."""
+
+    name: str
+
+    def message(self, message: Message, missed: int = 0) -> bytes:
+        """The frame of one message; ``missed`` as on the first message after a gap."""
+
+    def event(self, event: Event) -> bytes:
+        """The frame of an event, empty when the format does not show it."""
+
+
+class Span(NamedTuple):
+    """What lies after a position, joined: the bytes, where they end, how many messages, and the id of the last."""
+
+    data: bytes
+    position: int
+    messages: int
+    last: int = 0
+
+
+class Tail:
+    """The newest committed messages, without holes from ``base`` (exclusive) to the head."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.base = 0
+        self._max_bytes = max_bytes
+        #: How many bytes have ever been dropped; for each message, how many had ever been added with it.
+        self._dropped = 0
+        self._ends: list[int] = []
+        self._ids: list[int] = []
+        self._messages: list[Message] = []
+        self._frames: dict[str, list[bytes | None]] = {}
+        self._spans: OrderedDict[tuple[object, ...], Span] = OrderedDict()
+
+    def reset(self, position: int) -> None:
+        """Forget everything; the tail now begins after this position."""
+        self.base = position
+        self._dropped = 0
+        self._ends.clear()
+        self._ids.clear()
+        self._messages.clear()
+        self._frames.clear()
+        self._spans.clear()
+
+    def extend(self, messages: Sequence[Message]) -> None:
+        """Add the messages that follow the head, and drop the oldest over the byte bound."""
+        self._spans.clear()
+        self._ids.extend([message.id for message in messages])
+        sizes = [message.size for message in messages]
+        sizes[0] += self._ends[-1] if self._ends else self._dropped
+        self._ends.extend(accumulate(sizes))
+        self._messages.extend(messages)
+        for frames in self._frames.values():
+            frames.extend([None] * len(messages))
+        if self._ends[-1] - self._dropped > self._max_bytes:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        # Down to three quarters, so that the lists are not cut at every commit.
+        drop = bisect_left(self._ends, self._ends[-1] - self._max_bytes * 3 // 4) + 1
+        self._dropped = self._ends[drop - 1]
+        self.base = self._ids[drop - 1]
+        del self._ids[:drop], self._messages[:drop], self._ends[:drop]
+        for frames in self._frames.values():
+            del frames[:drop]
+
+    def span(
+        self, selector: Selector, encoder: Encoder, after: int, head: int, max_bytes: int, max_messages: int
+    ) -> Span:
+        """The frames after a position inside the tail, encoded once and joined once for all who ask alike."""
+        key = (after, selector, encoder.name, max_bytes, max_messages)
+        span = self._spans.get(key)
+        if span is None:
+            span = self._join(selector, encoder, after, head, max_bytes, max_messages)
+            self._spans[key] = span
+            if len(self._spans) > MAX_SPANS:
+                self._spans.popitem(last=False)
+        return span
+
+    def _join(
+        self, selector: Selector, encoder: Encoder, after: int, head: int, max_bytes: int, max_messages: int
+    ) -> Span:
+        frames = self._frames.get(encoder.name)
+        if frames is None:
+            frames = self._frames[encoder.name] = [None] * len(self._messages)
+        messages = self._messages
+        parts: list[bytes] = []
+        total = last = 0
+        channel, follows = None, False
+        for index in range(bisect_right(self._ids, after), len(messages)):
+            message = messages[index]
+            if message.channel != channel:
+                channel = message.channel
+                follows = selector.matches(channel)
+            if not follows:
+                continue
+            frame = frames[index]
+            if frame is None:
+                frame = frames[index] = encoder.message(message)
+            total += len(frame)
+            if parts and (total > max_bytes or len(parts) >= max_messages):
+                # Stops before this message; all others up to it have been looked at.
+                return Span(b"".join(parts), message.id - 1, len(parts), last)
+            parts.append(frame)
+            last = message.id
+        return Span(b"".join(parts), head, len(parts), last)
