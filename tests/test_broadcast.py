@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from datasette_pubsub.broadcast import definition as text
 from datasette_pubsub.broadcast import tables
 from datasette_pubsub.broadcast.definition import Broadcast
+from datasette_pubsub.broadcast.shape import shape_of
 from datasette_pubsub.cli import main
 from datasette_pubsub.core.errors import InvalidArgument, NotFound
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.storage import schema
+from datasette_pubsub.storage.quoting import identifier
 
 # -- rebuilding a table from its messages -------------------------------------
 
@@ -62,7 +64,7 @@ VALUES = [
 
 
 def quoted(name: str) -> str:
-    return text.identifier(name)
+    return identifier(name)
 
 
 def change(rng: random.Random, recursive: bool) -> str:
@@ -401,7 +403,7 @@ def test_where_replace_tells_nothing_is_known() -> None:
         }
         for create, silent in shapes.items():
             conn.execute(create)
-            assert tables.shape_of(conn, "t").replaces_silently == silent, create
+            assert shape_of(conn, "t").replaces_silently == silent, create
             conn.execute("DROP TABLE t")
 
 

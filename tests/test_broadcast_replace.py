@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from datasette_pubsub.broadcast import tables
 from datasette_pubsub.broadcast.definition import REPLACED, Broadcast
+from datasette_pubsub.broadcast.shape import shape_of
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.storage import schema
 
@@ -155,7 +156,7 @@ def test_tables_do_not_disturb_each_other_nor_their_own_triggers() -> None:
 
 
 def rows_of(conn: sqlite3.Connection, table: str) -> dict[str, dict[str, Any]]:
-    shape = tables.shape_of(conn, table)
+    shape = shape_of(conn, table)
     key = shape.key or ("rowid",)
     names = [column.name for column in shape.columns]
     cursor = conn.execute(f"SELECT {', '.join(key)}, {', '.join(names)} FROM {table}")
@@ -290,14 +291,14 @@ def test_a_unique_expression_or_generated_column_is_named() -> None:
     """The kinds of unique index whose rows are not noted."""
     with installed() as conn:
         conn.execute(KW)
-        assert not tables.shape_of(conn, "kw").replaces_untold
+        assert not shape_of(conn, "kw").replaces_untold
         conn.execute("CREATE UNIQUE INDEX by_lower ON kw (lower(keyword))")
-        shape = tables.shape_of(conn, "kw")
+        shape = shape_of(conn, "kw")
         assert (shape.replaces_silently, shape.replaces_untold) == (True, True)
         tables.create(conn, "kw", Broadcast("kw"))
         conn.execute("REPLACE INTO kw (keyword) VALUES ('a')")
         conn.execute("REPLACE INTO kw (keyword) VALUES ('a')")
         conn.execute("CREATE UNIQUE INDEX by_part ON kw (place) WHERE lower(keyword) = 'a'")
-        assert tables.shape_of(conn, "kw").replaces_untold
+        assert shape_of(conn, "kw").replaces_untold
         conn.execute("CREATE TABLE made (id INTEGER PRIMARY KEY, u TEXT, v, w AS (u || v) UNIQUE)")
-        assert tables.shape_of(conn, "made").replaces_untold
+        assert shape_of(conn, "made").replaces_untold

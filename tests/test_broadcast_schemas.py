@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 
 from datasette_pubsub.broadcast import tables as broadcast_file
-from datasette_pubsub.broadcast.definition import Broadcast, identifier
+from datasette_pubsub.broadcast.definition import Broadcast
+from datasette_pubsub.broadcast.shape import shape_of
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.storage import schema
+from datasette_pubsub.storage.quoting import identifier
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def value_of(found: Any) -> tuple[str, str]:
 
 def rows_of(conn: sqlite3.Connection, table: str) -> dict[Any, dict[str, Any]]:
     """The rows of a table by their keys, with the types of their values."""
-    names, key = list(columns_of(conn, table)), broadcast_file.shape_of(conn, table).key
+    names, key = list(columns_of(conn, table)), shape_of(conn, table).key
     rows = (dict(zip(names, map(value_of, row), strict=True)) for row in conn.execute(
         f"SELECT {', '.join(map(identifier, names))} FROM {identifier(table)}"
     ))  # fmt: skip

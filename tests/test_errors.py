@@ -15,7 +15,7 @@ import httpx
 import pytest
 from conftest import DEADLINE, OPEN, Server, Sse, sqlite_shell, wait_for
 
-from datasette_pubsub.broker.database import explain
+from datasette_pubsub.broker.sqlite_errors import explain
 from datasette_pubsub.core.settings import ConfigError, read_settings
 
 LIMITS = {

@@ -14,7 +14,7 @@ import pytest
 from conftest import Server, sqlite_shell
 
 import datasette_pubsub
-from datasette_pubsub.broker.database import explain
+from datasette_pubsub.broker.sqlite_errors import explain
 from datasette_pubsub.core.errors import Unavailable
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from datasette.utils.asgi import Request
@@ -10,9 +9,6 @@ from datasette.utils.asgi import Request
 from ..core.errors import (
     PermissionDenied,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def refuse_elsewhere(request: Request, what: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..core.errors import InvalidArgument
+from ..storage.quoting import identifier
 
 #: Bytes that the columns of an expression which builds text may hold together; above, the expression is NULL.
 #: A channel has at most 255, and no text that people compare is longer.
@@ -179,7 +180,7 @@ class _Expression:
         row = before[-2].text if len(before) > 1 and before[-1].text == "." else ""
         if name is None or (_unquoted(row).lower() not in self._rows if self._rows else row):
             return token if self._peek().text == "." else _Part(token.kind, token.text, 64)
-        sql = '"' + name.replace('"', '""') + '"'
+        sql = identifier(name)
         self._named[f"{row}.{sql}" if row else sql] = None
         return _Part(token.kind, token.text, COLUMN_BYTES)
 

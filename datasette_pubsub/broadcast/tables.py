@@ -14,18 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ..core.errors import FailedPrecondition, InvalidArgument, NotFound, PubsubError
-from ..storage.objects import BROADCAST_OBJECTS, LOG, RECORDS, REPLACED, TABLES, make_missing
+from ..storage.objects import BROADCAST_OBJECTS, LOG, RECORDS, REPLACED, make_missing
+from ..storage.quoting import identifier, literal
 from ..storage.schema import installed, max_payload_bytes
 from ..storage.sqlite_codes import is_of_the_file
 from . import definition as text
-from .definition import Broadcast, Column, Shape, Trigger, Unique, identifier
-from .expressions import index_condition
-
-#: SQLite's names for a table's rowid, unless a column has the name (https://sqlite.org/rowidtable.html).
-_ROWIDS = ("rowid", "_rowid_", "oid")
-
-#: How the names of the broker's own hidden tables begin.
-OWN_PREFIX = "_pubsub_"
+from .definition import Broadcast, Trigger
+from .shape import Shape, shape_of
+from .triggers import triggers as make_triggers
 
 #: The oldest SQLite that has the functions of JSON unless it was built without them.
 OLDEST_SQLITE = "3.38"
@@ -59,95 +55,6 @@ class Lost:
     broadcast: Broadcast | None
     made_at: str
     gone: bool = False
-
-
-def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
-    """What a broadcast must know of a table. Raises :class:`NotFound`, or :class:`InvalidArgument` for a view etc."""
-    row = conn.execute(
-        "SELECT name, type, wr, strict FROM pragma_table_list "
-        "WHERE schema = 'main' AND name = ? COLLATE NOCASE AND name NOT LIKE 'sqlite^_%' ESCAPE '^'",
-        [table],
-    ).fetchone()
-    if row is None:
-        raise NotFound(f"table not found: {table}")
-    name, kind, without_rowid, strict = row
-    if name in TABLES or name.startswith(OWN_PREFIX):
-        raise InvalidArgument(f"{name} belongs to the log itself and cannot be broadcast")
-    if kind != "table":
-        what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "part of a virtual table")
-        raise InvalidArgument(f"{name} is {what}: SQLite tells of no changes there, so it cannot be broadcast")
-    found = conn.execute(
-        "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden <> 1 ORDER BY cid", [name]
-    ).fetchall()
-    key = tuple(column[0] for column in sorted(found, key=lambda column: column[2]) if column[2])
-    alias = _rowid_column(conn, name, key, found, without_rowid)
-    columns = tuple(
-        Column(
-            column[0],
-            may_be_real=column[0] != alias and _may_be_real(column[1], strict),
-            may_be_blob=column[0] != alias and not (strict and column[1].upper() not in ("BLOB", "ANY")),
-            subtyped=column[3] in (2, 3),
-            may_be_text=column[0] != alias and not (strict and column[1].upper() in ("INT", "INTEGER", "REAL")),
-        )
-        for column in found
-    )
-    taken = {column.name.lower() for column in columns if column.name != alias}
-    rowid = None if without_rowid else next((each for each in _ROWIDS if each not in taken), None)
-    if rowid is None and not key:
-        raise InvalidArgument(f"{name} has no primary key, and its columns hide the rowid: its rows cannot be named")
-    unique, all_known = _unique(conn, name, {column.name for column in columns if column.subtyped})
-    return Shape(
-        name,
-        columns,
-        key,
-        rowid,
-        alias,
-        tuple(unique),
-        not all_known or any(not each.is_key for each in unique),
-        not all_known,
-    )
-
-
-def _unique(conn: sqlite3.Connection, table: str, generated: set[str]) -> tuple[list[Unique], bool]:
-    """What must be unique in a table beside the rowid, and whether that is all.
-
-    Indexes on expressions are left out, and on generated columns, whose values
-    a trigger before the change is not told.
-    """
-    found, all_known = [], True
-    for name, origin, partial, sql in conn.execute(
-        "SELECT i.name, i.origin, i.partial, m.sql FROM pragma_index_list(?) AS i "
-        "LEFT JOIN sqlite_master AS m ON m.type = 'index' AND m.name = i.name WHERE i.\"unique\" ORDER BY i.seq DESC",
-        [table],
-    ).fetchall():
-        columns = conn.execute("SELECT name, coll FROM pragma_index_xinfo(?) WHERE key", [name]).fetchall()
-        where = index_condition(sql) if partial else ""
-        if where is None or any(column is None or column in generated for column, _ in columns):
-            all_known = False
-            continue
-        exact = all(collation.upper() == "BINARY" for _, collation in columns)
-        pairs = tuple((column, identifier(collation)) for column, collation in columns)
-        found.append(Unique(pairs, where, origin == "pk" and exact))
-    return found, all_known
-
-
-def _rowid_column(
-    conn: sqlite3.Connection, table: str, key: tuple[str, ...], columns: Sequence[sqlite3.Row], without_rowid: int
-) -> str | None:
-    """The column that is the rowid, and so always a whole number; ``None`` if there is none."""
-    if without_rowid or len(key) != 1:
-        return None
-    declared = next(column[1] for column in columns if column[0] == key[0])
-    indexed = conn.execute("SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'", [table]).fetchone()
-    return key[0] if declared.upper() == "INTEGER" and indexed is None else None
-
-
-def _may_be_real(declared: str, strict: int) -> bool:
-    """Whether a column of this type may hold a REAL (https://sqlite.org/datatype3.html#determination_of_column_affinity)."""
-    kind = declared.upper()
-    if strict:
-        return kind in ("REAL", "ANY")
-    return "INT" in kind or not any(part in kind for part in ("CHAR", "CLOB", "TEXT"))
 
 
 def find(conn: sqlite3.Connection, table: str, compare: bool = True) -> Found | None:
@@ -194,7 +101,7 @@ def _differences(
         gone = [name for name in broadcast.columns or () if not shape.has(name)]
         if gone:
             return [f"the table has no column {name!r} any more" for name in gone]
-        wanted = text.triggers(broadcast, shape, {trigger.kind: trigger.name for trigger in there})
+        wanted = make_triggers(broadcast, shape, {trigger.kind: trigger.name for trigger in there})
     except (InvalidArgument, NotFound) as error:
         return [error.message]
     missing = {trigger.kind for trigger in wanted} - {trigger.kind for trigger in there}
@@ -212,7 +119,7 @@ def _differences(
 
 
 def _changes(shape: Shape, sql: str) -> list[str]:
-    return [f"column {column.name!r} was added" for column in shape.columns if text.literal(column.name) not in sql]
+    return [f"column {column.name!r} was added" for column in shape.columns if literal(column.name) not in sql]
 
 
 def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[Trigger]:
@@ -233,7 +140,7 @@ def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[T
     make_missing(conn, BROADCAST_OBJECTS)
     taken = {row[0].lower() for row in conn.execute("SELECT name FROM sqlite_master")}
     names = {kind: _free(text.name_of(kind, shape.table), taken) for kind in text.kinds_of(broadcast, shape)}
-    made = text.triggers(broadcast, shape, names)
+    made = make_triggers(broadcast, shape, names)
     for trigger in made:
         try:
             conn.execute(trigger.sql)

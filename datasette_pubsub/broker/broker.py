@@ -35,6 +35,7 @@ from ..storage import log, retention, schema, snapshot, subscriptions
 from ..storage.append_batch import Committed
 from ..storage.catchup import CatchUp, Reader
 from ..storage.objects import SUBSCRIPTIONS
+from ..storage.quoting import identifier
 from ..storage.sqlite_codes import has_table
 from ..storage.subscriptions import Claim, Subscription
 from .active import Holders
@@ -282,8 +283,7 @@ class Broker:
         names = [*await self._db.table_names(), *await self._db.view_names()]
         if table not in names:
             raise NotFound(f"table not found: {table}")
-        quoted = table.replace('"', '""')
-        return await self.snapshot(f'SELECT * FROM "{quoted}"', {})
+        return await self.snapshot(f"SELECT * FROM {identifier(table)}", {})
 
     async def snapshot(self, statement: str, params: dict[str, Any]) -> tuple[list[str], list[Any], int]:
         """The columns and rows of a SELECT, and the log's head, all of one moment.

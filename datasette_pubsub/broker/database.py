@@ -14,21 +14,21 @@ import logging
 import math
 import os
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar, cast
-
-from datasette.database import DatasetteClosedError
 
 from .. import compat
 from ..broadcast import tables
 from ..core.errors import FailedPrecondition, PubsubError, Unavailable
 from ..core.settings import Settings
-from ..storage import log, schema
+from ..storage import schema
 from ..storage.append_batch import Committed
 from ..storage.sqlite_codes import is_busy, primary
+from ..storage.time_limit import time_limit
 from .batcher import Transaction
+from .sqlite_errors import explain, lacks_a_part
+from .write_thread import BUSY_MS, WriteThread, waiting_less
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -38,56 +38,7 @@ logger = logging.getLogger("datasette_pubsub")
 
 T = TypeVar("T")
 
-#: How long SQLite waits for another program's lock on connections of Python's ``sqlite3``, in milliseconds.
-BUSY_MS = 5000
-
-#: How much longer a write may wait for its turn, in seconds, so that whoever is in line behind others is answered
-#: within a second of SQLite's own wait.
-SLACK_SECONDS = 0.5
-
-#: How often it is looked whether the write thread still lives, in seconds, by whoever waits for it.
-LOOK_SECONDS = 0.25
-
-#: Up to here a wait in line counts as none, in milliseconds: to change SQLite's own wait costs a statement.
-NO_WAIT_MS = 50
-
-#: How often it is looked whether a read takes too long, in steps of SQLite's virtual machine: some 2 ms.
-STEPS = 20_000
-
 _now = time.monotonic
-
-
-def explain(error: sqlite3.Error, name: str, conn: sqlite3.Connection | None = None) -> PubsubError:
-    """What an SQLite error means to a caller, by its code, without paths or SQL.
-
-    ``conn`` is where it was met, after a rollback: SQLite has no code for a
-    missing table, so the schema is asked.
-    """
-    code = primary(error)
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return FailedPrecondition(
-            f"database {name} cannot be written: its file is read-only, or was when Datasette opened it; "
-            "nothing was stored"
-        )
-    if is_busy(error):
-        return Unavailable(f"database {name} is locked by another writer; nothing was stored, try again")
-    if code == sqlite3.SQLITE_FULL:
-        return Unavailable(f"the disk of database {name} is full; nothing was stored")
-    if code == sqlite3.SQLITE_CONSTRAINT and isinstance(error, sqlite3.IntegrityError):
-        return log.refusal(error)
-    if conn is not None and code == sqlite3.SQLITE_ERROR and _lacks_a_part(conn):
-        return FailedPrecondition(
-            f"database {name} has lost a part of its log; restart Datasette, or run: datasette pubsub install"
-        )
-    logger.error("database %s: %s", name, error)
-    return Unavailable(f"database {name} could not be written; nothing was stored")
-
-
-def _lacks_a_part(conn: sqlite3.Connection) -> bool:
-    try:
-        return bool(schema.inspect(conn).missing)
-    except sqlite3.Error:
-        return False
 
 
 class Store:
@@ -108,12 +59,7 @@ class Store:
         self._written: tuple[int, int] | None = None
         #: When :meth:`prepare_write` last ended, by the monotonic clock.
         self._prepared = 0.0
-        #: How long SQLite waits for another program's lock on the write connection, in milliseconds.
-        self._busy_ms = BUSY_MS
-        #: Held while connections are opened anew.
-        self._reopening = asyncio.Lock()
-        #: Whether the write thread has no connection: it could not open one.
-        self._unopened = False
+        self._thread = WriteThread(self._name, db)
 
     @property
     def writable(self) -> bool:
@@ -167,12 +113,12 @@ class Store:
         """
         if not compat.can_reopen(self._db):
             return False
-        async with self._reopening:
+        async with self._thread.reopening:
             if self._written == self._file and self._has_wal():
                 # The new file would be read with the old one's write-ahead log, where that was left at the path:
                 # what stands in it goes into the old file.
-                await self._turn(lambda conn: conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone(), _now())
-            if not await self._end_write_thread():
+                await self._thread.run(lambda conn: conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone(), _now())
+            if not await self._thread.end():
                 return False
             found = self._at_path()
             leave()
@@ -186,136 +132,13 @@ class Store:
                     conn.close()
         return found is not None
 
-    # -- the write thread -----------------------------------------------------
-
     def revive(self) -> bool:
         """Start the write thread again if it has died; whether it had."""
-        if not compat.write_thread_died(self._db) or self._reopening.locked():
-            return False
-        logger.error(
-            "database %s: Datasette's write thread had died, most likely because standard error could not be "
-            "written; it is started again",
-            self._name,
-        )
-        compat.forget_write_thread(self._db)
-        return True
-
-    async def _end_write_thread(self) -> bool:
-        """End the write thread, so that the next write opens a connection anew; whether it has ended."""
-        compat.end_write_thread(self._db)
-        end = _now() + self._patience
-        thread = self._db._write_thread
-        while thread is not None and thread.is_alive():
-            if _now() > end:
-                return False
-            await asyncio.sleep(0.01)
-        return True
+        return self._thread.revive()
 
     async def open_again(self) -> bool:
         """End the write thread if it could not open its connection: it would say so for ever. Whether it was ended."""
-        if not self._unopened or not compat.can_reopen(self._db) or self.absence() is not None:
-            return False
-        self._unopened = False
-        async with self._reopening:
-            if not await self._end_write_thread():
-                return False
-            compat.forget_write_thread(self._db)
-            return True
-
-    @property
-    def _patience(self) -> float:
-        """How long a write waits for its turn, in seconds: as for another program's lock, and a little."""
-        return self._busy_ms / 1000 + SLACK_SECONDS
-
-    async def _turn(self, fn: Callable[[sqlite3.Connection], T], since: float) -> T | PubsubError:
-        """Run a function on the write thread. Errors are handed back: Datasette's write thread prints what is raised.
-
-        It does not begin later than the patience allows that began at ``since``.
-        """
-        #: Taken once: by the write thread, which then runs the function, or by whoever gives it up.
-        begins = threading.Lock()
-
-        def run(conn: sqlite3.Connection) -> T | PubsubError | _Raised | None:
-            if not begins.acquire(blocking=False):
-                return None
-            try:
-                return fn(conn)
-            except Exception as error:
-                return self._handed_back(error, conn)
-
-        self.revive()
-        task = asyncio.ensure_future(self._db.execute_write_fn(run, transaction=False))
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=LOOK_SECONDS)
-                if task.done():
-                    break
-                if compat.write_thread_died(self._db) and not self._reopening.locked():
-                    self.revive()
-                    if begins.acquire(blocking=False):
-                        return Unavailable(
-                            f"database {self._name} could not be written: its write thread had ended and is started "
-                            "again; nothing was stored, try again"
-                        )
-                    return Unavailable(
-                        f"the write thread of database {self._name} has ended; whether this was stored is not known"
-                    )
-                if _now() > since + self._patience and begins.acquire(blocking=False):
-                    return Unavailable(
-                        f"database {self._name} is busy: others have been writing for {self._busy_ms / 1000:g} "
-                        "seconds; nothing was stored, try again"
-                    )
-        finally:
-            if not task.done():
-                begins.acquire(blocking=False)
-                task.cancel()
-        try:
-            result = task.result()
-        except Exception as error:
-            if not begins.acquire(blocking=False):
-                # What was run has raised nothing: a plugin's wrapper has, or the rest of Datasette's.
-                return self._handed_back_or_raised(error)
-            self._unopened = True
-            return self._handed_back_or_raised(error)
-        if isinstance(result, _Raised):
-            raise result.error
-        return cast("T | PubsubError", result)
-
-    def _handed_back(self, error: Exception, conn: sqlite3.Connection) -> PubsubError | _Raised:
-        with contextlib.suppress(sqlite3.Error):
-            conn.rollback()
-        if isinstance(error, PubsubError):
-            return error
-        if isinstance(error, sqlite3.Error):
-            return explain(error, self._name, conn)
-        return _Raised(error)
-
-    def _handed_back_or_raised(self, error: Exception) -> PubsubError:
-        if isinstance(error, PubsubError):
-            return error
-        if isinstance(error, sqlite3.Error):
-            return explain(error, self._name)
-        if isinstance(error, DatasetteClosedError):
-            # Not for a moment: what waits to be written is dropped.
-            return FailedPrecondition(f"database {self._name} is not served any more; nothing was stored")
-        raise error
-
-    @contextlib.contextmanager
-    def _waiting_less(self, conn: sqlite3.Connection, since: float) -> Iterator[None]:
-        """Within it, SQLite waits for other programs' locks for what is left of the patience that began at ``since``.
-
-        So the ninth in line is answered with the first, and not after eight others have each waited.
-        """
-        waited = int((_now() - since) * 1000)
-        if waited < NO_WAIT_MS:
-            yield
-            return
-        usual = conn.execute("PRAGMA busy_timeout").fetchone()[0]
-        conn.execute(f"PRAGMA busy_timeout = {max(0, usual - waited)}")
-        try:
-            yield
-        finally:
-            conn.execute(f"PRAGMA busy_timeout = {usual}")
+        return self.absence() is None and await self._thread.open_again()
 
     # -- the log --------------------------------------------------------------
 
@@ -327,7 +150,7 @@ class Store:
                 # Opening the connection has made it.
                 self._file = self._at_path()
             self._written = self._at_path()
-            self._busy_ms = max(self._busy_ms, conn.execute("PRAGMA busy_timeout").fetchone()[0])
+            self._thread.busy_ms = max(self._thread.busy_ms, conn.execute("PRAGMA busy_timeout").fetchone()[0])
             # Before anything is changed: a file of a newer version stays as it is.
             schema.check(conn)
             schema.set_durability(conn, self._settings)
@@ -403,14 +226,14 @@ class Store:
 
         def limited(conn: sqlite3.Connection) -> T:
             try:
-                with _ends_after(conn, seconds):
+                with time_limit(conn, seconds):
                     return fn(conn)
             except sqlite3.Error as error:
                 if primary(error) == sqlite3.SQLITE_INTERRUPT:
                     raise self._took_too_long() from None
                 raise
 
-        result = await self._turn(lambda conn: self._transaction(conn, limited, since), since)
+        result = await self._thread.run(lambda conn: self._transaction(conn, limited, since), since)
         if isinstance(result, PubsubError):
             raise result
         return result
@@ -430,7 +253,7 @@ class Store:
             connection.append(conn)
             session(transaction)
 
-        result = await self._turn(run, since)
+        result = await self._thread.run(run, since)
         if isinstance(result, PubsubError):
             raise result
 
@@ -439,7 +262,7 @@ class Store:
     ) -> T | PubsubError:
         """One transaction, on the write thread; errors are handed back."""
         try:
-            with self._waiting_less(conn, since):
+            with waiting_less(conn, since):
                 return self._write_one(conn, fn, since)
         except PubsubError as error:
             return error
@@ -477,12 +300,12 @@ class Store:
 
         def checked(conn: sqlite3.Connection) -> T:
             try:
-                with self._waiting_less(conn, since), _ends_after(conn, seconds):
+                with waiting_less(conn, since), time_limit(conn, seconds):
                     return fn(conn)
             except sqlite3.Error as error:
                 if primary(error) == sqlite3.SQLITE_INTERRUPT:
                     raise self._took_too_long() from None
-                if primary(error) == sqlite3.SQLITE_ERROR and _lacks_a_part(conn):
+                if primary(error) == sqlite3.SQLITE_ERROR and lacks_a_part(conn):
                     raise explain(error, self._name, conn) from error
                 raise
 
@@ -494,31 +317,6 @@ class Store:
             logger.error("database %s: %s", self._name, error)
             raise Unavailable(f"database {self._name} could not be read") from error
         return result
-
-
-@contextlib.contextmanager
-def _ends_after(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
-    """Within it, a statement that still runs after so many seconds is interrupted.
-
-    As Datasette's ``sqlite_timelimit``, but that it asks twenty times less often: each time needs the interpreter
-    lock, which the event loop holds while it is busy.
-    """
-    if seconds == math.inf:
-        yield
-        return
-    deadline = _now() + seconds
-    conn.set_progress_handler(lambda: _now() > deadline, STEPS)
-    try:
-        yield
-    finally:
-        conn.set_progress_handler(None, 0)
-
-
-class _Raised:
-    """What a function has raised on the write thread that is no error of SQLite's: it is raised where it is awaited."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
 
 
 async def _all_done(pending: Iterable[object]) -> None:

@@ -18,6 +18,7 @@ from datasette.utils import LoadExtension
 
 from ..broadcast import tables as files
 from ..broadcast.definition import OPERATIONS, Broadcast, Trigger, default_channel
+from ..broadcast.shape import shape_of
 from ..core.errors import InvalidArgument
 from ..storage import schema
 from .common import counted, plainly, require_log, settings_of, transaction, visible
@@ -120,7 +121,7 @@ def command(opened: Opener) -> click.Command:
             require_log(conn, file)
             schema.set_durability(conn, settings_of(conn))
             with transaction(conn):
-                shape = files.shape_of(conn, table)
+                shape = shape_of(conn, table)
                 if again:
                     made = files.again(conn, shape.table)
                 else:
@@ -157,7 +158,7 @@ def where(broadcast: Broadcast) -> str:
 
 
 def _show(conn: sqlite3.Connection, table: str) -> None:
-    name = files.shape_of(conn, table).table
+    name = shape_of(conn, table).table
     found, lost = files.find(conn, name), files.lost(conn).get(name)
     if lost is not None:
         click.echo(f"{visible(name)}: {visible(lost.reason)}", err=True)
@@ -214,7 +215,7 @@ def _removable(conn: sqlite3.Connection, table: str) -> str:
     for found in files.lost(conn).values():
         if found.gone and found.table.lower() == table.lower():
             return found.table
-    return files.shape_of(conn, table).table
+    return shape_of(conn, table).table
 
 
 def _print(triggers: list[Trigger]) -> None:

@@ -18,7 +18,8 @@ from datasette.utils.asgi import Request, Response
 
 from ..access import permissions, rules
 from ..broadcast import tables as files
-from ..broadcast.definition import OPERATIONS, Broadcast, Shape, Trigger, default_channel
+from ..broadcast.definition import OPERATIONS, Broadcast, Trigger, default_channel
+from ..broadcast.shape import Shape, shape_of
 from ..broadcast.tables import Found, Lost
 from ..broker.broker import Broker
 from ..broker.registry import brokers
@@ -113,7 +114,7 @@ def _wanted(form: MultiParams, shape: Shape) -> Broadcast:
 
 
 def _look(conn: sqlite3.Connection, table: str) -> tuple[Shape, Found | None, Lost | None]:
-    shape = files.shape_of(conn, table)
+    shape = shape_of(conn, table)
     return shape, files.find(conn, shape.table), files.lost(conn).get(shape.table)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ..core.errors import SchemaConflict
 from .objects import LOG, LOG_OBJECTS, RELEASED, SUBSCRIPTION_OBJECTS, SUBSCRIPTIONS, TRIMS, make_missing
+from .quoting import identifier
 
 #: The tables of the first version, and their present names.
 RENAMED = {"pubsub_messages": LOG, "pubsub_released": RELEASED, "pubsub_trims": TRIMS}
@@ -206,8 +207,7 @@ def _objects(conn: sqlite3.Connection) -> list[_Object]:
 
 def _drop(conn: sqlite3.Connection, objects: Iterable[_Object]) -> None:
     for each in objects:
-        name = each.name.replace('"', '""')
-        conn.execute(f'DROP {each.kind} IF EXISTS "{name}"')
+        conn.execute(f"DROP {each.kind} IF EXISTS {identifier(each.name)}")
 
 
 def _depending(users: list[_Object]) -> list[_Object]:
@@ -245,11 +245,12 @@ def _unquoted(token: str) -> str:
 
 def _compiles(conn: sqlite3.Connection, found: _Object) -> bool:
     """Whether a view can be read, or the table of a trigger be written; nothing is."""
-    name = (found.name if found.kind == "view" else found.table).replace('"', '""')
+    name = found.name if found.kind == "view" else found.table
     name = RENAMED.get(name.lower(), name) if not _exists(conn, name) else name
-    statements = [f'SELECT 1 FROM "{name}" LIMIT 0']
+    quoted = identifier(name)
+    statements = [f"SELECT 1 FROM {quoted} LIMIT 0"]
     if found.kind == "trigger":
-        statements = [f'EXPLAIN INSERT INTO "{name}" DEFAULT VALUES', f'EXPLAIN DELETE FROM "{name}"']
+        statements = [f"EXPLAIN INSERT INTO {quoted} DEFAULT VALUES", f"EXPLAIN DELETE FROM {quoted}"]
     try:
         for statement in statements:
             conn.execute(statement).fetchall()

@@ -9,12 +9,11 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from datasette.utils import sqlite_timelimit
-
 from ..core.errors import InvalidArgument, TooLarge
 from ..core.settings import MAX_SNAPSHOT_BYTES
 from . import log
 from .sqlite_codes import is_of_the_file
+from .time_limit import time_limit
 
 
 def take(
@@ -30,7 +29,7 @@ def take(
     longest = conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SNAPSHOT_BYTES)
     try:
         head = log.head(conn)
-        with sqlite_timelimit(conn, milliseconds):
+        with time_limit(conn, milliseconds / 1000):
             cursor = conn.execute(statement, params)
             rows: list[Any] = []
             size = 0

@@ -1,0 +1,200 @@
+"""Datasette's write thread for one database: turns on it, within bounds, also when it has died.
+
+Theory of operation. Datasette runs every write of a database in one thread, one after the other. The thread prints what
+a write raises to standard error, unguarded, and dies when that fails; so what is run here hands its errors back as values
+and never raises. A turn is *waiting* until the thread begins it, and then *running*; a lock, taken once, decides who
+comes first: the thread, which then runs the function to its end, or the caller, who gives the turn up because it waited
+too long, was cancelled, or the thread is dead. So a function that was given up is never run, and one that was begun is
+never reported as not stored. A dead thread is noticed by whoever waits for it, and Datasette starts another with the
+next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from datasette.database import DatasetteClosedError
+
+from .. import compat
+from ..core.errors import FailedPrecondition, PubsubError, Unavailable
+from .sqlite_errors import explain
+
+if TYPE_CHECKING:
+    from datasette.database import Database
+
+logger = logging.getLogger("datasette_pubsub")
+
+T = TypeVar("T")
+
+#: How long SQLite waits for another program's lock on connections of Python's ``sqlite3``, in milliseconds.
+BUSY_MS = 5000
+
+#: How much longer a write may wait for its turn, in seconds, so that whoever is in line behind others is answered
+#: within a second of SQLite's own wait.
+SLACK_SECONDS = 0.5
+
+#: How often it is looked whether the write thread still lives, in seconds, by whoever waits for it.
+LOOK_SECONDS = 0.25
+
+#: Up to here a wait in line counts as none, in milliseconds: to change SQLite's own wait costs a statement.
+NO_WAIT_MS = 50
+
+_now = time.monotonic
+
+
+class WriteThread:
+    """The write thread of one of Datasette's databases."""
+
+    def __init__(self, name: str, db: Database) -> None:
+        self._name = name
+        self._db = db
+        #: How long SQLite waits for another program's lock on the write connection, in milliseconds.
+        self.busy_ms = BUSY_MS
+        #: Held while connections are opened anew.
+        self.reopening = asyncio.Lock()
+        #: Whether the write thread has no connection: it could not open one.
+        self._unopened = False
+
+    @property
+    def patience(self) -> float:
+        """How long a write waits for its turn, in seconds: as for another program's lock, and a little."""
+        return self.busy_ms / 1000 + SLACK_SECONDS
+
+    async def run(self, fn: Callable[[sqlite3.Connection], T], since: float) -> T | PubsubError:
+        """Run a function on the write thread. Errors are handed back: Datasette's write thread prints what is raised.
+
+        It does not begin later than the patience allows that began at ``since``.
+        """
+        #: Taken once: by the write thread, which then runs the function, or by whoever gives it up.
+        begins = threading.Lock()
+
+        def run(conn: sqlite3.Connection) -> T | PubsubError | _Raised | None:
+            if not begins.acquire(blocking=False):
+                return None
+            try:
+                return fn(conn)
+            except Exception as error:
+                return self._handed_back(error, conn)
+
+        self.revive()
+        task = asyncio.ensure_future(self._db.execute_write_fn(run, transaction=False))
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=LOOK_SECONDS)
+                if task.done():
+                    break
+                if compat.write_thread_died(self._db) and not self.reopening.locked():
+                    self.revive()
+                    if begins.acquire(blocking=False):
+                        return Unavailable(
+                            f"database {self._name} could not be written: its write thread had ended and is started "
+                            "again; nothing was stored, try again"
+                        )
+                    return Unavailable(
+                        f"the write thread of database {self._name} has ended; whether this was stored is not known"
+                    )
+                if _now() > since + self.patience and begins.acquire(blocking=False):
+                    return Unavailable(
+                        f"database {self._name} is busy: others have been writing for {self.busy_ms / 1000:g} "
+                        "seconds; nothing was stored, try again"
+                    )
+        finally:
+            if not task.done():
+                begins.acquire(blocking=False)
+                task.cancel()
+        try:
+            result = task.result()
+        except Exception as error:
+            if not begins.acquire(blocking=False):
+                # What was run has raised nothing: a plugin's wrapper has, or the rest of Datasette's.
+                return self._handed_back_or_raised(error)
+            self._unopened = True
+            return self._handed_back_or_raised(error)
+        if isinstance(result, _Raised):
+            raise result.error
+        return cast("T | PubsubError", result)
+
+    def _handed_back(self, error: Exception, conn: sqlite3.Connection) -> PubsubError | _Raised:
+        with contextlib.suppress(sqlite3.Error):
+            conn.rollback()
+        if isinstance(error, PubsubError):
+            return error
+        if isinstance(error, sqlite3.Error):
+            return explain(error, self._name, conn)
+        return _Raised(error)
+
+    def _handed_back_or_raised(self, error: Exception) -> PubsubError:
+        if isinstance(error, PubsubError):
+            return error
+        if isinstance(error, sqlite3.Error):
+            return explain(error, self._name)
+        if isinstance(error, DatasetteClosedError):
+            # Not for a moment: what waits to be written is dropped.
+            return FailedPrecondition(f"database {self._name} is not served any more; nothing was stored")
+        raise error
+
+    def revive(self) -> bool:
+        """Start the write thread again if it has died; whether it had."""
+        if not compat.write_thread_died(self._db) or self.reopening.locked():
+            return False
+        logger.error(
+            "database %s: Datasette's write thread had died, most likely because standard error could not be "
+            "written; it is started again",
+            self._name,
+        )
+        compat.forget_write_thread(self._db)
+        return True
+
+    async def end(self) -> bool:
+        """End the write thread, so that the next write opens a connection anew; whether it has ended."""
+        compat.end_write_thread(self._db)
+        end = _now() + self.patience
+        thread = self._db._write_thread
+        while thread is not None and thread.is_alive():
+            if _now() > end:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    async def open_again(self) -> bool:
+        """End the write thread if it could not open its connection: it would say so for ever. Whether it was ended."""
+        if not self._unopened or not compat.can_reopen(self._db):
+            return False
+        self._unopened = False
+        async with self.reopening:
+            if not await self.end():
+                return False
+            compat.forget_write_thread(self._db)
+            return True
+
+
+@contextlib.contextmanager
+def waiting_less(conn: sqlite3.Connection, since: float) -> Iterator[None]:
+    """Within it, SQLite waits for other programs' locks for what is left of the patience that began at ``since``.
+
+    So the ninth in line is answered with the first, and not after eight others have each waited.
+    """
+    waited = int((_now() - since) * 1000)
+    if waited < NO_WAIT_MS:
+        yield
+        return
+    usual = conn.execute("PRAGMA busy_timeout").fetchone()[0]
+    conn.execute(f"PRAGMA busy_timeout = {max(0, usual - waited)}")
+    try:
+        yield
+    finally:
+        conn.execute(f"PRAGMA busy_timeout = {usual}")
+
+
+class _Raised:
+    """What a function has raised on the write thread that is no error of SQLite's: it is raised where it is awaited."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
