@@ -16,10 +16,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from datasette_pubsub.broadcast import tables
-from datasette_pubsub.broadcast.definition import REPLACED, Broadcast
+from datasette_pubsub.broadcast.definition import Broadcast
 from datasette_pubsub.broadcast.shape import shape_of
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.storage import schema
+from datasette_pubsub.storage.objects import REPLACED
 
 KW = "CREATE TABLE kw (id INTEGER PRIMARY KEY, keyword TEXT UNIQUE, place INTEGER)"
 

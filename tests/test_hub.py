@@ -19,7 +19,7 @@ from datasette_pubsub.core.events import Bye, Event, Superseded
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.values import Message, Page
 from datasette_pubsub.live.hub import SERVED_AT_ONCE, Hub
-from datasette_pubsub.live.subscriber import Stream
+from datasette_pubsub.live.subscriber import Stream, StreamOptions
 
 
 class Numbers:
@@ -73,7 +73,8 @@ class World:
             position = found[-1].id if len(found) == min(limit, 3) else head
             return Page(found, position, head)
 
-        return Stream(self.hub, waiter, read, Numbers(), position, send_bytes=size, heartbeat_seconds=heartbeat)
+        options = StreamOptions(send_bytes=size, heartbeat_seconds=heartbeat)
+        return Stream(self.hub, waiter, read, Numbers(), position, options)
 
 
 channel = st.sampled_from(["a", "b", "c"])

@@ -21,6 +21,7 @@ from datasette.app import Datasette
 
 from datasette_pubsub.broker.broker import Broker
 from datasette_pubsub.broker.registry import brokers
+from datasette_pubsub.broker.subscribing import SubscribeOptions
 from datasette_pubsub.core.errors import Unavailable
 from datasette_pubsub.core.events import Event, Gap, Superseded
 from datasette_pubsub.core.selector import Selector
@@ -337,7 +338,8 @@ class World:
 
     async def _run(self, reader: Reader, connection: Connection) -> None:
         async with self.broker.subscribe(
-            reader.selector, Lines(), name=reader.name, ack=reader.ack, heartbeat_seconds=0.05
+            SubscribeOptions(selector=reader.selector, name=reader.name, ack=reader.ack, heartbeat_seconds=0.05),
+            Lines(),
         ) as stream:
             connection.start = stream.position
             connection.stream = stream

@@ -13,17 +13,15 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.errors import InvalidArgument, NotFound, TooLarge, Unavailable
-from ..core.events import Superseded
+from ..core.errors import NotFound, TooLarge
 from ..core.selector import Selector
 from ..core.settings import Settings
 from ..core.validation import check_subscription_name
-from ..core.values import ANYWHERE, AckMode, Item, Page, Where
+from ..core.values import Item, Page
 from ..core.verdicts import ALL, Rights, Verdicts
 from ..live.admission import Admission
 from ..live.coalescing import SingleFlight
@@ -31,18 +29,17 @@ from ..live.hub import Hub
 from ..live.publisher import Inflow
 from ..live.subscriber import Stream
 from ..live.tail import Encoder
-from ..storage import log, retention, schema, snapshot, subscriptions
+from ..storage import log, schema, snapshot, subscriptions
 from ..storage.append_batch import Committed
-from ..storage.catchup import CatchUp, Reader
-from ..storage.objects import SUBSCRIPTIONS
+from ..storage.catchup import Reader
 from ..storage.quoting import identifier
-from ..storage.sqlite_codes import has_table
 from ..storage.subscriptions import Claim, Subscription
 from .active import Holders
 from .batcher import Batcher
 from .database import Store
 from .health import Health
 from .maintenance import Upkeep
+from .subscribing import SubscribeOptions, Subscribing
 from .watcher import Watcher
 
 if TYPE_CHECKING:
@@ -83,6 +80,17 @@ class Broker:
         self._admission = Admission(self.name, settings)
         self._holders = Holders(self._batcher, holder)
         self._upkeep = Upkeep(self.name, settings, _Maintenance(self), self._holders, lambda: self._removed)
+        self._subscribing = Subscribing(
+            settings,
+            self.store,
+            self.hub,
+            self._batcher,
+            self._holders,
+            self._admission,
+            read=self.read,
+            make_way=self.make_way,
+            head=self.log_head,
+        )
         self._started = False
         self._refreshing = asyncio.Lock()
         #: Many subscribers that begin at the same time are told the head together.
@@ -343,157 +351,9 @@ class Broker:
         await self.refresh()
         return self.hub.head
 
-    async def _subscription(
-        self, owner: str, name: str | None, selector: Selector, where: Where, ack: AckMode
-    ) -> Subscription | None:
-        """The named subscription, made if it is new; ``None`` for a reader without a name."""
-        if name is None:
-            if ack == "explicit":
-                raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
-            if not selector:
-                raise InvalidArgument("channel is required: name at least one channel or pattern")
-            return None
-        check_subscription_name(name)
-        self.store.check_writable()
-        subscription = await self._open(owner, name, selector, where)
-        if subscription.new:
-            # In a file of an earlier version it may have the number of one that was deleted by SQL.
-            self._holders.drop(subscription.id)
-        self._holders.enter(subscription)
-        return subscription
-
-    async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
-        """The named subscription's row, claimed; what it reads is as asked now, or as it was stored.
-
-        While the file cannot be written, an existing one as it is: its stream claims it later.
-        """
-
-        bounds = subscriptions.Bounds.of(self.settings, owner)
-
-        def open_or_create(conn: sqlite3.Connection) -> Subscription:
-            found = subscriptions.find(conn, owner, name)
-            if not selector and not (found and found.selector):
-                raise InvalidArgument("channel is required for a new subscription: name at least one")
-            cursor = found.cursor if found else _start(conn, where, "earliest", selector)
-            gone = {} if found or where.position is not None else retention.released(conn, selector, cursor)
-            opened = subscriptions.open_or_create(conn, owner, name, selector, cursor, gone, bounds)
-            if opened.cursor > log.head(conn):
-                cursor = log.earliest(conn, opened.selector) - 1
-                gone = retention.released(conn, opened.selector, cursor)
-                opened = subscriptions.renew(conn, opened, cursor, gone)
-            return subscriptions.claim(conn, opened, self._holders.name)
-
-        self.make_way()
-        try:
-            return await self.store.write(open_or_create, self.settings.read_time_limit_seconds)
-        except Unavailable:
-            found = await self.read(lambda conn: _as_it_is(conn, owner, name, selector))
-            if found is None:
-                raise
-            return replace(found, previous=found.claim)
-
-    async def _first_position(self, subscription: Subscription | None, where: Where) -> int:
-        if where.resume is not None:
-            return where.resume
-        if subscription is not None:
-            return max(subscription.cursor, self._batcher.newest_cursor(subscription.id, subscription.claim))
-        if where.after is not None:
-            return where.after
-        if where.start != "earliest" and where.since is None:
-            return self.hub.head
-        return await self.read(lambda conn: _start(conn, where, "latest"))
-
-    @asynccontextmanager
-    async def subscribe(
-        self,
-        selector: Selector,
-        encoder: Encoder,
-        *,
-        visible: Selector | None = None,
-        owner: str = "",
-        name: str | None = None,
-        where: Where = ANYWHERE,
-        ack: AckMode = "auto",
-        heartbeat_seconds: float | None = None,
-        party: str = "",
-        allowed: Callable[[], Awaitable[bool]] | None = None,
-        expires_in: float | None = None,
-    ) -> AsyncIterator[Stream]:
-        """One live subscriber, entered here and removed when the block ends.
-
-        With a ``name`` it is a durable subscription of ``owner``; a stream that
-        is open under the same name is told that it was superseded. ``visible``
-        is what the reader is allowed to receive of it all, and ``allowed`` is
-        asked now and then whether it still is. ``party`` is whom the stream
-        counts for. Raises :class:`~.core.errors.PubsubError` before anything is sent.
-        """
-        self.store.check_present()
-        self._admission.enter(party)
-        waiter = subscription = stream = None
-        try:
-            subscription = await self._subscription(owner, name, selector, where, ack)
-            selector = visible or (subscription.selector if subscription else selector)
-            automatic = subscription is not None and ack == "auto"
-            # Entered before the head is read: what commits from here on wakes the waiter.
-            waiter = self.hub.register(selector)
-            head = await self.log_head()
-            wanted = await self._first_position(subscription, where)
-            position = min(wanted, head)
-            catch_up = CatchUp(selector, self.settings.send_bytes)
-            if subscription is not None:
-                if wanted > head:
-                    position = subscription.cursor
-                catch_up.know(subscription.gone)
-            elif where.position is None and position < head:
-                await self.read(lambda conn: catch_up.forgive(conn, position))
-
-            async def read_page(after: int, limit: int) -> Page:
-                if subscription is None:
-                    return await self.read(lambda conn: catch_up.page(conn, after, limit))
-                number = subscription.id
-                # In this order: a claim is seen that was committed before any message of the page.
-                page, claim = await self.read(
-                    lambda conn: (catch_up.page(conn, after, limit), subscriptions.claim_of(conn, number))
-                )
-                if claim is not None:
-                    self._holders.see_one(claim)
-                return page
-
-            stream = Stream(
-                self.hub,
-                waiter,
-                read_page,
-                encoder,
-                position,
-                send_bytes=self.settings.send_bytes,
-                heartbeat_seconds=heartbeat_seconds or self.settings.heartbeat_seconds,
-                automatic=automatic,
-                ahead=wanted > head or (subscription is not None and subscription.ahead),
-                allowed=allowed,
-                expires_in=expires_in,
-                recheck_seconds=self.settings.recheck_seconds,
-                max_unacked=self.settings.max_unacked_messages if ack == "explicit" else None,
-            )
-            if subscription is not None:
-                self._holders.begin(subscription, stream, automatic)
-                if not automatic and where.resume is not None:
-                    self._holders.resumed(subscription, position)
-            self._admission.add(stream)
-            try:
-                yield stream
-                if subscription is not None and not isinstance(stream.end, Superseded):
-                    await stream.last_looks()
-            finally:
-                self._admission.discard(stream)
-                if subscription is not None:
-                    self._holders.leave(subscription, stream)
-                stream.close()
-        finally:
-            if stream is None and subscription is not None:
-                self._holders.leave(subscription, None)
-            if waiter is not None:
-                self.hub.unregister(waiter)
-            self._admission.leave(party)
+    def subscribe(self, asked: SubscribeOptions, encoder: Encoder) -> AbstractAsyncContextManager[Stream]:
+        """One live subscriber, entered here and removed when the block ends; see :meth:`Subscribing.open`."""
+        return self._subscribing.open(asked, encoder)
 
 
 class _Maintenance:
@@ -507,26 +367,3 @@ class _Maintenance:
 
     async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         return await self._broker.change(fn)
-
-
-def _as_it_is(conn: sqlite3.Connection, owner: str, name: str, selector: Selector) -> Subscription | None:
-    """An existing subscription whose row needs no change to be read as is asked; else ``None``."""
-    if not schema.installed(conn) or not has_table(conn, SUBSCRIPTIONS):
-        return None
-    found = subscriptions.find(conn, owner, name)
-    if found is None or not found.selector or (selector and selector != found.selector):
-        return None
-    return found if found.cursor <= log.head(conn) else None
-
-
-def _start(conn: sqlite3.Connection, where: Where, default: str, selector: Selector | None = None) -> int:
-    """The position at which a new reader begins."""
-    if where.position is not None:
-        return min(where.position, log.head(conn))
-    if not schema.installed(conn):
-        return 0
-    if where.since is not None:
-        return log.before_time(conn, where.since)
-    if (where.start or default) == "earliest":
-        return log.earliest(conn, selector) - 1
-    return log.head(conn)

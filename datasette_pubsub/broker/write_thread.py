@@ -1,12 +1,12 @@
 """Datasette's write thread for one database: turns on it, within bounds, also when it has died.
 
-Theory of operation. Datasette runs every write of a database in one thread, one after the other. The thread prints what
-a write raises to standard error, unguarded, and dies when that fails; so what is run here hands its errors back as values
-and never raises. A turn is *waiting* until the thread begins it, and then *running*; a lock, taken once, decides who
-comes first: the thread, which then runs the function to its end, or the caller, who gives the turn up because it waited
-too long, was cancelled, or the thread is dead. So a function that was given up is never run, and one that was begun is
-never reported as not stored. A dead thread is noticed by whoever waits for it, and Datasette starts another with the
-next turn.
+Theory of operation. Datasette runs every write of a database in one thread, one after the other. The thread prints
+what a write raises to standard error, unguarded, and dies when that fails; so what is run here hands its errors back
+as values and never raises. A turn is *waiting* until the thread begins it, and then *running*; a lock, taken once,
+decides who comes first: the thread, which then runs the function to its end, or the caller, who gives the turn up
+because it waited too long, was cancelled, or the thread is dead. So a function that was given up is never run, and
+one that was begun is never reported as not stored. A dead thread is noticed by whoever waits for it, and Datasette
+starts another with the next turn.
 """
 
 from __future__ import annotations

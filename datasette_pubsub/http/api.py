@@ -13,7 +13,7 @@ from datasette.resources import DatabaseResource, TableResource
 from datasette.utils import CustomJSONEncoder, InvalidSql, validate_sql_select
 from datasette.utils.asgi import Request, Response
 
-from ..access import permissions, rules
+from ..access import gateway, permissions, rules
 from ..core.errors import InvalidArgument, PermissionDenied
 from ..core.validation import check_message_id, check_subscription_name
 from ..protocol.items import items_of_json
@@ -48,8 +48,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
     if is_large(request) and not await permissions.publishes(datasette, request.actor, broker.name):
         raise PermissionDenied(f"permission denied: {rules.PUBLISH} on database {broker.name}")
     items = items_of_json(await read_json_body(request, receive, publish_limit(broker)), "the body")
-    await permissions.require_items(datasette, request.actor, broker.name, items)
-    ids = await broker.publish(items)
+    ids = await gateway.publish(datasette, request, broker, items)
     return Response.json({"ok": True, "message_ids": ids})
 
 
@@ -60,11 +59,8 @@ async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: 
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, SMALL_LIMIT)
     name = check_subscription_name(data.get("subscription"))
-    permissions.check_named(broker.settings, request.actor, name)
     message_id = check_message_id(data.get("message_id"), "message_id")
-    owner = permissions.owner_of(request.actor)
-    await permissions.visible(datasette, request.actor, broker.name, await broker.selector_of(owner, name))
-    cursor = await broker.acknowledge(owner, name, message_id)
+    cursor = await gateway.move_cursor(datasette, request, broker, name, message_id)
     return Response.json({"ok": True, "cursor": cursor})
 
 
@@ -96,9 +92,7 @@ async def delete_subscription(scope: Any, receive: Any, send: Any, request: Requ
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, SMALL_LIMIT)
     name = check_subscription_name(data.get("subscription"))
-    permissions.check_named(broker.settings, request.actor, name)
-    owner = await permissions.owner_to_manage(datasette, request.actor, broker.name, data.get("owner"))
-    await broker.delete_subscription(owner, name)
+    await gateway.forget(datasette, request, broker, name, data.get("owner"))
     return Response.json({"ok": True})
 
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request
 
-from ..access import permissions, revalidation
+from ..access import gateway
 from ..asgi.frame_sender import ReaderStuck, send_frames
-from ..broker import shutdown
 from ..broker.broker import Broker
 from ..core.errors import InvalidArgument, PermissionDenied, PubsubError, TooLarge, TooSlow, Unavailable
 from ..core.events import Bye, Revoked
@@ -31,8 +29,6 @@ from .responses import STREAM_HEADERS, cors_headers, error_fields, internal
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
-logger = logging.getLogger("datasette_pubsub")
 
 CONTENT_TYPE = "application/x-ndjson"
 
@@ -148,11 +144,7 @@ def _error_line(number: int, error: PubsubError) -> bytes:
 async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette, broker: Broker) -> None:
     """Answer the lines of a request while they come. Raises :class:`PubsubError` before anything is sent."""
     check_uncompressed(request)
-
-    async def rights() -> Any:
-        return await revalidation.publish_rights(datasette, request, broker.name)
-
-    async with broker.publishing(permissions.party_of(request), rights) as inflow:
+    async with gateway.open_publisher(datasette, request, broker) as inflow:
         lines = Lines(broker.settings.max_body_bytes)
         started = False
         async with contextlib.aclosing(inflow.answers(_feed(receive, lines, inflow))) as answers:
@@ -166,12 +158,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
                         await send_frames(send, data, broker.settings.send_timeout_seconds)
                 last = _farewell(inflow)
             except ReaderStuck:
-                shutdown.cut_off(scope)
-                logger.info(
-                    "database %s: a publisher was cut off: it took no answers for %s s (send_timeout_seconds)",
-                    broker.name,
-                    broker.settings.send_timeout_seconds,
-                )
+                gateway.cut_off(request, broker, "publisher")
                 return
             except PubsubError as error:
                 last = _error_line(lines.number + 1, error)

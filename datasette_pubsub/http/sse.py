@@ -8,18 +8,16 @@ is two tasks and little else: thousands of them wait at the same time.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
 
-from ..access import permissions, revalidation
-from ..access.cross_site import refuse_elsewhere
+from ..access import gateway
+from ..access.gateway import Asked
 from ..asgi import acknowledged
 from ..asgi.acknowledged import Acknowledged
 from ..asgi.deferred import endless
 from ..asgi.frame_sender import Outlet, ReaderStuck, send_frames
-from ..broker import shutdown
 from ..core.errors import InvalidArgument
 from ..core.values import AckMode
 from ..live.subscriber import Stream
@@ -29,8 +27,6 @@ from .responses import STREAM_HEADERS, cors_headers, mapped
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
-logger = logging.getLogger("datasette_pubsub")
 
 _ENCODERS = {"": SseEncoder(), "json": SseEncoder(), "raw": SseEncoder(raw=True)}
 
@@ -111,39 +107,14 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     if mode not in ("auto", "explicit"):
         raise InvalidArgument("ack must be auto or explicit")
     ack: AckMode = "explicit" if mode == "explicit" else "auto"
-    permissions.check_named(broker.settings, request.actor, name)
-    owner = permissions.owner_of(request.actor)
-    wanted = selector or (await broker.selector_of(owner, name) if name else selector)
-    visible = await permissions.visible(datasette, request.actor, broker.name, wanted)
-
-    if name:
-        refuse_elsewhere(request, "a named subscription")
+    asked = Asked(selector=selector, name=name, where=where, ack=ack)
+    admitted = await gateway.admit(datasette, request, broker, asked)
     if request.method == "HEAD":
         return Response("", headers=dict(STREAM_HEADERS), content_type=CONTENT_TYPE)
-
-    async def allowed() -> bool:
-        return await revalidation.still_visible(datasette, request, broker.name, wanted, visible)
-
-    async with broker.subscribe(
-        selector,
-        encoder,
-        visible=visible,
-        owner=owner,
-        name=name,
-        where=where,
-        ack=ack,
-        party=permissions.party_of(request),
-        allowed=allowed,
-        expires_in=revalidation.expires_in(request.actor),
-    ) as live:
+    async with admitted.open(encoder) as live:
         try:
             headers, seconds = cors_headers(datasette), broker.settings.send_timeout_seconds
             await _answer(live, scope, receive, send, headers, seconds)
         except ReaderStuck:
-            shutdown.cut_off(scope)
-            logger.info(
-                "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
-                broker.name,
-                broker.settings.send_timeout_seconds,
-            )
+            gateway.cut_off(request, broker, "reader")
     return None

@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
 
 from ..asgi.acknowledged import Acknowledged, Delivery
 from ..core.events import AHEAD, End, Gap, Heartbeat, Ready, Revoked
@@ -35,14 +36,32 @@ FIRST_MESSAGE_SECONDS = 0.2
 _ALL = 1 << 30
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """How one subscriber is served.
+
+    ``send_bytes``: how much one send carries at most. ``heartbeat_seconds``: after how long without a message it is
+    told that the stream lives. ``automatic``: its cursor follows what its machine has acknowledged. ``ahead``: it came
+    with a position ahead of the head. ``max_unacked``: no more than so many messages are handed over before
+    :meth:`Stream.acknowledged` is called (``None``: no limit). ``allowed`` is asked every ``recheck_seconds``, and
+    after ``expires_in`` seconds, whether the subscriber keeps its rights (``None``: nobody is asked).
+    """
+
+    send_bytes: int
+    heartbeat_seconds: float
+    automatic: bool = False
+    ahead: bool = False
+    max_unacked: int | None = None
+    allowed: Callable[[], Awaitable[bool]] | None = None
+    recheck_seconds: float = 60.0
+    expires_in: float | None = None
+
+
 class Stream:
     """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
 
-    It moves when the consumer asks for the next send, so when the last was taken. With an ``automatic`` cursor, what
-    the reader's machine has acknowledged is asked for with :meth:`finished`.
-    ``ahead`` says that the reader came with a position ahead of the head. With
-    ``max_unacked``, no more than so many messages are handed over before
-    :meth:`acknowledged` is called.
+    It moves when the consumer asks for the next send, so when the last was taken. With an automatic cursor, what the
+    reader's machine has acknowledged is asked for with :meth:`finished`.
     """
 
     def __init__(
@@ -52,15 +71,7 @@ class Stream:
         read_page: ReadPage,
         encoder: Encoder,
         position: int,
-        *,
-        send_bytes: int,
-        heartbeat_seconds: float,
-        automatic: bool = False,
-        ahead: bool = False,
-        max_unacked: int | None = None,
-        allowed: Callable[[], Awaitable[bool]] | None = None,
-        recheck_seconds: float = 60.0,
-        expires_in: float | None = None,
+        options: StreamOptions,
     ) -> None:
         self.position = position
         #: How many sends have told this reader of something: messages, or a gap.
@@ -69,28 +80,30 @@ class Stream:
         self._waiter = waiter
         self._read_page = read_page
         self._encoder = encoder
-        self._send_bytes = send_bytes
+        self._send_bytes = options.send_bytes
         #: How long a wait lasts: until a heartbeat is due, or the next look at the reader's rights.
-        self._patience = heartbeat_seconds if allowed is None else min(heartbeat_seconds, recheck_seconds)
+        self._patience = options.heartbeat_seconds
+        if options.allowed is not None:
+            self._patience = min(options.heartbeat_seconds, options.recheck_seconds)
         #: Whether the reader's cursor follows what is sent.
-        self.automatic = automatic
-        self._first_alone = automatic
+        self.automatic = options.automatic
+        self._first_alone = options.automatic
         self._acknowledged: Acknowledged | None = None
         #: What the next message is to say about a gap before it.
-        self._missed = AHEAD if ahead else 0
+        self._missed = AHEAD if options.ahead else 0
         #: Where a gap began that the wire format has no event for: it counts as told with the next message.
         self._untold: int | None = None
         self._rewinds = hub.rewinds
-        self._max_unacked = max_unacked
-        self._allowed = allowed
-        self._recheck_seconds = recheck_seconds
+        self._max_unacked = options.max_unacked
+        self._allowed = options.allowed
+        self._recheck_seconds = options.recheck_seconds
         #: The loop's clock, kept for the reason that is told at the waiter's loop.
         self._now = asyncio.get_running_loop().time
         #: When the reader's token ends, on the loop's clock; then its rights are looked at, too.
-        self._expiry = math.inf if expires_in is None else self._now() + expires_in
+        self._expiry = math.inf if options.expires_in is None else self._now() + options.expires_in
         self._checked = self._now()
         #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
-        self._unacked: deque[tuple[int, int]] | None = None if max_unacked is None else deque()
+        self._unacked: deque[tuple[int, int]] | None = None if options.max_unacked is None else deque()
         self._in_flight = 0
         self._end: End | None = None
         self._begin: Begin | None = None

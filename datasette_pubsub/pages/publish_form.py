@@ -16,7 +16,7 @@ from datasette.resources import TableResource
 from datasette.utils import tilde_encode
 from datasette.utils.asgi import Request, Response
 
-from ..access import permissions, rules
+from ..access import gateway, permissions, rules
 from ..broker.broker import Broker
 from ..core.display import visible
 from ..core.errors import InvalidArgument, PermissionDenied, PubsubError
@@ -121,8 +121,7 @@ async def _publish(datasette: Datasette, request: Request, broker: Broker, typed
             if typed.lines and not error.message.startswith("channel"):
                 error.message = f"line {number}: {error.message}"
             raise
-    await permissions.require_publish(datasette, request.actor, broker.name, {typed.channel})
-    return await broker.publish(items)
+    return await gateway.publish(datasette, request, broker, items)
 
 
 def _named(ids: list[int]) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from datasette.utils.asgi import Request, Response
 
-from ..access import permissions
+from ..access import gateway, permissions
 from ..broker.broker import Broker
 from ..core.display import visible
 from ..core.errors import NotFound
@@ -31,9 +31,7 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
     if request.method == "POST":
         form = await read_form(request, receive, SMALL_LIMIT)
         name = check_subscription_name(form.get("subscription"))
-        permissions.check_named(broker.settings, request.actor, name)
-        owner = await permissions.owner_to_manage(datasette, request.actor, broker.name, form.get("owner"))
-        await broker.delete_subscription(owner, name)
+        await gateway.forget(datasette, request, broker, name, form.get("owner"))
         datasette.add_message(request, f"Deleted subscription {visible(name)}")
         return Response.redirect(_path(datasette, broker))
     return Response.html(await _list(datasette, request, broker))

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
-from ..access import permissions, revalidation
+from ..access import gateway
 from ..asgi.frame_sender import ReaderStuck
-from ..broker import shutdown
 from ..broker.broker import Broker
 from ..broker.registry import brokers
 from ..core.errors import InvalidArgument, PubsubError, TooSlow
@@ -33,8 +31,6 @@ from .codecs import Published, PublishRequest, StreamRequest, answer_frames
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-logger = logging.getLogger("datasette_pubsub")
-
 #: The method whose requests never end by themselves.
 STREAM = "PublishStream"
 
@@ -44,8 +40,7 @@ async def batch(datasette: Datasette, request: PublishRequest) -> Published:
     try:
         broker = brokers(datasette).of(request.db_name)
         _check_size(broker, request.size)
-        await permissions.require_items(datasette, current.get().request.actor, broker.name, request.items)
-        return Published(await broker.publish(request.items))
+        return Published(await gateway.publish(datasette, current.get().request, broker, request.items))
     except Exception as error:
         raise as_connect_error(error) from error
 
@@ -59,11 +54,7 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
             return
         broker = brokers(datasette).of(first.db_name)
         as_json = "json" in call.request.headers.get("content-type", "")
-
-        async def rights() -> Any:
-            return await revalidation.publish_rights(datasette, call.request, broker.name)
-
-        async with broker.publishing(permissions.party_of(call.request), rights) as inflow:
+        async with gateway.open_publisher(datasette, call.request, broker) as inflow:
             feed = _feed(broker, first, requests, inflow)
             async with contextlib.aclosing(inflow.answers(feed)) as answers:
                 call.sender.taking_over = True
@@ -73,12 +64,7 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
                         await call.sender.raw(answer_frames(found, as_json), broker.settings.send_timeout_seconds)
     except ReaderStuck:
         call.sender.stuck = True
-        shutdown.cut_off(call.request.scope)
-        logger.info(
-            "database %s: a publisher was cut off: it took no answers for %s s (send_timeout_seconds)",
-            broker.name,
-            broker.settings.send_timeout_seconds,
-        )
+        gateway.cut_off(call.request, broker, "publisher")
         raise ConnectError(
             Code.DEADLINE_EXCEEDED, "no answers were taken for too long (send_timeout_seconds)"
         ) from None

@@ -7,7 +7,6 @@ kept in the hub's tail (it would write one at a time, 4 to 75 times slower).
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC
@@ -18,10 +17,10 @@ from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from datasette.utils.asgi import Request, Response
 
-from ..access import permissions, revalidation
+from ..access import gateway, permissions
+from ..access.gateway import Asked
 from ..asgi import acknowledged
 from ..asgi.frame_sender import ReaderStuck
-from ..broker import shutdown
 from ..broker.registry import Brokers, brokers
 from ..core.errors import InvalidArgument
 from ..core.events import Changed, Revoked, Superseded
@@ -50,8 +49,6 @@ from .codecs import CODECS, Gzip, Published, PublishRequest, StreamRequest
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
-logger = logging.getLogger("datasette_pubsub")
 
 #: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 GRPC_UNIMPLEMENTED = 12
@@ -101,12 +98,8 @@ class Service:
             broker = self._brokers.of(request.db_name)
             name = check_subscription_name(request.subscription_name, "subscription_name")
             message_id = check_message_id(request.message_id, "message_id")
-            actor = current.get().request.actor
-            permissions.check_named(broker.settings, actor, name)
-            owner = permissions.owner_of(actor)
-            selector = await broker.selector_of(owner, name)
-            await permissions.visible(self._datasette, actor, broker.name, selector)
-            return AckResponse(cursor=await broker.acknowledge(owner, name, message_id))
+            cursor = await gateway.move_cursor(self._datasette, current.get().request, broker, name, message_id)
+            return AckResponse(cursor=cursor)
         except Exception as error:
             raise as_connect_error(error) from error
 
@@ -120,35 +113,20 @@ class Service:
             limit = broker.settings.max_channels_per_stream
             channels = [*([request.channel] if request.channel else []), *request.channels]
             selector = Selector.of(channels, list(request.patterns), limit)
-            name = request.subscription_name or None
             if request.heartbeat_seconds > MAX_HEARTBEAT_SECONDS:
                 raise InvalidArgument(f"heartbeat_seconds is over the limit of {MAX_HEARTBEAT_SECONDS} seconds")
-            actor = call.request.actor
-            permissions.check_named(broker.settings, actor, name)
-            owner = permissions.owner_of(actor)
-            wanted = selector or (await broker.selector_of(owner, name) if name else selector)
-            visible = await permissions.visible(self._datasette, actor, broker.name, wanted)
             if request.ack_mode not in _ACK_MODES:
                 raise InvalidArgument("ack_mode must be ACK_MODE_AUTO or ACK_MODE_EXPLICIT")
-            as_json = "json" in call.request.headers.get("content-type", "")
-            encoder = ConnectEncoder(as_json, request.status, request.heartbeat_seconds > 0)
-
-            async def allowed() -> bool:
-                return await revalidation.still_visible(self._datasette, call.request, broker.name, wanted, visible)
-
-            async with broker.subscribe(
-                selector,
-                encoder,
-                visible=visible,
-                owner=owner,
-                name=name,
+            asked = Asked(
+                selector=selector,
+                name=request.subscription_name or None,
                 where=_where(request),
                 ack=_ACK_MODES[request.ack_mode],
                 heartbeat_seconds=float(request.heartbeat_seconds) or None,
-                party=permissions.party_of(call.request),
-                allowed=allowed,
-                expires_in=revalidation.expires_in(actor),
-            ) as live:
+            )
+            admitted = await gateway.admit(self._datasette, call.request, broker, asked)
+            as_json = "json" in call.request.headers.get("content-type", "")
+            async with admitted.open(ConnectEncoder(as_json, request.status, request.heartbeat_seconds > 0)) as live:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
                 arrival = acknowledged.of(call.request.scope) if live.automatic else None
@@ -158,12 +136,7 @@ class Service:
                 end = live.end
         except ReaderStuck:
             call.sender.stuck = True
-            shutdown.cut_off(call.request.scope)
-            logger.info(
-                "database %s: a reader was cut off: it took nothing for %s s (send_timeout_seconds)",
-                broker.name,
-                broker.settings.send_timeout_seconds,
-            )
+            gateway.cut_off(call.request, broker, "reader")
             raise ConnectError(
                 Code.DEADLINE_EXCEEDED, "the reader took nothing for too long (send_timeout_seconds)"
             ) from None

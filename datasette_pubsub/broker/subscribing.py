@@ -1,0 +1,250 @@
+"""One subscriber of one database, from its request to its end.
+
+The order matters, and each step has its reason. Count the subscriber before anything is awaited for it. Claim the
+subscription, which supersedes whoever has it. Register at the hub *before* the head is read, so that what commits
+from there on wakes the subscriber. Then find where it begins, and what of that was trimmed. When the block ends, the
+cursor is saved as far as the reader's machine has acknowledged, and the place at the hub is given back.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from ..core.errors import InvalidArgument, Unavailable
+from ..core.events import Superseded
+from ..core.selector import Selector
+from ..core.settings import Settings
+from ..core.validation import check_subscription_name
+from ..core.values import ANYWHERE, AckMode, Page, Where
+from ..live.admission import Admission
+from ..live.hub import Hub
+from ..live.subscriber import Stream, StreamOptions
+from ..live.tail import Encoder
+from ..storage import log, retention, schema, subscriptions
+from ..storage.catchup import CatchUp
+from ..storage.objects import SUBSCRIPTIONS
+from ..storage.sqlite_codes import has_table
+from ..storage.subscriptions import Subscription
+from .active import Holders
+from .batcher import Batcher
+from .database import Store
+
+T = TypeVar("T")
+
+
+class Read(Protocol):
+    """Runs a read of the file; errors come out as :class:`~.core.errors.PubsubError`."""
+
+    async def __call__(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscribeOptions:
+    """What a subscriber asks for, and for whom. Every field but ``selector`` may be left out.
+
+    ``visible`` is what the subscriber may receive of ``selector`` (``None``: all of it). With a ``name`` it is the
+    durable subscription of ``owner``; an empty selector then means what the subscription reads already.
+    ``heartbeat_seconds`` of ``None`` is the setting. ``party`` is whom the subscriber counts for in
+    ``max_streams_per_actor``. ``allowed`` is asked now and then whether the subscriber may still receive what it does,
+    and once more after ``expires_in`` seconds, when its token ends.
+    """
+
+    selector: Selector
+    visible: Selector | None = None
+    owner: str = ""
+    name: str | None = None
+    where: Where = ANYWHERE
+    ack: AckMode = "auto"
+    heartbeat_seconds: float | None = None
+    party: str = ""
+    allowed: Callable[[], Awaitable[bool]] | None = None
+    expires_in: float | None = None
+
+
+class Subscribing:
+    """Opens subscribers of one database."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        hub: Hub,
+        batcher: Batcher,
+        active: Holders,
+        admission: Admission,
+        *,
+        read: Read,
+        make_way: Callable[[], None],
+        head: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._hub = hub
+        self._batcher = batcher
+        self._active = active
+        self._admission = admission
+        self._read = read
+        self._make_way = make_way
+        self._head = head
+
+    @asynccontextmanager
+    async def open(self, asked: SubscribeOptions, encoder: Encoder) -> AsyncIterator[Stream]:
+        """One live subscriber, until the block ends.
+
+        A stream that is open under the same name is told that it was superseded. Raises
+        :class:`~.core.errors.PubsubError` before anything is sent.
+        """
+        self._store.check_present()
+        self._admission.enter(asked.party)
+        waiter = subscription = stream = None
+        try:
+            subscription = await self._subscription(asked)
+            selector = asked.visible or (subscription.selector if subscription else asked.selector)
+            automatic = subscription is not None and asked.ack == "auto"
+            # Entered before the head is read: what commits from here on wakes the waiter.
+            waiter = self._hub.register(selector)
+            head = await self._head()
+            wanted = await self._first_position(subscription, asked.where)
+            position = min(wanted, head)
+            catch_up = CatchUp(selector, self._settings.send_bytes)
+            if subscription is not None:
+                if wanted > head:
+                    position = subscription.cursor
+                catch_up.know(subscription.gone)
+            elif asked.where.position is None and position < head:
+                await self._read(lambda conn: catch_up.forgive(conn, position))
+
+            async def read_page(after: int, limit: int) -> Page:
+                if subscription is None:
+                    return await self._read(lambda conn: catch_up.page(conn, after, limit))
+                number = subscription.id
+                # In this order: a claim is seen that was committed before any message of the page.
+                page, claim = await self._read(
+                    lambda conn: (catch_up.page(conn, after, limit), subscriptions.claim_of(conn, number))
+                )
+                if claim is not None:
+                    self._active.see_one(claim)
+                return page
+
+            stream = Stream(
+                self._hub,
+                waiter,
+                read_page,
+                encoder,
+                position,
+                StreamOptions(
+                    send_bytes=self._settings.send_bytes,
+                    heartbeat_seconds=asked.heartbeat_seconds or self._settings.heartbeat_seconds,
+                    automatic=automatic,
+                    ahead=wanted > head or (subscription is not None and subscription.ahead),
+                    max_unacked=self._settings.max_unacked_messages if asked.ack == "explicit" else None,
+                    allowed=asked.allowed,
+                    recheck_seconds=self._settings.recheck_seconds,
+                    expires_in=asked.expires_in,
+                ),
+            )
+            if subscription is not None:
+                self._active.begin(subscription, stream, automatic)
+                if not automatic and asked.where.resume is not None:
+                    self._active.resumed(subscription, position)
+            self._admission.add(stream)
+            try:
+                yield stream
+                if subscription is not None and not isinstance(stream.end, Superseded):
+                    await stream.last_looks()
+            finally:
+                self._admission.discard(stream)
+                if subscription is not None:
+                    self._active.leave(subscription, stream)
+                stream.close()
+        finally:
+            if stream is None and subscription is not None:
+                self._active.leave(subscription, None)
+            if waiter is not None:
+                self._hub.unregister(waiter)
+            self._admission.leave(asked.party)
+
+    async def _subscription(self, asked: SubscribeOptions) -> Subscription | None:
+        """The named subscription, made if it is new; ``None`` for a reader without a name."""
+        if asked.name is None:
+            if asked.ack == "explicit":
+                raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
+            if not asked.selector:
+                raise InvalidArgument("channel is required: name at least one channel or pattern")
+            return None
+        check_subscription_name(asked.name)
+        self._store.check_writable()
+        subscription = await self._open(asked.owner, asked.name, asked.selector, asked.where)
+        if subscription.new:
+            # In a file of an earlier version it may have the number of one that was deleted by SQL.
+            self._active.drop(subscription.id)
+        self._active.enter(subscription)
+        return subscription
+
+    async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
+        """The named subscription's row, claimed; what it reads is as asked now, or as it was stored.
+
+        While the file cannot be written, an existing one as it is: its stream claims it later.
+        """
+
+        bounds = subscriptions.Bounds.of(self._settings, owner)
+
+        def open_or_create(conn: sqlite3.Connection) -> Subscription:
+            found = subscriptions.find(conn, owner, name)
+            if not selector and not (found and found.selector):
+                raise InvalidArgument("channel is required for a new subscription: name at least one")
+            cursor = found.cursor if found else _start(conn, where, "earliest", selector)
+            gone = {} if found or where.position is not None else retention.released(conn, selector, cursor)
+            opened = subscriptions.open_or_create(conn, owner, name, selector, cursor, gone, bounds)
+            if opened.cursor > log.head(conn):
+                cursor = log.earliest(conn, opened.selector) - 1
+                gone = retention.released(conn, opened.selector, cursor)
+                opened = subscriptions.renew(conn, opened, cursor, gone)
+            return subscriptions.claim(conn, opened, self._active.name)
+
+        self._make_way()
+        try:
+            return await self._store.write(open_or_create, self._settings.read_time_limit_seconds)
+        except Unavailable:
+            found = await self._read(lambda conn: _as_it_is(conn, owner, name, selector))
+            if found is None:
+                raise
+            return replace(found, previous=found.claim)
+
+    async def _first_position(self, subscription: Subscription | None, where: Where) -> int:
+        if where.resume is not None:
+            return where.resume
+        if subscription is not None:
+            return max(subscription.cursor, self._batcher.newest_cursor(subscription.id, subscription.claim))
+        if where.after is not None:
+            return where.after
+        if where.start != "earliest" and where.since is None:
+            return self._hub.head
+        return await self._read(lambda conn: _start(conn, where, "latest"))
+
+
+def _as_it_is(conn: sqlite3.Connection, owner: str, name: str, selector: Selector) -> Subscription | None:
+    """An existing subscription whose row needs no change to be read as is asked; else ``None``."""
+    if not schema.installed(conn) or not has_table(conn, SUBSCRIPTIONS):
+        return None
+    found = subscriptions.find(conn, owner, name)
+    if found is None or not found.selector or (selector and selector != found.selector):
+        return None
+    return found if found.cursor <= log.head(conn) else None
+
+
+def _start(conn: sqlite3.Connection, where: Where, default: str, selector: Selector | None = None) -> int:
+    """The position at which a new reader begins."""
+    if where.position is not None:
+        return min(where.position, log.head(conn))
+    if not schema.installed(conn):
+        return 0
+    if where.since is not None:
+        return log.before_time(conn, where.since)
+    if (where.start or default) == "earliest":
+        return log.earliest(conn, selector) - 1
+    return log.head(conn)
