@@ -7,18 +7,28 @@ Each function says why it is needed and what it does where the thing is not ther
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import select
 import socket
 import sqlite3
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 from datasette import database as _database
+from datasette import permissions as _permissions
+from datasette.utils.permissions import SKIP_PERMISSION_CHECKS as _SKIP_ALL
+from datasette.utils.permissions import gather_permission_sql_from_hooks as _gather
 
 if TYPE_CHECKING:
+    from datasette.app import Datasette
     from datasette.database import Database
+
+_skip_checks: ContextVar[bool] | None = getattr(_permissions, "_skip_permission_checks", None)
+_answers: ContextVar[dict[Any, Any] | None] | None = getattr(_permissions, "_permission_check_cache", None)
 
 #: Where a request's scope holds the server's own ``receive`` and ``send``; see :func:`with_server`.
 _SERVER = "datasette_pubsub.server"
@@ -217,6 +227,33 @@ def has_hung_up(sock: socket.socket) -> bool:
     return bool(poller.poll(0))
 
 
+# -- asyncio ----------------------------------------------------------------------
+
+try:
+    from asyncio.tasks import _enter_task, _leave_task
+except ImportError:  # pragma: no cover - they have been there since Python 3.7
+    #: Whether code can run in a task's name outside of it; see :func:`enter_task`.
+    CAN_ENTER_TASKS = False
+else:
+    CAN_ENTER_TASKS = True
+
+
+def enter_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """Let ``asyncio.current_task()`` be a task that waits at this moment, until :func:`leave_task`.
+
+    Needed by the direct send: what a server awaits while it sends (a timeout, a lock) belongs to the task of the
+    stream. The functions are documented for other event loops, with an underscore, and may change
+    (https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support). Where they are missing,
+    :data:`CAN_ENTER_TASKS` is false, and each stream's own task sends.
+    """
+    _enter_task(loop, task)
+
+
+def leave_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """The end of what :func:`enter_task` began."""
+    _leave_task(loop, task)
+
+
 # -- Datasette --------------------------------------------------------------------
 
 
@@ -271,3 +308,73 @@ def leave_connections(db: Database) -> tuple[list[sqlite3.Connection], list[obje
     db._read_connection = db._write_connection = None
     db._write_thread = None
     return old, pending
+
+
+def checks_are_off() -> bool:
+    """Whether Datasette has been told to check no permission (``with datasette.permissions.SkipPermissions()``).
+
+    Needed since the plugin's own questions must then be answered with yes, too, and nothing public says so. Where the
+    variable is missing, checks are on.
+    """
+    return bool(_skip_checks is not None and _skip_checks.get())
+
+
+def permission_cache() -> dict[Any, Any] | None:
+    """What Datasette has answered in this request: the same object for as long as its answers count, else ``None``.
+
+    Needed to keep answers of our own exactly as long: Datasette has a new one where it wants to ask anew.
+    """
+    return None if _answers is None else _answers.get()
+
+
+@contextlib.contextmanager
+def without_permission_cache() -> Iterator[None]:
+    """Within it, Datasette asks its plugins anew instead of repeating what it answered in this request.
+
+    Needed to look at rights again for a stream, whose request may be days old.
+    """
+    if _answers is None:
+        yield
+        return
+    token = _answers.set({})
+    try:
+        yield
+    finally:
+        _answers.reset(token)
+
+
+async def permission_rules(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> list[Any] | None:
+    """The rules (``PermissionSQL``) of Datasette and of all plugins; ``None`` where nothing is checked.
+
+    Needed to answer for all databases with one query, where ``datasette.allowed()`` asks about one after the other.
+    """
+    found = await _gather(datasette=datasette, actor=actor, action=action)
+    return None if found is _SKIP_ALL else list(found)
+
+
+def write_thread_lives(db: Database) -> bool:
+    """Whether there is a thread that writes."""
+    thread = getattr(db, "_write_thread", None)
+    return thread is not None and thread.is_alive()
+
+
+def prepare_isolated(db: Database, prepare: Callable[[sqlite3.Connection], None]) -> None:
+    """Have the connections prepared that Datasette analyses SQL on; once, from then on.
+
+    Needed since Datasette compiles stored queries and its write page's SQL in ``execute_isolated_fn``, on connections
+    that the hook ``prepare_connection`` never sees: our SQL function would not exist there.
+    """
+    isolated = db.execute_isolated_fn
+    if getattr(isolated, "pubsub", False):
+        return
+
+    async def execute_isolated_fn(fn: Callable[[sqlite3.Connection], Any]) -> Any:
+        @functools.wraps(fn)
+        def prepared(conn: sqlite3.Connection) -> Any:
+            prepare(conn)
+            return fn(conn)
+
+        return await isolated(prepared)
+
+    execute_isolated_fn.pubsub = True  # type: ignore[attr-defined]
+    db.execute_isolated_fn = execute_isolated_fn

@@ -43,11 +43,15 @@ def test_the_messages_in_flight_are_bounded(serve: Callable[..., Server]) -> Non
     with Sse(url, channel="a", subscription="s", ack="explicit") as reader:
         assert [m["payload"] for m in reader.messages(3)] == ["0", "1", "2"]
         assert reader.event()["event"] == "heartbeat", "no more before an ack"
+        ids += server.publish(channel="a", payload="10")
         httpx.post(f"{server.pubsub}/-/ack", json={"subscription": "s", "message_id": ids[2]})
         assert [m["payload"] for m in reader.messages(3)] == ["3", "4", "5"]
         assert reader.event()["event"] == "heartbeat"
         sqlite_shell(server.path, f"UPDATE pubsub_subscriptions SET cursor = {ids[5]} WHERE name = 's'")
         assert [m["payload"] for m in reader.messages(3)] == ["6", "7", "8"]
+        server.publish(channel="b", payload="for others")
+        httpx.post(f"{server.pubsub}/-/ack", json={"subscription": "s", "message_id": ids[8]})
+        assert [m["payload"] for m in reader.messages(2)] == ["9", "10"]
 
 
 def test_start_positions(serve: Callable[..., Server]) -> None:

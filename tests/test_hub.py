@@ -62,7 +62,9 @@ class World:
         else:
             self.hub.fill(self.messages[known:], len(self.messages))
 
-    def stream(self, selector: Selector, position: int, size: int, heartbeat: float = 0.005) -> Stream:
+    def stream(
+        self, selector: Selector, position: int, size: int, heartbeat: float = 0.005, unacked: int | None = None
+    ) -> Stream:
         waiter = self.hub.register(selector)
         self.refresh()
 
@@ -73,7 +75,7 @@ class World:
             position = found[-1].id if len(found) == min(limit, 3) else head
             return Page(found, position, head)
 
-        options = StreamOptions(send_bytes=size, heartbeat_seconds=heartbeat)
+        options = StreamOptions(send_bytes=size, heartbeat_seconds=heartbeat, max_unacked=unacked)
         return Stream(self.hub, waiter, read, Numbers(), position, options)
 
 
@@ -91,6 +93,72 @@ step = st.one_of(
 @given(st.lists(step, max_size=40), st.integers(0, 900), st.integers(1, 20), st.booleans())
 def test_any_interleaving(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int, served: bool) -> None:
     asyncio.run(run(steps, tail_bytes, send_bytes, served))
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_reader_that_must_acknowledge_first_misses_nothing(served: bool) -> None:
+    """What is committed while it may have no more does not stand for what it has not had yet."""
+
+    async def main() -> list[int]:
+        world = World(Hub(10_000, lambda idle: None))
+        stream = world.stream(Selector.of(["a"]), 0, 1000, heartbeat=60, unacked=2)
+        got: list[int] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            got.extend(int(part) for part in message["body"].split() if part.isdigit())
+
+        outlet = Outlet(send, 60)
+        if served:
+            stream.through(outlet.begin)
+        sending = outlet.start(stream.frames())
+        await turns()
+        for count in (5, 1, 1):
+            world.commit(["a"] * count, told=True)
+            await turns()
+            assert got == [1, 2]
+        for cursor in (2, 4, 6):
+            stream.acknowledged(cursor)
+            await turns()
+            assert got == list(range(1, min(cursor + 2, 7) + 1))
+        stream.stop(Bye())
+        await sending
+        return got
+
+    assert asyncio.run(main()) == list(range(1, 8))
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_reader_that_is_woken_for_nothing_gets_its_heartbeats(served: bool) -> None:
+    async def main() -> None:
+        world = World(Hub(10_000, lambda idle: None))
+        stream = world.stream(Selector.of(["a"]), 0, 1000, heartbeat=0.05, unacked=1)
+        stream._encoder = Loud()
+        got: list[bytes] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            got.append(message["body"])
+
+        outlet = Outlet(send, 60)
+        if served:
+            stream.through(outlet.begin)
+        sending = outlet.start(stream.frames())
+        end = asyncio.get_running_loop().time() + 30
+        while b"Heartbeat" not in got[1:] and asyncio.get_running_loop().time() < end:
+            # Each of these would once have begun the wait for the heartbeat anew.
+            world.commit(["a"], told=True)
+            await asyncio.sleep(0.005)
+        stream.stop(Bye())
+        await sending
+        assert got[0] == b"1 "
+        assert b"Heartbeat" in got[1:]
+
+    asyncio.run(main())
+
+
+async def turns() -> None:
+    """Let everything happen that does not wait for the time."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def run(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int, served: bool) -> None:

@@ -115,6 +115,56 @@ def test_an_import_up_is_found(tmp_path: Path, file: str, line: str, fault: str)
     assert found.startswith(fault)
 
 
+def private(package: Path) -> list[str]:
+    """Each use of a name with an underscore that is not ours, outside of compat."""
+    trees = {name: ast.parse(path.read_text()) for name, path in modules(package) if name != "compat"}
+    ours = set()
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                ours.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                ours.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
+                ours.add(node.attr)
+    found = []
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Attribute):
+                names = [node.attr]
+            elif (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("getattr", "setattr")
+            ):
+                names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            found += [
+                f"{name}:{node.lineno} uses {each}"
+                for each in names
+                if each.startswith("_") and not each.startswith("__") and each not in ours
+            ]
+    return found
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def test_what_is_not_documented_is_used_in_compat_alone() -> None:
+    assert private(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["from asyncio.tasks import _enter_task", "db._write_thread.join()", "getattr(db, '_write_thread', None)"]
+)
+def test_a_private_name_is_found(tmp_path: Path, line: str) -> None:
+    (tmp_path / "hooks.py").write_text(line)
+    assert len(private(tmp_path)) == 1
+
+
 def test_apsw_is_nowhere_in_the_package() -> None:
     for name, path in modules(PACKAGE):
         assert not {imported for imported in imports(path, name) if imported.split(".")[0] == "apsw"}, name

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from datasette.permissions import PermissionSQL, _permission_check_cache
-from datasette.utils.permissions import SKIP_PERMISSION_CHECKS, gather_permission_sql_from_hooks
+from datasette.permissions import PermissionSQL
 
+from .. import compat
 from ..storage.objects import LOG
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def in_plain() -> bool:
 @contextmanager
 def _plain() -> Iterator[None]:
     """Within it, the answers of Datasette leave out what this plugin adds; they are not kept for the request."""
-    tokens = _plainly.set(True), _permission_check_cache.set({})
+    token = _plainly.set(True)
     try:
-        yield
+        with compat.without_permission_cache():
+            yield
     finally:
-        _plainly.reset(tokens[0])
-        _permission_check_cache.reset(tokens[1])
+        _plainly.reset(token)
 
 
 # -- once per request ----------------------------------------------------------
@@ -74,7 +74,7 @@ request_answers: ContextVar[Kept | None] = ContextVar("datasette_pubsub_request_
 
 def kept() -> dict[Hashable, Any] | None:
     """What was answered in this request; ``None`` where no request is being served, or its answers must not be kept."""
-    cache, found = _permission_check_cache.get(), request_answers.get()
+    cache, found = compat.permission_cache(), request_answers.get()
     if cache is None or found is None:
         return None
     if found.cache is not cache:
@@ -109,8 +109,7 @@ async def others(datasette: Datasette, actor: Actor, action: str) -> list[Permis
 
     async def collect() -> list[PermissionSQL] | None:
         with _plain():
-            found = await gather_permission_sql_from_hooks(datasette=datasette, actor=actor, action=action)
-        return None if found is SKIP_PERMISSION_CHECKS else found
+            return await compat.permission_rules(datasette, actor, action)
 
     return await once(("others", identity(actor), action), collect)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing
 from types import coroutine
 from typing import Any, TypeVar, cast
 
+from .. import compat
 from .acknowledged import Acknowledged
 
 T = TypeVar("T")
@@ -76,11 +76,11 @@ class Outlet:
         something to send. To the send all is as if its task had called it
         (https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support).
         """
-        _enter_task(self._loop, self._task)
+        compat.enter_task(self._loop, self._task)
         try:
             self._begun = self._context.run(_first_step, self._send, data)
         finally:
-            _leave_task(self._loop, self._task)
+            compat.leave_task(self._loop, self._task)
         if self._begun is not None:
             return False
         if self._acknowledged is not None:

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ..core.attachment import attached
 from ..core.errors import InvalidArgument, NotFound
 from ..core.settings import PLUGIN, Settings, read_settings
 from ..live.coalescing import SingleFlight, TtlCache
@@ -109,8 +110,4 @@ class Brokers:
 
 def brokers(datasette: Datasette) -> Brokers:
     """The brokers of this Datasette; they live and end with it."""
-    found: Brokers | None = getattr(datasette, "_pubsub_brokers", None)
-    if found is None:
-        # setdefault is one step, so that two threads cannot make two.
-        found = datasette.__dict__.setdefault("_pubsub_brokers", Brokers(datasette))
-    return found
+    return attached(datasette, Brokers, lambda: Brokers(datasette))

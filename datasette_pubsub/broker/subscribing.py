@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from .. import compat
 from ..core.errors import InvalidArgument, Unavailable
 from ..core.events import Superseded
 from ..core.selector import Selector
@@ -145,6 +146,7 @@ class Subscribing:
                     allowed=asked.allowed,
                     recheck_seconds=self._settings.recheck_seconds,
                     expires_in=asked.expires_in,
+                    direct_send=self._settings.direct_send and compat.CAN_ENTER_TASKS,
                 ),
             )
             if subscription is not None:

@@ -156,8 +156,7 @@ class WriteThread:
         """End the write thread, so that the next write opens a connection anew; whether it has ended."""
         compat.end_write_thread(self._db)
         end = _now() + self.patience
-        thread = self._db._write_thread
-        while thread is not None and thread.is_alive():
+        while compat.write_thread_lives(self._db):
             if _now() > end:
                 return False
             await asyncio.sleep(0.01)

@@ -162,6 +162,9 @@ class Settings:
     live_tables: bool = _option(
         True, "true or false", "whether the rows of a broadcast table follow it on Datasette's own page"
     )
+    direct_send: bool = _option(
+        True, "true or false", "whether the hub sends to waiting subscribers without waking their tasks"
+    )
     demo: str = _option(
         "", "file name", "demo database to make and serve, beside the configuration file (instance only)"
     )

@@ -1,9 +1,22 @@
-"""One live subscriber: from its position to live, in one loop.
+"""One live subscriber: from its position to live, as one state machine.
 
-The law of this module: it yields bytes, made by an encoder, and never holds
-more than one send's worth of them. It takes from the tail while its position
-lies inside it and from the log when not; catch-up and live delivery are the
-same loop, so there is no hand-over to race (DESIGN.md, decision 4).
+Theory of operation. :meth:`Stream._next` looks at the state and says what is to be done now; it waits for nothing and
+changes nothing but what it says. The steps, the first that applies:
+
+- ``END``: the stream was told to end; its last frame says why.
+- ``CHECK``: the reader's rights are to be looked at again.
+- ``SEND``: frames are ready: of messages in the hub's tail, or of an event.
+- ``READ``: the position is behind the tail, or a gap is to be told; the next page of the log is read.
+- ``WAIT``: there is nothing for this reader, or it must acknowledge first. The hub wakes it.
+
+Two drivers take the steps. :meth:`Stream.frames`, an iterator in a task of its own, takes all of them. While it
+waits, the hub may call :meth:`Stream._serve`, which takes ``SEND`` steps without a turn of that task (the *direct
+send*), until there is nothing to send (``WAIT``: the task waits on) or anything else is due (the task is woken). A
+send that does not end at once is left to the task, with its step. So exactly one driver acts at a time, and both by
+the same rules.
+
+Catch-up and live delivery are the same steps, so there is no hand-over to race (DESIGN.md, decision 4). A stream
+holds never more than one send's worth of bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +26,8 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple
 
 from ..asgi.acknowledged import Acknowledged, Delivery
 from ..core.events import AHEAD, End, Gap, Heartbeat, Ready, Revoked
@@ -33,7 +48,37 @@ Begin = Callable[[bytes], bool]
 #: so the second message is not sent before the first could have made it leave.
 FIRST_MESSAGE_SECONDS = 0.2
 
+#: The shortest wait after a direct send, in seconds: none means that the task is needed.
+SOON_SECONDS = 0.001
+
 _ALL = 1 << 30
+
+
+class What(Enum):
+    """The kinds of steps; see the top of this module."""
+
+    END = auto()
+    CHECK = auto()
+    SEND = auto()
+    READ = auto()
+    WAIT = auto()
+
+
+class Step(NamedTuple):
+    """What is to be done: of a ``SEND``, the frame of an event or a span of messages; of a ``READ``, how many."""
+
+    what: What
+    frame: bytes = b""
+    span: Span | None = None
+    room: int = 0
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of a ``SEND``; none where all messages of the span are for others."""
+        return self.frame if self.span is None else self.span.data
+
+
+_END, _CHECK, _WAIT = Step(What.END), Step(What.CHECK), Step(What.WAIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +90,7 @@ class StreamOptions:
     with a position ahead of the head. ``max_unacked``: no more than so many messages are handed over before
     :meth:`Stream.acknowledged` is called (``None``: no limit). ``allowed`` is asked every ``recheck_seconds``, and
     after ``expires_in`` seconds, whether the subscriber keeps its rights (``None``: nobody is asked).
+    ``direct_send``: the hub may send in its name; see the top of this module.
     """
 
     send_bytes: int
@@ -55,6 +101,7 @@ class StreamOptions:
     allowed: Callable[[], Awaitable[bool]] | None = None
     recheck_seconds: float = 60.0
     expires_in: float | None = None
+    direct_send: bool = True
 
 
 class Stream:
@@ -85,6 +132,7 @@ class Stream:
         self._patience = options.heartbeat_seconds
         if options.allowed is not None:
             self._patience = min(options.heartbeat_seconds, options.recheck_seconds)
+        self._direct_send = options.direct_send
         #: Whether the reader's cursor follows what is sent.
         self.automatic = options.automatic
         self._first_alone = options.automatic
@@ -108,7 +156,14 @@ class Stream:
         self._end: End | None = None
         self._begin: Begin | None = None
         #: What was given to it and is not sent yet.
-        self._begun: Span | None = None
+        self._begun: Step | None = None
+        #: Whether the reader was told that it has caught up; and whether it is yet to be told that it came ahead.
+        self._ready = False
+        self._tell_ahead = options.ahead
+        #: Since when nothing was sent, on the loop's clock; ``None`` until the next wait begins.
+        self._idle_since: float | None = None
+        #: Whether the wait began when everything up to the head had been read; not so one for acknowledgements.
+        self._at_head = False
         #: Ends the pause after a first message; made for it.
         self._ended: asyncio.Event | None = None
 
@@ -119,7 +174,8 @@ class Stream:
             return min(self.position, self._hub.rewound_to)
         if self._untold is not None:
             return self._untold
-        return self.position if self._waiter.woken else max(self.position, self._hub.head)
+        waits = self._at_head and not self._waiter.woken
+        return max(self.position, self._hub.head) if waits else self.position
 
     def finished(self) -> tuple[int, bool]:
         """Up to where the reader has everything, as far as that can be known, and whether there is nothing more.
@@ -157,8 +213,9 @@ class Stream:
 
         ``acknowledged`` knows of what was sent how much has arrived.
         """
-        self._begin = begin
-        self._waiter.serve = self._serve
+        if self._direct_send:
+            self._begin = begin
+            self._waiter.serve = self._serve
         if acknowledged is not None:
             acknowledged.position = self.position
             self._acknowledged = acknowledged
@@ -193,86 +250,99 @@ class Stream:
         Each item is one send; the next is made only when the consumer asks, so
         a slow reader costs no memory and loses nothing.
         """
-        hub, waiter, encoder = self._hub, self._waiter, self._encoder
-        ready = False
-        if self._missed == AHEAD:
-            frame = encoder.event(Gap(AHEAD, self.position))
-            if frame:
-                yield frame
-        while self._end is None:
-            if self._recheck_due(now := self._now()):
-                if not await self._recheck(now):
-                    self.stop(Revoked())
+        while True:
+            step, self._begun = self._begun or self._next(self._now()), None
+            match step.what:
+                case What.END:
                     break
-                continue
-            if self._rewinds != hub.rewinds:
-                frame = self._rewound()
-                if frame:
-                    yield frame
-                continue
-            room = self._room()
-            if not room:
-                await waiter.sleep(self._wait_seconds())
-                if not waiter.woken:
-                    frame = encoder.event(Heartbeat(self.position))
-                    if frame:
-                        yield frame
-                continue
-            if self.position < hub.tail.base or (self._missed and self.position < hub.head):
-                span = await self._from_log(room)
-                if self._end is not None:
-                    break
-            elif self.position < hub.head:
-                span = self._from_tail(room)
-            else:
-                if not ready:
-                    ready = True
-                    frame = encoder.event(Ready(self.position))
-                    if frame:
-                        yield frame
-                        continue
-                await waiter.sleep(self._wait_seconds())
-                if self._begun is None:
-                    if waiter.woken:
-                        if waiter.resume is not None:
-                            self._move(waiter.resume)
-                        continue
-                    # Everything up to the head was for others.
-                    self._move(hub.head)
-                    frame = encoder.event(Heartbeat(self.position))
-                    if frame:
-                        yield frame
+                case What.CHECK:
+                    if not await self._recheck(self._now()):
+                        self.stop(Revoked())
                     continue
-                span, self._begun = self._begun, None
-            if span.data:
-                yield span.data
-            self._taken(span)
-            if span.messages and self._first_alone:
-                self._first_alone = False
-                await self._first_message()
-        frame = encoder.event(self._end) if self._end is not None else b""
+                case What.WAIT:
+                    await self._waiter.sleep(self._wait_seconds(self._now()))
+                    if self._begun is None:
+                        frame = self._woken()
+                        if frame:
+                            self._idle_since = None
+                            yield frame
+                    continue
+                case What.READ:
+                    step = Step(What.SEND, span=await self._from_log(step.room))
+                    if self._end is not None:
+                        break
+            if step.data:
+                self._idle_since = None
+                yield step.data
+            if step.span is not None:
+                self._taken(step.span)
+                if step.span.messages and self._first_alone:
+                    self._first_alone = False
+                    await self._first_message()
+        frame = self._encoder.event(self._end) if self._end is not None else b""
         if frame:
             yield frame
 
-    def _serve(self, now: float) -> float:
-        """What :meth:`frames` does when it is woken, in the ordinary case; see :attr:`.live.hub.Waiter.serve`."""
-        assert self._begin is not None
-        hub, waiter = self._hub, self._waiter
-        if self._end is not None or self._rewinds != hub.rewinds or self._missed or self._first_alone:
-            return 0.0
+    def _next(self, now: float) -> Step:
+        """What is to be done now; see the top of this module."""
+        hub, position = self._hub, self.position
+        if self._end is not None:
+            return _END
         if self._recheck_due(now):
-            return 0.0
-        if waiter.resume is not None:
-            self._move(waiter.resume)
+            return _CHECK
+        if self._tell_ahead:
+            self._tell_ahead = False
+            return Step(What.SEND, self._encoder.event(Gap(AHEAD, position)))
+        if self._rewinds != hub.rewinds:
+            return Step(What.SEND, self._rewound())
+        self._at_head = False
         room = self._room()
-        if not room or self.position < hub.tail.base:
+        if not room:
+            return _WAIT
+        if position < hub.tail.base or (self._missed and position < hub.head):
+            return Step(What.READ, room=room)
+        if position < hub.head:
+            return Step(What.SEND, span=self._from_tail(room))
+        if not self._ready:
+            self._ready = True
+            return Step(What.SEND, self._encoder.event(Ready(position)))
+        self._at_head = True
+        return _WAIT
+
+    def _serve(self, now: float) -> float:
+        """The direct send: the steps that need no turn of the task; see :attr:`.live.waiter.Waiter.serve`."""
+        assert self._begin is not None
+        if self._first_alone:
             return 0.0
-        span = self._from_tail(room)
-        if span.data and not self._begin(span.data):
-            self._begun = span
-            return 0.0
-        self._taken(span)
-        return self._wait_seconds() if self.position == hub.head else 0.0
+        self._resume()
+        while (step := self._next(now)).what is What.SEND:
+            if step.data:
+                self._idle_since = None
+                if not self._begin(step.data):
+                    self._begun = step
+                    return 0.0
+            if step.span is not None:
+                self._taken(step.span)
+                if step.span.data and self.position < self._hub.head:
+                    # Others have their turn: the task goes on with what one send did not hold.
+                    return 0.0
+        return max(self._wait_seconds(now), SOON_SECONDS) if step.what is What.WAIT else 0.0
+
+    def _resume(self) -> None:
+        """Skip what was committed for others while this reader waited, having read all before."""
+        if self._at_head and self._waiter.resume is not None:
+            self._move(self._waiter.resume)
+
+    def _woken(self) -> bytes:
+        """A wait has ended, and nothing was sent meanwhile: the heartbeat, if nothing has happened."""
+        if self._waiter.woken:
+            self._resume()
+            return b""
+        if self._at_head:
+            # Everything up to the head was for others.
+            self._move(self._hub.head)
+        self._idle_since = None
+        return self._encoder.event(Heartbeat(self.position))
 
     def _from_tail(self, room: int) -> Span:
         hub = self._hub
@@ -291,11 +361,11 @@ class Stream:
             self._unacked.append((span.last, span.messages))
             self._in_flight += span.messages
 
-    def _wait_seconds(self) -> float:
-        """How long to wait for something to do."""
-        if self._expiry == math.inf:
-            return self._patience
-        return min(self._patience, max(0.0, self._expiry - self._now()))
+    def _wait_seconds(self, now: float) -> float:
+        """How long to wait: until a heartbeat is due, however often the reader is woken for nothing meanwhile."""
+        if self._idle_since is None:
+            self._idle_since = now
+        return max(0.0, min(self._idle_since + self._patience, self._expiry) - now)
 
     def _recheck_due(self, now: float) -> bool:
         """Whether the reader's rights are to be looked at: every ``recheck_seconds``, and when its token ends."""

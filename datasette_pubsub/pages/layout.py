@@ -18,6 +18,7 @@ from datasette.utils.asgi import Request, Response
 from ..access import permissions, rules
 from ..broker.broker import Broker
 from ..broker.registry import brokers
+from ..core.attachment import attached
 from ..core.errors import PubsubError
 from ..http.request import check_query
 from ..http.responses import View, error_headers, internal, without_body
@@ -55,14 +56,20 @@ async def _error_page(datasette: Datasette, request: Request, error: PubsubError
     return Response.html(html, status=error.status, headers=error_headers(error))
 
 
+class _Policy:
+    """The content security policy of one Datasette's pages; ``None`` before the first."""
+
+    text: str | None = None
+
+
 async def policy(datasette: Datasette) -> str:
     """A content security policy under which no script runs that a message brings.
 
     Datasette's frame has small inline scripts, and other plugins may add files:
     exactly those that stand in a page without messages are allowed.
     """
-    found: str | None = getattr(datasette, "_pubsub_policy", None)
-    if found is None:
+    known = attached(datasette, _Policy, _Policy)
+    if known.text is None:
         frame = await datasette.render_template(["base.html"], {}, view_name="pubsub")
         sources = {"'self'"}
         for attributes, script in re.findall(r"<script([^>]*)>(.*?)</script>", frame, re.DOTALL):
@@ -72,13 +79,12 @@ async def policy(datasette: Datasette) -> str:
             elif "src=" not in attributes:
                 digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
                 sources.add(f"'sha256-{digest}'")
-        found = (
+        known.text = (
             f"default-src 'self'; script-src {' '.join(sorted(sources))}; style-src 'self' 'unsafe-inline' https:; "
             "img-src 'self' data: https:; object-src 'none'; base-uri 'none'; form-action 'self'; "
             "frame-ancestors 'self'"
         )
-        datasette._pubsub_policy = found
-    return found
+    return known.text
 
 
 def silence(broker: Broker) -> float:

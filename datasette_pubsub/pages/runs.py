@@ -23,12 +23,9 @@ the first did.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import sqlite3
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -38,6 +35,7 @@ from datasette.utils import tilde_decode
 from datasette.utils.asgi import Request, Response
 from itsdangerous import BadSignature
 
+from .. import compat
 from ..access import permissions
 from ..broker.registry import brokers
 from ..core.errors import FailedPrecondition, PermissionDenied, PubsubError
@@ -326,17 +324,4 @@ def make_known(database: Any) -> None:
     of its own, which it shows to no plugin: there the function would not exist.
     What is compiled there does not publish.
     """
-    isolated = database.execute_isolated_fn
-    if getattr(isolated, "_pubsub", False):
-        return
-
-    async def execute_isolated_fn(fn: Callable[[sqlite3.Connection], Any]) -> Any:
-        @functools.wraps(fn)
-        def known(conn: sqlite3.Connection) -> Any:
-            aggregate.register_name(conn)
-            return fn(conn)
-
-        return await isolated(known)
-
-    execute_isolated_fn._pubsub = True  # type: ignore[attr-defined]
-    database.execute_isolated_fn = execute_isolated_fn
+    compat.prepare_isolated(database, aggregate.register_name)

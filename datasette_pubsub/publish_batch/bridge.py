@@ -21,6 +21,7 @@ from datasette.utils.asgi import Request
 from ..access.permissions import require_publish
 from ..broker.broker import Broker
 from ..broker.registry import brokers
+from ..core.attachment import attached
 from ..core.errors import FailedPrecondition, PermissionDenied, PubsubError, TooMany, Unavailable
 from ..core.values import Item
 from .aggregate import Run
@@ -159,7 +160,4 @@ def check_same_origin(request: Request) -> None:
 
 def bridge(datasette: Datasette) -> Bridge:
     """The bridge of this Datasette; lives and ends with it."""
-    found: Bridge | None = getattr(datasette, "_pubsub_bridge", None)
-    if found is None:
-        found = datasette.__dict__.setdefault("_pubsub_bridge", Bridge(datasette))
-    return found
+    return attached(datasette, Bridge, lambda: Bridge(datasette))

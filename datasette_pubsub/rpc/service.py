@@ -22,6 +22,7 @@ from ..access.gateway import Asked
 from ..asgi import acknowledged
 from ..asgi.frame_sender import ReaderStuck
 from ..broker.registry import Brokers, brokers
+from ..core.attachment import attached
 from ..core.errors import InvalidArgument
 from ..core.events import Changed, Revoked, Superseded
 from ..core.selector import Selector
@@ -175,14 +176,28 @@ def _where(request: SubscribeRequest) -> Where:
 _ENVELOPE_BYTES = 5
 
 
+class _Limits(NamedTuple):
+    """The largest bodies over Connect: of databases by name, of a publish to any of them, and of all else."""
+
+    publish: dict[str, int]
+    largest: BodyLimit
+    small: BodyLimit
+
+
+class _Made:
+    """What serves the calls of one Datasette."""
+
+    def __init__(self) -> None:
+        self.applications: dict[BodyLimit, DbServiceASGIApplication] = {}
+        self.limits: _Limits | None = None
+
+
 def application(datasette: Datasette, limit: BodyLimit) -> DbServiceASGIApplication:
     """What serves this Datasette's calls, with bodies of at most so many bytes; made once for each limit."""
-    made: dict[BodyLimit, DbServiceASGIApplication] | None = getattr(datasette, "_pubsub_service", None)
-    if made is None:
-        made = datasette._pubsub_service = {}
-    found = made.get(limit)
+    made = attached(datasette, _Made, _Made)
+    found = made.applications.get(limit)
     if found is None:
-        found = made[limit] = DbServiceASGIApplication(
+        found = made.applications[limit] = DbServiceASGIApplication(
             cast(Any, Service(datasette)),
             codecs=CODECS,
             read_max_bytes=limit.size + _ENVELOPE_BYTES,
@@ -192,18 +207,11 @@ def application(datasette: Datasette, limit: BodyLimit) -> DbServiceASGIApplicat
     return found
 
 
-class _Limits(NamedTuple):
-    """The largest bodies over Connect: of databases by name, of a publish to any of them, and of all else."""
-
-    publish: dict[str, int]
-    largest: BodyLimit
-    small: BodyLimit
-
-
 def _limits(datasette: Datasette) -> _Limits:
     """Read from the settings when the databases have changed."""
     names = list(datasette.databases)
-    found: _Limits | None = getattr(datasette, "_pubsub_limits", None)
+    made = attached(datasette, _Made, _Made)
+    found = made.limits
     if found is None or list(found.publish) != names:
         known = brokers(datasette)
         settings = {name: known.settings(name) for name in names}
@@ -215,7 +223,7 @@ def _limits(datasette: Datasette) -> _Limits:
             SMALL_BODY_BYTES + most * (MAX_CHANNEL_BYTES + 8),
             why="of a request that publishes nothing, or of a caller who may not publish",
         )
-        found = datasette._pubsub_limits = _Limits(publish, largest, min(small, largest, key=lambda each: each.size))
+        found = made.limits = _Limits(publish, largest, min(small, largest, key=lambda each: each.size))
     return found
 
 
