@@ -74,7 +74,7 @@ def make(folder: Path, number: int, log: bool) -> list[str]:
 
 async def count(files: list[str], rules: bool = False) -> list[dict[str, Any]]:
     """What each page costs, for each actor."""
-    options = {"channel_rules": {"open/*": {"view": True}, "*": {"view": {"id": "ada"}}}} if rules else {}
+    options = {"channel_permissions": {"open/*": {"view": True}, "*": {"view": {"id": "ada"}}}} if rules else {}
     datasette = Datasette(files, config={"plugins": {"datasette-pubsub": options}})
     datasette.root_enabled = True
     counting, found = Counting(), []

@@ -23,7 +23,7 @@ from server import HERE, Server, remove
 
 Values = dict[str, list[float]]
 
-#: Streams that one address may have open; the default of max_subscribers_per_actor.
+#: Streams that one address may have open; the default of max_streams_per_actor.
 STREAMS_PER_ADDRESS = 2_000
 
 

@@ -119,8 +119,8 @@ def track_event(datasette: Datasette, event: Event) -> Any:
 def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
     async def begin() -> None:
         brokers(datasette).begin()
-        if brokers(datasette).instance_settings.demo:
-            await weather.serve_demo(datasette, brokers(datasette).instance_settings.demo)
+        if brokers(datasette).instance_settings.demo_database:
+            await weather.serve_demo(datasette, brokers(datasette).instance_settings.demo_database)
         for name in list(datasette.databases):
             brokers(datasette).settings(name)
             broker = brokers(datasette).find(name)

@@ -151,7 +151,7 @@ def stuck(server: Server, edge: str, name: str = "s") -> Taker:
 A_LITTLE = 20
 
 #: Sends of a few messages; its machine holds the beginning of one more. The reader is not cut off.
-STUCK = {"cursor_save_seconds": 0.1, "send_bytes": 4096, "send_timeout_seconds": 60}
+STUCK = {"cursor_save_interval_seconds": 0.1, "max_send_bytes": 4096, "send_timeout_seconds": 60}
 
 
 @pytest.mark.parametrize("edge", ["sse", "connect"])
@@ -181,7 +181,7 @@ def test_a_takeover_goes_on_after_what_was_acknowledged(serve: Callable[..., Ser
 
 
 def test_a_takeover_counts_what_no_save_has_seen(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(**{**STUCK, "cursor_save_seconds": 60}))
+    server = serve(config=options(**{**STUCK, "cursor_save_interval_seconds": 60}))
     fill(server)
     reader = Taker(("127.0.0.1", server.port), "sse", "s")
     reader.take(500_000)
@@ -195,7 +195,7 @@ def test_a_takeover_counts_what_no_save_has_seen(serve: Callable[..., Server]) -
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_shutdown_counts_what_was_acknowledged(serve: Callable[..., Server], number: signal.Signals) -> None:
-    server = serve(config=options(**{**STUCK, "cursor_save_seconds": 60}))
+    server = serve(config=options(**{**STUCK, "cursor_save_interval_seconds": 60}))
     fill(server)
     reader = Taker(("127.0.0.1", server.port), "sse", "s")
     reader.take(500_000)
@@ -207,7 +207,7 @@ def test_a_shutdown_counts_what_was_acknowledged(serve: Callable[..., Server], n
 
 @pytest.mark.parametrize("edge", ["sse", "connect"])
 def test_a_stuck_reader_that_is_cut_off_has_what_was_acknowledged(serve: Callable[..., Server], edge: str) -> None:
-    server = serve(config=options(**{**STUCK, "send_timeout_seconds": 1, "cursor_save_seconds": 60}))
+    server = serve(config=options(**{**STUCK, "send_timeout_seconds": 1, "cursor_save_interval_seconds": 60}))
     fill(server)
     reader = Taker(("127.0.0.1", server.port), edge, "s")
     reader.take(500_000)
@@ -262,7 +262,7 @@ def test_hypercorn(serve: Callable[..., Server]) -> None:
 @pytest.mark.parametrize("kind", ["direct", "behind a proxy", "hypercorn", "behind a proxy, hypercorn"])
 def test_a_stuck_reader_is_cut_off(serve: Callable[..., Server], kind: str, edge: str) -> None:
     """Uvicorn believes a proxy on the same machine, and puts its word for the client's address."""
-    config = options(send_timeout_seconds=1, cursor_save_seconds=0.1)
+    config = options(send_timeout_seconds=1, cursor_save_interval_seconds=0.1)
     server = serve(config=config, http2="hypercorn" in kind)
     fill(server)
     headers = "X-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n" if "proxy" in kind else ""
@@ -283,7 +283,9 @@ def test_a_stuck_reader_on_a_unix_socket_is_cut_off(serve: Callable[..., Server]
     plain.stop()
     path = tmp_path / "server.sock"
     config = tmp_path / "c.json"
-    config.write_text(json.dumps(options(send_timeout_seconds=1, cursor_save_seconds=0.1, send_bytes=4096)))
+    config.write_text(
+        json.dumps(options(send_timeout_seconds=1, cursor_save_interval_seconds=0.1, max_send_bytes=4096))
+    )
     command = [sys.executable, "-m", "datasette", "serve", str(plain.path), "--uds", str(path), "-c", str(config)]
     with (tmp_path / "uds.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:

@@ -425,11 +425,11 @@ def test_the_command(tmp_path: Path) -> None:
         assert tables.find(conn, "it's").problems == ()
     shown = pubsub("--show")
     assert (shown[0], printed.endswith(shown[1]), shown[2]) == (0, True, "")
-    code, said, noted = pubsub("--on", "insert", "--channel", "new", "--per-row", "a")
+    code, said, noted = pubsub("--on", "insert", "--channel", "new", "--channel-suffix", "a")
     assert (code, said, noted) == (0, "Created 1 trigger: it's is broadcast to new…\n", "")
     with opened(path) as conn:
         conn.execute('CREATE UNIQUE INDEX by_expression ON "it\'s" (a || b)')
-    assert "recursive_triggers" in pubsub("--on", "insert", "--channel", "new", "--per-row", "a")[2]
+    assert "recursive_triggers" in pubsub("--on", "insert", "--channel", "new", "--channel-suffix", "a")[2]
     assert pubsub("--on", "insert", "--when-delete", "1")[0] == 2
     assert pubsub("--show", "--channel", "a")[0] == 2
     code, _, refused = pubsub("--when-insert", "nix(")

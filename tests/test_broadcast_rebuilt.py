@@ -101,7 +101,7 @@ def test_a_migration_that_ends_a_broadcast_is_named(tmp_path: Path, tool: str) -
     make(path)
     assert pubsub(str(path), "--check") == (0, "0 tables broadcast, as made\n")
     for table in ("orders", "other"):
-        assert pubsub(str(path), table, "--channel", "of/", "--per-row", "id", "--on", "insert")[0] == 0
+        assert pubsub(str(path), table, "--channel", "of/", "--channel-suffix", "id", "--on", "insert")[0] == 0
     assert pubsub(str(path), "--check") == (0, "2 tables broadcast, as made\n")
     rebuild(tool, path)
     assert triggers(path) == 0
@@ -174,7 +174,7 @@ def test_the_server_tells_and_its_pages_put_it_right(serve: Callable[..., Server
     make(tmp_path / "data.db")
     permissions = {"publish-message": True, "alter-table": {"id": "root"}, "update-row": {"id": "root"}}
     server = serve(config={"permissions": permissions}, options=["--root"])
-    assert pubsub(str(server.path), "orders", "--channel", "of/", "--per-row", "id")[0] == 0
+    assert pubsub(str(server.path), "orders", "--channel", "of/", "--channel-suffix", "id")[0] == 0
     page, table = f"{server.url}/data/orders/-/broadcast", f"{server.url}/data/orders"
     cookies = server.root_cookie()
     assert "any more" not in httpx.get(page, cookies=cookies).text

@@ -170,7 +170,9 @@ def test_trims_that_run_beside_a_reader(server: Server, edge: str) -> None:
 
 
 def test_retention_of_the_server_itself(serve: Callable[..., Server]) -> None:
-    config = options(retention_channels={"a": {"messages": 2_000}}, trim_seconds=0.05, max_unacked_messages=10**8)
+    config = options(
+        channel_retention={"a": {"messages": 2_000}}, trim_interval_seconds=0.05, max_unacked_messages=10**8
+    )
     server = serve(config=config)
     server.publish(channel="a", payload="installs the log")
     reader = raw_stream(server, "sse", ["a"])

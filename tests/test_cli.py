@@ -144,7 +144,7 @@ def test_lines_go_in_transactions_of_1000(file: Path) -> None:
     sqlite_shell(file, f"{stop} BEGIN SELECT RAISE(ABORT, 'stopped here'); END")
     done = run("publish", file, "a", text="".join(f"{n}\n" for n in range(1, 5001)), code=1)
     assert done.stderr == f"Published 2000 messages, last id 2000\nError: {file}: stopped here\n"
-    assert payloads(file, "--earliest") == [str(n) for n in range(1, 2001)]
+    assert payloads(file, "--start", "earliest") == [str(n) for n in range(1, 2001)]
 
 
 def test_a_slow_writers_line_is_not_held_back(file: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
@@ -235,7 +235,10 @@ def test_where_tail_begins(file: Path) -> None:
     call("publish", file, "a", text="".join(f"a{n}\n" for n in range(1, 13)))
     call("publish", file, "b/x", "b13")
     call("publish", file, "b/y", "b14")
-    times = [json.loads(line)["createdAt"] for line in call("tail", file, "--json", "--earliest").stdout.splitlines()]
+    times = [
+        json.loads(line)["createdAt"]
+        for line in call("tail", file, "--json", "--start", "earliest").stdout.splitlines()
+    ]
     assert payloads(file) == [*(f"a{n}" for n in range(5, 13)), "b13", "b14"]
     assert payloads(file, "-n", 3) == ["a12", "b13", "b14"]
     assert payloads(file, "-n", 0) == []
@@ -244,7 +247,7 @@ def test_where_tail_begins(file: Path) -> None:
     assert payloads(file, "--pattern", "b/*") == ["b13", "b14"]
     assert payloads(file, "--pattern", "?/y", "--pattern", "?/x", "-n", 1) == ["b14"]
     assert payloads(file, "nothing") == []
-    assert len(payloads(file, "--earliest")) == 14
+    assert len(payloads(file, "--start", "earliest")) == 14
     assert payloads(file, "--after", 12) == ["b13", "b14"]
     ahead = call("tail", file, "--after", 99)
     assert (ahead.stdout, ahead.stderr) == (
@@ -264,7 +267,7 @@ def test_tail_tells_what_was_trimmed(file: Path) -> None:
     done = call("tail", file, "--after", 1, "--json")
     assert done.stderr == "Gap: 2 messages trimmed before this could read them\n"
     assert [json.loads(line).get("missed") for line in done.stdout.splitlines()] == ["2", None]
-    for options in (["--after", 3], ["--earliest"], [], ["-n", 3]):
+    for options in (["--after", 3], ["--start", "earliest"], [], ["-n", 3]):
         done = call("tail", file, *options)
         assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["4", "5"]
         assert done.stderr == ""
@@ -322,7 +325,7 @@ def test_tail_follows_from_an_id_that_is_still_to_come(file: Path, start: Callab
     assert next_line(process).endswith("\ta\tnew\n")
 
 
-@pytest.mark.parametrize("options", [["--earliest"], ["-f", "-n", "1"]])
+@pytest.mark.parametrize("options", [["--start", "earliest"], ["-f", "-n", "1"]])
 def test_tail_ends_in_silence_when_its_reader_leaves(
     file: Path, start: Callable[..., subprocess.Popen[str]], options: list[str]
 ) -> None:
@@ -580,7 +583,7 @@ def test_wrong_values(file: Path, arguments: list[str], wrong: str) -> None:
         (["publish", "FILE"], "CHANNEL is required"),
         (["publish", "FILE", "a", "--key", "k"], "--key belongs to one PAYLOAD"),
         (["publish", "FILE", "a", "b", "--json-lines"], "--json-lines takes payloads and keys from standard input"),
-        (["tail", "FILE", "--after", "1", "--earliest"], "exclude each other"),
+        (["tail", "FILE", "--after", "1", "--start", "earliest"], "exclude each other"),
         (["tail", "FILE", "-n", "1", "--since", "2026-01-01"], "exclude each other"),
         (["trim", "FILE", "--vacuum", "--dry-run"], "exclude each other"),
         (["trim", "FILE", "--days", "0"], "--days"),

@@ -542,7 +542,7 @@ def _ask_for_a_while(ask: Callable[[], object], answer: object) -> None:
 
 def test_a_quick_reconnect_while_the_database_is_busy(serve: Callable[..., Server]) -> None:
     """What was handed over is not sent again, also when its cursor could not be written yet."""
-    server = serve(config={**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_seconds": 60}}})
+    server = serve(config={**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_interval_seconds": 60}}})
     server.publish(channel="a", payload="first")
 
     def connected() -> list[bool]:

@@ -37,7 +37,7 @@ def test_explicit_acks_are_cumulative_and_at_least_once(serve: Callable[..., Ser
 
 
 def test_the_messages_in_flight_are_bounded(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(max_unacked_messages=3, heartbeat_seconds=0.3, cursor_save_seconds=0.1))
+    server = serve(config=options(max_unacked_messages=3, heartbeat_seconds=0.3, cursor_save_interval_seconds=0.1))
     ids = server.publish(*[{"channel": "a", "payload": str(n)} for n in range(10)])
     url = f"{server.pubsub}/-/stream"
     with Sse(url, channel="a", subscription="s", ack="explicit") as reader:
@@ -166,7 +166,7 @@ def test_conditional_publish(serve: Callable[..., Server]) -> None:
 
 
 def test_retention_by_count_and_pattern(serve: Callable[..., Server]) -> None:
-    config = options(retention_messages=50, retention_channels={"keep/*": {"messages": 5}}, trim_seconds=0.1)
+    config = options(retention_messages=50, channel_retention={"keep/*": {"messages": 5}}, trim_interval_seconds=0.1)
     server = serve(config=config)
     server.publish(*[{"channel": "keep/1", "payload": "x"} for _ in range(20)])
     server.publish(*[{"channel": "a", "payload": "x"} for _ in range(40)])
@@ -180,7 +180,7 @@ def test_retention_by_count_and_pattern(serve: Callable[..., Server]) -> None:
 
 
 def test_retention_by_age_and_bytes(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(retention_bytes=1000, trim_seconds=0.1))
+    server = serve(config=options(retention_bytes=1000, trim_interval_seconds=0.1))
     server.publish(*[{"channel": "a", "payload": "x" * 100} for _ in range(25)])
     wait_for(trimmed(server, 10), "the bytes")
     sqlite_shell(
@@ -188,7 +188,7 @@ def test_retention_by_age_and_bytes(serve: Callable[..., Server]) -> None:
         """INSERT INTO vpubsub (channel, payload, created_at) VALUES ('b', '1', '2020-01-01T00:00:00.000Z');
            INSERT INTO vpubsub (channel, payload) VALUES ('b', '2');""",
     )
-    old = serve(databases=["other"], config=options(trim_seconds=0.1))
+    old = serve(databases=["other"], config=options(trim_interval_seconds=0.1))
     old.publish(channel="c", payload="installs the log")
     sqlite_shell(
         old.path,
@@ -200,7 +200,7 @@ def test_retention_by_age_and_bytes(serve: Callable[..., Server]) -> None:
 
 
 def test_a_subscription_holds_what_it_needs_up_to_the_cap(serve: Callable[..., Server]) -> None:
-    config = options(retention_messages=1, retention_hold_bytes=550, trim_seconds=0.1)
+    config = options(retention_messages=1, retention_unread_bytes=550, trim_interval_seconds=0.1)
     server = serve(config=config)
     server.publish(channel="a", payload="first")
     with Sse(f"{server.pubsub}/-/stream", channel="a", subscription="s") as reader:
@@ -225,7 +225,7 @@ def test_a_subscription_holds_what_it_needs_up_to_the_cap(serve: Callable[..., S
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_gap_is_told_with_the_right_number(serve: Callable[..., Server], named: bool) -> None:
-    server = serve(config=options(retention_channels={"[ab]": {"messages": 10}}, trim_seconds=0.1))
+    server = serve(config=options(channel_retention={"[ab]": {"messages": 10}}, trim_interval_seconds=0.1))
     items = [{"channel": "abc"[n % 3], "payload": str(n)} for n in range(90)]
     server.publish(items[0])
     where = {"subscription": "s", "ack": "explicit"} if named else {}
@@ -256,7 +256,7 @@ def test_a_gap_is_told_with_the_right_number(serve: Callable[..., Server], named
 
 
 def test_a_new_subscription_is_not_told_of_what_was_before_it(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(retention_messages=5, trim_seconds=0.1))
+    server = serve(config=options(retention_messages=5, trim_interval_seconds=0.1))
     server.publish(*[{"channel": "a", "payload": str(n)} for n in range(20)])
     wait_for(trimmed(server, 5), "the trim")
     for params in ({"subscription": "s"}, {"start": "earliest"}, {"since": "2020-01-01T00:00:00Z"}):
@@ -287,7 +287,7 @@ def test_a_position_ahead_of_the_head_is_told_apart(serve: Callable[..., Server]
 
 
 def test_subscriptions_are_listed_and_deleted(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(cursor_save_seconds=0.1))
+    server = serve(config=options(cursor_save_interval_seconds=0.1))
     server.publish(*[{"channel": "a", "payload": str(n)} for n in range(5)])
     listing = f"{server.pubsub}/-/subscriptions.json"
     with Sse(f"{server.pubsub}/-/stream", channel="a", subscription="s", ack="explicit") as reader:
@@ -308,7 +308,7 @@ def test_subscriptions_are_listed_and_deleted(serve: Callable[..., Server]) -> N
 
 
 def test_unused_subscriptions_expire(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(subscription_days=1, trim_seconds=0.1))
+    server = serve(config=options(subscription_expiry_days=1, trim_interval_seconds=0.1))
     server.publish(channel="a", payload="x")
     with Sse(f"{server.pubsub}/-/stream", channel="a", subscription="live", ack="explicit") as reader:
         reader.messages(1)

@@ -173,12 +173,12 @@ def test_an_empty_file_becomes_the_demo(serve_folder: Serve, tmp_path: Path) -> 
 )
 def test_a_wrong_option_stops_the_start(tmp_path: Path, name: str, wrong: str) -> None:
     sqlite_shell(tmp_path / "orders.db", "CREATE TABLE orders (id)")
-    (tmp_path / "metadata.json").write_text(json.dumps({"plugins": {"datasette-pubsub": {"demo": name}}}))
+    (tmp_path / "metadata.json").write_text(json.dumps({"plugins": {"datasette-pubsub": {"demo_database": name}}}))
     command = [sys.executable, "-m", "datasette", str(tmp_path), "--get", "/"]
     environment = {**os.environ, "COLUMNS": "400"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 1
-    assert "option 'demo'" in done.stderr
+    assert "option 'demo_database'" in done.stderr
     assert wrong in done.stderr
 
 

@@ -27,11 +27,11 @@ from datasette_pubsub.storage import schema
 CONFIG: dict[str, Any] = {
     "plugins": {
         "datasette-pubsub": {
-            "channel_rules": {
+            "channel_permissions": {
                 "open/*": {"view": True, "publish": {"id": ["ada", "bob", "root"]}},
                 "*": {"view": {"id": ["ada", "root"]}, "publish": {"id": ["ada", "root"]}},
             },
-            "recheck_seconds": 0.2,
+            "permission_recheck_seconds": 0.2,
         }
     },
     "permissions": {
@@ -323,7 +323,10 @@ def test_a_stream_ends_when_its_right_ends(serve: Callable[..., Server], tmp_pat
         f"    if action == 'view-channel' and os.path.exists({str(revoked)!r}):\n"
         "        return PermissionSQL(sql=\"SELECT 'data' AS parent, 'a' AS child, 0 AS allow, 'r' AS reason\")\n"
     )
-    config = {"permissions": {"publish-message": True}, "plugins": {"datasette-pubsub": {"recheck_seconds": 0.2}}}
+    config = {
+        "permissions": {"publish-message": True},
+        "plugins": {"datasette-pubsub": {"permission_recheck_seconds": 0.2}},
+    }
     server = serve(config=config, options=["--plugins-dir", str(plugins)])
     server.publish(channel="a", payload="x")
     url = f"{server.pubsub}/-/stream"
@@ -423,7 +426,7 @@ def test_a_stream_ends_when_its_actor_loses_a_role(serve: Callable[..., Server],
         f"        return {{'id': 'ada', 'role': Path({str(roles)!r}).read_text()}}\n"
     )
     rules = {"*": {"view": {"role": "reader"}, "publish": True}}
-    config = {"plugins": {"datasette-pubsub": {"recheck_seconds": 0.2, "channel_rules": rules}}}
+    config = {"plugins": {"datasette-pubsub": {"permission_recheck_seconds": 0.2, "channel_permissions": rules}}}
     server = serve(config=config, options=["--plugins-dir", str(plugins)])
     server.publish(channel="a", payload="x")
     ada = {"Authorization": "Basic ada"}
@@ -437,7 +440,7 @@ def test_a_stream_ends_when_its_token_expires(serve: Callable[..., Server]) -> N
     """At its end, however long it is until rights are looked at again."""
     config = {
         "allow": {"id": "root"},
-        "plugins": {"datasette-pubsub": {"recheck_seconds": 3600, "heartbeat_seconds": 3600}},
+        "plugins": {"datasette-pubsub": {"permission_recheck_seconds": 3600, "heartbeat_seconds": 3600}},
     }
     server = serve(config=config, options=["--root"])
     command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", "--expires-after", "4"]
@@ -448,10 +451,10 @@ def test_a_stream_ends_when_its_token_expires(serve: Callable[..., Server]) -> N
 
 
 def test_anonymous_subscriptions_can_be_turned_off(serve: Callable[..., Server]) -> None:
-    server = serve(config={"plugins": {"datasette-pubsub": {"anonymous_subscriptions": False}}})
+    server = serve(config={"plugins": {"datasette-pubsub": {"allow_anonymous_subscriptions": False}}})
     url = f"{server.pubsub}/-/stream"
     refused = httpx.get(url, params={"channel": "a", "subscription": "s"})
-    assert (refused.status_code, "anonymous_subscriptions" in refused.json()["error"]) == (403, True)
+    assert (refused.status_code, "allow_anonymous_subscriptions" in refused.json()["error"]) == (403, True)
     with Sse(url, channel="a") as reader:
         reader.until("ready")
     with Sse(url, headers=headers("ada"), channel="a", subscription="s") as reader:
@@ -465,11 +468,11 @@ def test_anonymous_subscriptions_can_be_turned_off(serve: Callable[..., Server])
         ("db.v1.DbService/Ack", rpc),
     ):
         answer = httpx.post(f"{server.url}/{path}", json=body)
-        assert (answer.status_code, "anonymous_subscriptions" in answer.text) == (403, True), path
+        assert (answer.status_code, "allow_anonymous_subscriptions" in answer.text) == (403, True), path
 
 
 def test_streams_per_actor_are_bounded(serve: Callable[..., Server]) -> None:
-    server = serve(config={"plugins": {"datasette-pubsub": {"max_subscribers_per_actor": 2, "max_subscribers": 4}}})
+    server = serve(config={"plugins": {"datasette-pubsub": {"max_streams_per_actor": 2, "max_streams": 4}}})
     url = f"{server.pubsub}/-/stream"
 
     def full(actor: str | None) -> httpx.Response:
@@ -478,16 +481,16 @@ def test_streams_per_actor_are_bounded(serve: Callable[..., Server]) -> None:
     with Sse(url, headers=headers("ada"), channel="a"), Sse(url, headers=headers("ada"), channel="a"):
         refused = full("ada")
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        assert "limit is 2 (max_subscribers_per_actor)" in refused.json()["error"]
+        assert "limit is 2 (max_streams_per_actor)" in refused.json()["error"]
         with Sse(url, channel="a"), Sse(url, headers=headers("bob"), channel="a"):
-            assert "limit is 4 (max_subscribers)" in full("eve").json()["error"]
+            assert "limit is 4 (max_streams)" in full("eve").json()["error"]
     wait_for(lambda: view_sse(server, "ada", "a"), "a place is free again")
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_crowd_that_comes_at_once_is_counted(serve: Callable[..., Server], named: bool) -> None:
     """All are let in, or not, before the first of them is answered."""
-    server = serve(config={"plugins": {"datasette-pubsub": {"max_subscribers": 5}}})
+    server = serve(config={"plugins": {"datasette-pubsub": {"max_streams": 5}}})
     path = f"/{server.database}/-/pubsub/-/stream?channel=a"
     with contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(40)]

@@ -295,7 +295,7 @@ def register_routes():
     path = tmp_path / "late.db"
     sqlite_shell(path, "CREATE TABLE t (id)")
     # Looked for often: a removed database must not be.
-    often = {**OPEN, "plugins": {"datasette-pubsub": {"trim_seconds": 0.1}}}
+    often = {**OPEN, "plugins": {"datasette-pubsub": {"trim_interval_seconds": 0.1}}}
     server = serve(config=often, options=["--plugins-dir", str(plugins)])
     name = {"name": "late/and slashed"}
     base = f"{server.url}/late~2Fand+slashed/-/pubsub/-"

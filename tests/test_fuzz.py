@@ -43,12 +43,12 @@ CONFIG = {
     "settings": {"sql_time_limit_ms": 50},
     "plugins": {
         "datasette-pubsub": {
-            "max_subscribers": MAX_STREAMS,
+            "max_streams": MAX_STREAMS,
             "max_body_bytes": MAX_BODY_BYTES,
             "max_payload_bytes": 16 * 1024,
             "max_snapshot_rows": 100,
             "tail_bytes": 1024 * 1024,
-            "send_bytes": 64 * 1024,
+            "max_send_bytes": 64 * 1024,
             "max_pending_bytes": 1024 * 1024,
         }
     },

@@ -142,12 +142,16 @@ async def test_rights_are_what_datasette_decides(seed: int) -> None:
     """For all databases at once, and asked of Datasette one by one."""
     chance = random.Random(seed)
     blocks: list[Any] = [True, False, {"id": "ada"}, {"id": "bob"}]
-    channel_rules = {
+    channel_permissions = {
         pattern: {what: chance.choice(blocks) for what in ("view", "publish") if chance.random() < 0.7}
         for pattern in chance.sample(("a", "c/*", "*", "[ab]"), chance.randrange(3))
     }
     config: dict[str, Any] = {
-        "plugins": {"datasette-pubsub": {"channel_rules": {key: rule for key, rule in channel_rules.items() if rule}}},
+        "plugins": {
+            "datasette-pubsub": {
+                "channel_permissions": {key: rule for key, rule in channel_permissions.items() if rule}
+            }
+        },
         "permissions": {VIEW: chance.choice(blocks)} if chance.random() < 0.3 else {},
         "databases": {"d0": {"allow": chance.choice(blocks)}} if chance.random() < 0.5 else {},
     }

@@ -209,7 +209,7 @@ def test_only_for_those_who_may_see_the_channel(serve: Callable[..., Server]) ->
         assert ("pubsub_table.js" in response.text) == ("<pubsub-table" in response.text)
         return "<pubsub-table" in response.text
 
-    rules = {"channel_rules": {"changes/*": {"view": {"id": "root"}}}}
+    rules = {"channel_permissions": {"changes/*": {"view": {"id": "root"}}}}
     server = with_items(
         serve, config={"databases": {"data": {"plugins": {"datasette-pubsub": rules}}}}, options=["--root"]
     )
@@ -366,7 +366,7 @@ def test_who_may_broadcast(serve: Callable[..., Server]) -> None:
         "publish-message": {"id": "carl"},
         "view-table": {"id": ["ada", "bob"]},
     }
-    rules = {"channel_rules": {"ada/*": {"publish": {"id": "ada"}, "view": True}}}
+    rules = {"channel_permissions": {"ada/*": {"publish": {"id": "ada"}, "view": True}}}
     config = {"databases": {"data": {"permissions": permissions, "plugins": {"datasette-pubsub": rules}}}}
     server = serve(config=config)
     sqlite_shell(server.path, ITEMS)

@@ -368,7 +368,7 @@ def test_the_server_saw_no_failure(reports: Report, transport: str) -> None:
 
 @pytest.mark.parametrize("transport", ["connect-2", "connect-2-json", "grpc-2", "grpc-2-json"])
 def test_a_publish_stream(v2: Path, serve: Callable[..., Server], transport: str) -> None:
-    options = {"plugins": {"datasette-pubsub": {"channel_rules": {"secret": {"publish": False}}}}}
+    options = {"plugins": {"datasette-pubsub": {"channel_permissions": {"secret": {"publish": False}}}}}
     server = serve(["data", "closed"], {**OPEN, **options, "databases": CLOSED}, http2=True)
     command = ["node_modules/.bin/tsx", "publish.ts", transport, server.url, server.database, "closed"]
     report = json.loads(_run(command, v2))

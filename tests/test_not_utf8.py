@@ -149,7 +149,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         return done.stdout
 
     assert len(run("channels", str(path)).splitlines()) == 1 + len(BROKEN) + len(GOOD)
-    lines = run("tail", str(path), "--pattern", "k*", "--earliest", "--json").splitlines()
+    lines = run("tail", str(path), "--pattern", "k*", "--start", "earliest", "--json").splitlines()
     assert [json.loads(line)["channel"] for line in lines].count("k\ufffdse") == 2 * len(BROKEN)
     half = len(BROKEN) + len(GOOD)
     assert f"Trimmed {half} messages" in run("trim", str(path), "--messages", str(half))

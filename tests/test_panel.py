@@ -15,11 +15,11 @@ from conftest import OPEN, Server, sqlite_shell
 from playwright.sync_api import Page, expect
 
 #: Anonymous visitors see what is public, of which there may be nothing yet.
-RULES = {"channel_rules": {"public/*": {"view": True}, "*": {"view": {"id": "root"}}}}
+RULES = {"channel_permissions": {"public/*": {"view": True}, "*": {"view": {"id": "root"}}}}
 PARTLY = {**OPEN, "databases": {"data": {"plugins": {"datasette-pubsub": RULES}}}}
 NONE = {
     **OPEN,
-    "databases": {"data": {"plugins": {"datasette-pubsub": {"channel_rules": {"*": {"view": {"id": "root"}}}}}}},
+    "databases": {"data": {"plugins": {"datasette-pubsub": {"channel_permissions": {"*": {"view": {"id": "root"}}}}}}},
 }
 
 

@@ -84,7 +84,7 @@ def test_publishing_needs_a_grant(server: Server) -> None:
 def test_who_publishes_blindly_learns_nothing(serve: Callable[..., Server]) -> None:
     """A condition on the newest message is for those who may see it."""
     rules = {"drop/*": {"view": {"id": "ada"}, "publish": True}}
-    server = serve(config={"plugins": {"datasette-pubsub": {"channel_rules": rules}}})
+    server = serve(config={"plugins": {"datasette-pubsub": {"channel_permissions": rules}}})
     item: dict[str, Any] = {"channel": "drop/1", "payload": "x"}
     server.publish(**item)
     url, rpc = f"{server.pubsub}/-/publish", f"{server.url}/db.v1.DbService/PublishBatch"

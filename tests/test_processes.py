@@ -78,7 +78,7 @@ class Reader:
 
 def several(serve: Callable[..., Server], number: int, **options: Any) -> list[Server]:
     """Server processes on one file, with a log and the subscription ``s`` in it."""
-    config = {**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_seconds": 0.1, **options}}}
+    config = {**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_interval_seconds": 0.1, **options}}}
     servers = [serve(config=config) for _ in range(number)]
     servers[0].publish(channel="a", payload="installs the log")
     sqlite_shell(servers[0].path, WITNESS)

@@ -247,7 +247,9 @@ in_processes = st.one_of(
 def run_processes(serve: Callable[..., Server], tmp_path: Path, steps: list[Any]) -> None:
     name = f"data{len(list(tmp_path.glob('data*.db')))}"
     make_file(tmp_path / f"{name}.db")
-    server = serve(databases=[name], config={**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_seconds": 0.05}}})
+    server = serve(
+        databases=[name], config={**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_interval_seconds": 0.05}}}
+    )
     world = Processes(server)
     # Both subscriptions exist before anything is trimmed, so that everything is owed to them.
     world.publish(["a"])
@@ -315,7 +317,7 @@ async def test_what_datasette_wrote_while_nobody_was_connected(tmp_path: Path, m
 async def test_an_ack_makes_room_though_other_channels_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail_bytes: int
 ) -> None:
-    options = {"max_unacked_messages": 3, "tail_bytes": tail_bytes, "send_bytes": 1 << 16}
+    options = {"max_unacked_messages": 3, "tail_bytes": tail_bytes, "max_send_bytes": 1 << 16}
     async with in_world(tmp_path, monkeypatch, **options) as world:
         reader = world.readers[1]
         await world.publish(["a", "a", "a", "b", "c"], wait=True)
@@ -348,7 +350,7 @@ async def test_a_reader_that_is_back_before_its_cursor_is_saved(
 async def test_the_batcher_commits_before_another_program_was_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with in_world(tmp_path, monkeypatch, poll_seconds=0.3) as world:
+    async with in_world(tmp_path, monkeypatch, watch_interval_seconds=0.3) as world:
         reader = world.readers[0]
         await world.connect(reader)
         for _ in range(3):

@@ -23,7 +23,9 @@ pytestmark = chromium.NEEDED
 
 #: bob publishes under open/ and nowhere else.
 SOME: dict[str, Any] = {
-    "plugins": {"datasette-pubsub": {"channel_rules": {"open/*": {"publish": {"id": "bob"}}, "*": {"view": True}}}}
+    "plugins": {
+        "datasette-pubsub": {"channel_permissions": {"open/*": {"publish": {"id": "bob"}}, "*": {"view": True}}}
+    }
 }
 
 

@@ -155,7 +155,7 @@ def test_what_cannot_begin_is_an_ordinary_error(serve: Callable[..., Server], tm
         databases=["data", "closed"],
         config={
             "databases": {"data": {"permissions": {"publish-message": True}}},
-            "plugins": {"datasette-pubsub": {"max_subscribers_per_actor": 1}},
+            "plugins": {"datasette-pubsub": {"max_streams_per_actor": 1}},
         },
     )
     headers = {"Content-Type": "application/x-ndjson"}
@@ -186,7 +186,7 @@ def test_rights_are_looked_at_again(serve: Callable[..., Server], tmp_path: Path
         f"    if action == 'publish-message' and os.path.exists({str(revoked)!r}):\n"
         "        return PermissionSQL(sql=\"SELECT 'data' AS parent, 'a' AS child, 0 AS allow, 'r' AS reason\")\n"
     )
-    options = {"recheck_seconds": 0.2, "channel_rules": {"secret/*": {"publish": False}}}
+    options = {"permission_recheck_seconds": 0.2, "channel_permissions": {"secret/*": {"publish": False}}}
     server = serve(config={**OPEN, "plugins": {"datasette-pubsub": options}}, options=["--plugins-dir", str(plugins)])
     line = 0
     with Lines(server) as stream:
@@ -326,7 +326,7 @@ def test_who_takes_no_answers_is_cut_off(serve: Callable[..., Server]) -> None:
 
 
 def test_a_publisher_that_disappears_leaves_what_was_taken(serve: Callable[..., Server]) -> None:
-    server = serve(config={**OPEN, "plugins": {"datasette-pubsub": {"max_subscribers": 1}}})
+    server = serve(config={**OPEN, "plugins": {"datasette-pubsub": {"max_streams": 1}}})
     with Lines(server) as stream:
         stream.send({"channel": "a", "payload": "x"})
         stream.ids()

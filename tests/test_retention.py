@@ -63,7 +63,7 @@ def test_age_by_channel_and_for_ever(conn: sqlite3.Connection) -> None:
     for channel in ("audit", "metric", "other"):
         aged(conn, channel, [100, 40, 5, 1])
     rules = (("audit", Rule(days=0)), ("metric", Rule(days=3)))
-    trimmed(conn, Settings(retention_channels=rules))
+    trimmed(conn, Settings(channel_retention=rules))
     rows = conn.execute("SELECT channel, count(*) FROM vpubsub GROUP BY channel").fetchall()
     assert rows == [("audit", 4), ("metric", 1), ("other", 2)]
 
@@ -82,7 +82,7 @@ def test_bytes_are_counted_from_the_newest_back(sizes: list[int], limit: int) ->
                 break
             kept += 1
         assert retention._by_bytes(conn, limit) == len(sizes) - kept
-        trimmed(conn, Settings(retention_days=0, retention_channels=(("a", Rule(bytes=limit)),)))
+        trimmed(conn, Settings(retention_days=0, channel_retention=(("a", Rule(bytes=limit)),)))
         (left,) = conn.execute("SELECT coalesce(sum(length(payload)), 0) FROM vpubsub WHERE channel = 'a'").fetchone()
         assert left <= limit
 

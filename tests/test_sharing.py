@@ -103,7 +103,7 @@ def test_tabs_that_follow_different_channels_share_one_connection(
 
 
 def test_who_is_refused_goes_alone_and_the_others_stay(serve: Callable[..., Server], watched: Watched) -> None:
-    options = {"channel_rules": {"secret": {"view": False}}, "max_channels_per_stream": 3}
+    options = {"channel_permissions": {"secret": {"view": False}}, "max_channels_per_stream": 3}
     server = serve(config={**OPEN, "plugins": {"datasette-pubsub": options}})
     denied = "permission denied: view-channel on channel 'secret' of database data"
     page = blank(watched, server)

@@ -157,13 +157,13 @@ def many_files() -> Iterator[Callable[[int], None]]:
 def test_readers_that_take_nothing(serve: Callable[..., Server], many_files: Callable[[int], None], count: int) -> None:
     many_files(count + 500)
     plugin: dict[str, Any] = {
-        "send_bytes": SEND_BYTES,
+        "max_send_bytes": SEND_BYTES,
         "tail_bytes": TAIL_BYTES,
         "max_payload_bytes": PAYLOAD_BYTES,
         "send_timeout_seconds": SEND_TIMEOUT_SECONDS,
         # One more than there are: nobody else gets in while they hold on, and all can come back afterwards.
-        "max_subscribers": count + 1,
-        "max_subscribers_per_actor": count + 1,
+        "max_streams": count + 1,
+        "max_streams_per_actor": count + 1,
     }
     server = serve(config={**OPEN, "plugins": {"datasette-pubsub": plugin}})
     server.publish(channel="a", payload="first")
@@ -179,7 +179,7 @@ def test_readers_that_take_nothing(serve: Callable[..., Server], many_files: Cal
             stack.callback(stalled[-1].close)
             stalled[-1].begun()
         refused = httpx.get(f"{server.pubsub}/-/stream", params={"channel": "a"})
-        assert (refused.status_code, "max_subscribers" in refused.text) == (429, True)
+        assert (refused.status_code, "max_streams" in refused.text) == (429, True)
 
         # The publisher and the reader go on as if nobody else were there.
         acknowledged: list[int] = []

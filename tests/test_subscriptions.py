@@ -32,7 +32,7 @@ def test_a_row_deleted_by_sql_ends_its_stream_and_leaves_nothing_behind(
     serve: Callable[..., Server], mode: str
 ) -> None:
     """SQLite may give the number of a deleted row again, and a new subscription must not inherit a cursor."""
-    server = serve(config=options(cursor_save_seconds=0.05))
+    server = serve(config=options(cursor_save_interval_seconds=0.05))
     server.publish(*[{"channel": "a", "payload": str(n)} for n in range(5)])
     with stream(server, channel="a", subscription="old") as old:
         assert len(payloads(old, 5)) == 5
@@ -45,7 +45,7 @@ def test_a_row_deleted_by_sql_ends_its_stream_and_leaves_nothing_behind(
 
 
 def test_what_a_subscription_reads_is_changed_by_sql(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(cursor_save_seconds=0.05))
+    server = serve(config=options(cursor_save_interval_seconds=0.05))
     server.publish({"channel": "a", "payload": "a1"}, {"channel": "b", "payload": "b1"})
     with stream(server, channel="a", subscription="s", ack="explicit") as reader:
         assert payloads(reader, 1) == ["a1"]
@@ -65,7 +65,7 @@ def test_what_a_subscription_reads_is_changed_by_sql(serve: Callable[..., Server
 
 
 def test_a_backup_restored_under_a_server_is_noticed(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(cursor_save_seconds=0.05))
+    server = serve(config=options(cursor_save_interval_seconds=0.05))
     ids = server.publish(*[{"channel": "a", "payload": str(n)} for n in range(4)])
     with stream(server, channel="a", subscription="named", ack="explicit") as named:
         named.messages(4)
@@ -139,7 +139,9 @@ def test_a_cursor_that_is_ahead_of_the_log_begins_anew(serve: Callable[..., Serv
 
 @pytest.mark.parametrize("mode", ["auto", "explicit"])
 def test_who_was_connected_is_not_expired_when_the_server_comes_back(serve: Callable[..., Server], mode: str) -> None:
-    server = serve(config=options(subscription_days=1, trim_seconds=0.05, cursor_save_seconds=0.05))
+    server = serve(
+        config=options(subscription_expiry_days=1, trim_interval_seconds=0.05, cursor_save_interval_seconds=0.05)
+    )
     server.publish(channel="a", payload="x")
     with stream(server, channel="a", subscription="s", ack=mode) as reader:
         reader.messages(1)
@@ -157,7 +159,7 @@ def test_who_was_connected_is_not_expired_when_the_server_comes_back(serve: Call
 
 
 def test_a_reader_of_a_quiet_channel_is_not_written_beside_a_busy_one(serve: Callable[..., Server]) -> None:
-    server = serve(config=options(cursor_save_seconds=0.05))
+    server = serve(config=options(cursor_save_interval_seconds=0.05))
 
     def cursor(name: str) -> int:
         return int(server.rows(f"SELECT cursor FROM pubsub_subscriptions WHERE name = '{name}'")[0][0])
@@ -180,7 +182,7 @@ def test_a_reader_of_a_quiet_channel_is_not_written_beside_a_busy_one(serve: Cal
 
 
 def test_rows_that_read_nothing(serve: Callable[..., Server]) -> None:
-    config = options(retention_messages=2, retention_hold_bytes=1000, trim_seconds=0.05)
+    config = options(retention_messages=2, retention_unread_bytes=1000, trim_interval_seconds=0.05)
     server = serve(config=config)
     server.publish(channel="a", payload="installs the log")
     for n, reads in enumerate(("{}", "[]", "5", '{"channels": "abc"}', '{"channels": [1], "patterns": {}}')):
@@ -199,7 +201,7 @@ def test_rows_that_read_nothing(serve: Callable[..., Server]) -> None:
 
 def test_a_gap_that_could_not_be_told_is_told_later(serve: Callable[..., Server]) -> None:
     """A plain Connect stream carries messages only: a gap waits for the next message, which may be another stream's."""
-    server = serve(config=options(cursor_save_seconds=0.05))
+    server = serve(config=options(cursor_save_interval_seconds=0.05))
     request = {"channel": "a", "subscriptionName": "s"}
     server.publish(channel="a", payload="first")
     connect_messages(server, 1, **request)

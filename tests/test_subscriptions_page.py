@@ -90,7 +90,9 @@ def test_who_may_delete_rows_of_the_table_sees_and_deletes_those_of_all(serve: C
                     },
                 }
             },
-            "plugins": {"datasette-pubsub": {"channel_rules": {"secret": {"view": {"id": ["ops", "ada", "sue"]}}}}},
+            "plugins": {
+                "datasette-pubsub": {"channel_permissions": {"secret": {"view": {"id": ["ops", "ada", "sue"]}}}}
+            },
         }
     )
     server.publish(channel="secret", payload="x")
@@ -125,7 +127,7 @@ def test_who_may_delete_rows_of_the_table_sees_and_deletes_those_of_all(serve: C
 
 
 def test_the_list_follows_what_happens(serve: Callable[..., Server], browser: Browser) -> None:
-    server = serve(config={**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_seconds": 0.05}}})
+    server = serve(config={**OPEN, "plugins": {"datasette-pubsub": {"cursor_save_interval_seconds": 0.05}}})
     server.publish(channel="a", payload="1")
     context = browser.new_context()
     watched = Watched(context)

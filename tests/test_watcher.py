@@ -62,7 +62,9 @@ async def test_a_known_commit_calls_nobody_and_a_look_calls_for_any(tmp_path: Pa
 async def test_what_the_batcher_wrote_is_not_read_again_and_what_others_wrote_is(tmp_path: Path) -> None:
     path = tmp_path / "data.db"
     sqlite3.connect(path).close()
-    datasette = Datasette([str(path)], config={"plugins": {"datasette-pubsub": {"poll_seconds": POLL_SECONDS}}})
+    datasette = Datasette(
+        [str(path)], config={"plugins": {"datasette-pubsub": {"watch_interval_seconds": POLL_SECONDS}}}
+    )
     await datasette.start_background_tasks()
     broker = brokers(datasette).of("data")
     try:

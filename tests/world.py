@@ -158,10 +158,10 @@ class World:
         self.readers = readers
         self.options = {
             "synchronous": "normal",
-            "poll_seconds": 0.002,
-            "cursor_save_seconds": 0.05,
+            "watch_interval_seconds": 0.002,
+            "cursor_save_interval_seconds": 0.05,
             "retention_days": 0,
-            "send_bytes": 1024,
+            "max_send_bytes": 1024,
             **options,
         }
         #: Ids that a publisher was given, with what it published, and payloads that must never be seen.

@@ -242,18 +242,18 @@ async def visible_subscriptions(
 def warnings(datasette: Datasette) -> list[str]:
     """What an operator who restricts channels should know, at start."""
     return [
-        f"database {name}: channel_rules restrict channels, but whoever has execute-sql on it can read the log "
+        f"database {name}: channel_permissions restrict channels, but whoever has execute-sql on it can read the log "
         "with SQL; deny execute-sql to those who may not see every channel"
         for name in list(datasette.databases)
         if (broker := brokers(datasette).find(name)) is not None
-        and any(view is not None for _, view, _ in broker.settings.channel_rules)
+        and any(view is not None for _, view, _ in broker.settings.channel_permissions)
     ]
 
 
 def check_named(settings: Settings, actor: Actor, name: str | None) -> None:
     """Raise :class:`PermissionDenied` for a named subscription of a visitor, where those are turned off."""
-    if name and not owner_of(actor) and not settings.anonymous_subscriptions:
-        raise PermissionDenied("named subscriptions are for those who are logged in (anonymous_subscriptions)")
+    if name and not owner_of(actor) and not settings.allow_anonymous_subscriptions:
+        raise PermissionDenied("named subscriptions are for those who are logged in (allow_anonymous_subscriptions)")
 
 
 def owner_of(actor: Actor) -> str:

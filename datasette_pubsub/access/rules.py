@@ -114,7 +114,7 @@ async def _by_default(datasette: Datasette, actor: Actor, action: str) -> list[P
 def patterns_for(settings: Settings, actor: Actor, action: str) -> tuple[tuple[str, bool], ...]:
     """The configured patterns with their verdict on this actor."""
     found = []
-    for pattern, view, publish in settings.channel_rules:
+    for pattern, view, publish in settings.channel_permissions:
         block = view if action == VIEW else publish
         if block is not None:
             found.append((pattern, bool(actor_matches_allow(actor, block))))
@@ -136,7 +136,7 @@ async def _by_pattern(datasette: Datasette, actor: Actor, action: str) -> list[P
         for channel in {*listed, *([candidate] if candidate else [])}:
             if matches(channel):
                 allowed[verdicts.allows(channel)].append((name, channel))
-    return [rows_rule(found, int(ok), "channel_rules") for ok, found in allowed.items() if found]
+    return [rows_rule(found, int(ok), "channel_permissions") for ok, found in allowed.items() if found]
 
 
 @contextmanager

@@ -97,7 +97,7 @@ async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
     broker = brokers(datasette).find(name)
     restricted = any(rule.sql or rule.restriction_sql for rule in rules)
     # Viewing follows from the table itself where no rule says anything about channels.
-    if broker is None or not (restricted or broker.settings.channel_rules):
+    if broker is None or not (restricted or broker.settings.channel_permissions):
         return True
     return not leave_nothing(rules) and (await rights(datasette, actor, VIEW, name)).everything
 

@@ -75,7 +75,7 @@ class Broker:
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
         holder = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._batcher = Batcher(settings, self.store.session, self._committed, holder)
-        self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.poll_seconds)
+        self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.watch_interval_seconds)
         #: Of subscribers and of publishers.
         self._admission = Admission(self.name, settings)
         self._holders = Holders(self._batcher, holder)

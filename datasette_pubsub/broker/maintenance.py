@@ -26,7 +26,7 @@ from .active import Holders
 logger = logging.getLogger("datasette_pubsub")
 
 #: How old ``last_seen_at`` of a connected subscription may become, in seconds; and
-#: as a part of ``subscription_days``, so that none expires at once when its
+#: as a part of ``subscription_expiry_days``, so that none expires at once when its
 #: connection ends, or when the server comes back before its reader does.
 SEEN_SECONDS = 60.0
 SEEN_PART = 0.1
@@ -64,7 +64,7 @@ class Upkeep:
     async def run_cursors(self) -> None:
         """Save the cursors of live automatic subscriptions now and then, and look after the rows of all."""
         while True:
-            await asyncio.sleep(self._settings.cursor_save_seconds)
+            await asyncio.sleep(self._settings.cursor_save_interval_seconds)
             if self._removed():
                 return
             self._holders.save()
@@ -108,7 +108,7 @@ class Upkeep:
             name = self._holders.name
             done = await self._file.change(lambda conn: subscriptions.claim_late(conn, name, waiting))
             self._holders.claimed(waiting, done)
-        days = self._settings.subscription_days
+        days = self._settings.subscription_expiry_days
         age = min(SEEN_SECONDS, days * 86400 * SEEN_PART) if days else SEEN_SECONDS
         limit = utc_text(datetime.now(UTC) - timedelta(seconds=age))
         states, stale = await self._file.read(lambda conn: subscriptions.states(conn, held, limit))
@@ -126,7 +126,7 @@ class Upkeep:
                 logger.warning("database %s: not trimmed: %s", self._name, error.message)
             except Exception:
                 logger.exception("database %s: not trimmed; trying again later", self._name)
-            await asyncio.sleep(self._settings.trim_seconds)
+            await asyncio.sleep(self._settings.trim_interval_seconds)
 
     async def _trim(self) -> None:
         """Remove what retention releases."""
@@ -135,8 +135,10 @@ class Upkeep:
             began = time.monotonic()
             await self._file.change(lambda conn: retention.trim(conn, left))
             await asyncio.sleep(time.monotonic() - began)
-        if self._settings.subscription_days and await self._file.read(schema.installed):
+        if self._settings.subscription_expiry_days and await self._file.read(schema.installed):
             live = self._holders.ids
-            gone = await self._file.change(lambda conn: retention.expire(conn, self._settings.subscription_days, live))
+            gone = await self._file.change(
+                lambda conn: retention.expire(conn, self._settings.subscription_expiry_days, live)
+            )
             for name in gone:
                 logger.info("database %s: subscription %s expired", self._name, name)

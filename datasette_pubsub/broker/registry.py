@@ -19,9 +19,9 @@ from .broker import Broker
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: How old an answer about rights may be, in seconds, and at most half of ``recheck_seconds``. Asking Datasette takes
-#: longer than all the rest of a small publish; and of ten thousand readers each would ask the same, at a fifth of a
-#: core.
+#: How old an answer about rights may be, in seconds, and at most half of ``permission_recheck_seconds``. Asking
+#: Datasette takes longer than all the rest of a small publish; and of ten thousand readers each would ask the same, at
+#: a fifth of a core.
 MOMENT_SECONDS = 1.0
 
 
@@ -47,7 +47,7 @@ class Brokers:
     def moment(self, name: str) -> float:
         """How old an answer about the rights in a database may be, in seconds."""
         broker = self.find(name)
-        return MOMENT_SECONDS if broker is None else min(MOMENT_SECONDS, broker.settings.recheck_seconds / 2)
+        return MOMENT_SECONDS if broker is None else min(MOMENT_SECONDS, broker.settings.permission_recheck_seconds / 2)
 
     def begin(self) -> None:
         """Remember the event loop; called on it, by Datasette's startup."""

@@ -111,7 +111,7 @@ class Subscribing:
             head = await self._head()
             wanted = await self._first_position(subscription, asked.where)
             position = min(wanted, head)
-            catch_up = CatchUp(selector, self._settings.send_bytes)
+            catch_up = CatchUp(selector, self._settings.max_send_bytes)
             if subscription is not None:
                 if wanted > head:
                     position = subscription.cursor
@@ -138,13 +138,13 @@ class Subscribing:
                 encoder,
                 position,
                 StreamOptions(
-                    send_bytes=self._settings.send_bytes,
+                    send_bytes=self._settings.max_send_bytes,
                     heartbeat_seconds=asked.heartbeat_seconds or self._settings.heartbeat_seconds,
                     automatic=automatic,
                     ahead=wanted > head or (subscription is not None and subscription.ahead),
                     max_unacked=self._settings.max_unacked_messages if asked.ack == "explicit" else None,
                     allowed=asked.allowed,
-                    recheck_seconds=self._settings.recheck_seconds,
+                    recheck_seconds=self._settings.permission_recheck_seconds,
                     expires_in=asked.expires_in,
                     direct_send=self._settings.direct_send and compat.CAN_ENTER_TASKS,
                 ),

@@ -30,12 +30,12 @@ class Watcher:
         connect: Callable[[], sqlite3.Connection],
         known: Callable[[sqlite3.Connection], bool],
         changed: Callable[[], Awaitable[None]],
-        poll_seconds: float,
+        watch_interval_seconds: float,
     ) -> None:
         self._connect = connect
         self._known = known
         self._changed = changed
-        self._poll_seconds = poll_seconds
+        self._poll_seconds = watch_interval_seconds
         self._conn: sqlite3.Connection | None = None
         self._version: int | None = None
         self._needed = asyncio.Event()

@@ -35,7 +35,7 @@ def command(opened: Opener) -> click.Command:
     @click.argument("table", required=False)
     @click.option("--channel", help="Where changes are published; default changes/TABLE.")
     @click.option(
-        "--per-row", metavar="SQL", help="The value of this expression of columns follows the channel's name."
+        "--channel-suffix", metavar="SQL", help="The value of this expression of columns follows the channel's name."
     )
     @click.option("--column", "columns", multiple=True, help="Only this column, and the key; repeats.")
     @click.option(
@@ -69,7 +69,7 @@ def command(opened: Opener) -> click.Command:
         file: str,
         table: str | None,
         channel: str | None,
-        per_row: str | None,
+        channel_suffix: str | None,
         columns: tuple[str, ...],
         operations: tuple[str, ...],
         when_insert: str | None,
@@ -90,7 +90,7 @@ def command(opened: Opener) -> click.Command:
         Creates triggers, in place of those that this command or Datasette made before.
         """
         conditions = {"insert": when_insert, "update": when_update, "delete": when_delete}
-        chosen = channel, per_row, columns, operations, *conditions.values(), no_new, no_old
+        chosen = channel, channel_suffix, columns, operations, *conditions.values(), no_new, no_old
         if show + remove + dry_run + again + check > 1 or ((show or remove or again or check) and any(chosen)):
             raise click.UsageError(
                 "--show, --remove, --again, --check and --dry-run exclude each other, and only the last takes options"
@@ -127,7 +127,7 @@ def command(opened: Opener) -> click.Command:
                 else:
                     wanted = Broadcast(
                         channel if channel is not None else default_channel(shape.table),
-                        per_row or "",
+                        channel_suffix or "",
                         columns or None,
                         not no_new,
                         not no_old,

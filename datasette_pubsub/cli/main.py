@@ -120,7 +120,11 @@ def publish(file: str, channel: str | None, payload: str | None, key: str | None
 @click.option("--pattern", multiple=True, metavar="GLOB", help="Channels by pattern, like 'orders/*'; repeats.")
 @click.option("--after", metavar="ID", help="Begin after this message id.")
 @click.option("--since", metavar="TIME", help="Begin with the first message since an ISO 8601 time.")
-@click.option("--earliest", is_flag=True, help="Begin with the oldest message of the log.")
+@click.option(
+    "--start",
+    type=click.Choice(["earliest", "latest"]),
+    help="Begin with the oldest message of the log, or with the next one.",
+)
 @click.option(
     "-n", "count", type=click.IntRange(min=0), metavar="COUNT", help="Begin with the newest COUNT messages; default 10."
 )
@@ -133,7 +137,7 @@ def tail(
     pattern: tuple[str, ...],
     after: str | None,
     since: str | None,
-    earliest: bool,
+    start: str | None,
     count: int | None,
     follow: bool,
     as_json: bool,
@@ -144,8 +148,8 @@ def tail(
     characters made visible. --json shows payloads as they are. Messages after
     --after that were trimmed are told: on standard error, and as "missed" in JSON.
     """
-    if sum((after is not None, since is not None, earliest, count is not None)) > 1:
-        raise click.UsageError("--after, --since, --earliest and -n exclude each other: each says where to begin")
+    if sum((after is not None, since is not None, start is not None, count is not None)) > 1:
+        raise click.UsageError("--after, --since, --start and -n exclude each other: each says where to begin")
     after_id = check_message_id(after, "--after") if after is not None else None
     since_time = check_since(since, "--since") if since is not None else None
     selector = Selector.of(channel, pattern) or Selector(patterns=("*",))
@@ -157,8 +161,8 @@ def tail(
                 position = after_id
             elif since_time is not None:
                 position = log.before_time(conn, since_time)
-            elif earliest:
-                position = 0
+            elif start is not None:
+                position = 0 if start == "earliest" else end
             else:
                 position = log.before_newest(conn, selector, 10 if count is None else count)
         reader = CatchUp(selector, PAGE_BYTES)

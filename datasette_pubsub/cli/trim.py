@@ -31,7 +31,7 @@ def limits(days: float | None, messages: int | None, size: int | None, patterns:
     if not patterns:
         return Settings(retention_days=days or 0, retention_messages=messages or 0, retention_bytes=size or 0)
     rule = Rule(days, messages, size)
-    return Settings(retention_days=0, retention_channels=tuple((pattern, rule) for pattern in patterns))
+    return Settings(retention_days=0, channel_retention=tuple((pattern, rule) for pattern in patterns))
 
 
 class Trimmer:

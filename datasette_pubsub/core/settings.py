@@ -85,8 +85,10 @@ class Settings:
         64 * 1024 * 1024, "bytes", "payload bytes waiting for the batcher, before it pushes back", 1024
     )
     tail_bytes: int = _option(16 * 1024 * 1024, "bytes", "newest messages kept in memory for live subscribers", 0)
-    send_bytes: int = _option(256 * 1024, "bytes", "most that one send to a subscriber carries", 1024, 16 * 1024 * 1024)
-    max_subscribers: int = _option(10_000, "streams", "streams open at once on this database", 1)
+    max_send_bytes: int = _option(
+        256 * 1024, "bytes", "most that one send to a subscriber carries", 1024, 16 * 1024 * 1024
+    )
+    max_streams: int = _option(10_000, "streams", "streams open at once on this database", 1)
     max_channels_per_stream: int = _option(
         100, "channels and patterns", "channels and patterns that one stream may name", 1, 10_000
     )
@@ -94,16 +96,16 @@ class Settings:
         15.0, "seconds", "silence after which an SSE stream carries a heartbeat", 0.1, 3600
     )
     send_timeout_seconds: float = _option(
-        60.0, "seconds", "how long a reader may leave a send unread before it is cut off", 0.1, 86400
+        60.0, "seconds", "disconnect a subscriber that has not accepted data for this long", 0.1, 86400
     )
-    poll_seconds: float = _option(
+    watch_interval_seconds: float = _option(
         0.004,
         "seconds",
         "how often commits by other processes are looked for while somebody is subscribed",
         0.001,
         10,
     )
-    cursor_save_seconds: float = _option(
+    cursor_save_interval_seconds: float = _option(
         1.0, "seconds", "how often the cursors of live subscriptions that were sent something are saved", 0.05, 60
     )
     retention_days: float = _option(
@@ -111,39 +113,42 @@ class Settings:
     )
     retention_messages: int = _option(0, "messages", "the log keeps the newest so many messages; 0 sets no limit", 0)
     retention_bytes: int = _option(0, "bytes", "the log keeps the newest so many bytes of payload; 0 sets no limit", 0)
-    retention_channels: tuple[tuple[str, Rule], ...] = _option(
+    channel_retention: tuple[tuple[str, Rule], ...] = _option(
         (),
         "mapping",
         "own limits for the channels of a GLOB pattern, by `days`, `messages` and `bytes`; "
         "the first pattern that matches counts, each channel by itself; 0 sets no limit",
     )
-    retention_hold_bytes: int = _option(
+    retention_unread_bytes: int = _option(
         0,
         "bytes",
-        "what named subscriptions have not finished is kept beyond the rules, up to so many bytes of payload",
+        "keep up to this many payload bytes past the retention limits while a named subscription has not processed them",
         0,
     )
-    trim_seconds: float = _option(60.0, "seconds", "how often old messages are looked for", 0.05, 86400)
-    subscription_days: float = _option(
-        0.0, "days", "subscriptions that nobody used for so long are deleted; 0 keeps them for ever", 0, MAX_DAYS
+    trim_interval_seconds: float = _option(60.0, "seconds", "how often old messages are looked for", 0.05, 86400)
+    subscription_expiry_days: float = _option(
+        0.0, "days", "subscriptions that were not used for this long are deleted; 0 keeps them for ever", 0, MAX_DAYS
     )
     max_unacked_messages: int = _option(
-        10_000, "messages", "messages in flight to a subscriber that acks, before it gets no more", 1
+        10_000,
+        "messages",
+        "messages sent to a subscriber with explicit acks and not acknowledged, before it gets no more",
+        1,
     )
     max_snapshot_rows: int = _option(10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000)
-    channel_rules: tuple[tuple[str, Any, Any], ...] = _option(
+    channel_permissions: tuple[tuple[str, Any, Any], ...] = _option(
         (),
         "mapping",
         "who may `view` and `publish` the channels of a GLOB pattern, each an allow block; the first pattern that "
         "matches counts, before the rules for the database",
     )
-    anonymous_subscriptions: bool = _option(
+    allow_anonymous_subscriptions: bool = _option(
         True, "true or false", "whether visitors who are not logged in may have named subscriptions"
     )
-    recheck_seconds: float = _option(
-        60.0, "seconds", "how often the right to an open stream is checked again", 0.1, 86400
+    permission_recheck_seconds: float = _option(
+        60.0, "seconds", "how often the permission of an open stream is checked again", 0.1, 86400
     )
-    max_subscribers_per_actor: int = _option(
+    max_streams_per_actor: int = _option(
         2_000, "streams", "streams open at once for one actor, or for one address of anonymous visitors", 1
     )
     max_subscriptions_per_actor: int = _option(1_000, "subscriptions", "named subscriptions of one actor", 1)
@@ -165,7 +170,7 @@ class Settings:
     direct_send: bool = _option(
         True, "true or false", "whether the hub sends to waiting subscribers without waking their tasks"
     )
-    demo: str = _option(
+    demo_database: str = _option(
         "", "file name", "demo database to make and serve, beside the configuration file (instance only)"
     )
 
@@ -211,7 +216,7 @@ def _access(option: str, value: Any) -> tuple[tuple[str, Any, Any], ...]:
 def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
     where = f"{PLUGIN}: option {option!r}"
     if kind is tuple:
-        return _access(option, value) if option == "channel_rules" else _rules(option, value)
+        return _access(option, value) if option == "channel_permissions" else _rules(option, value)
     if kind is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} must be true or false")
@@ -246,8 +251,8 @@ def read_settings(instance: Any, database: Any = None) -> Settings:
         for name, value in block.items():
             if name not in kinds:
                 raise ConfigError(f"{PLUGIN}: unknown option {name!r}; known: {', '.join(sorted(kinds))}")
-            if name == "demo" and level == "database":
-                raise ConfigError(f"{PLUGIN}: option 'demo' belongs to the instance, not to a database")
+            if name == "demo_database" and level == "database":
+                raise ConfigError(f"{PLUGIN}: option 'demo_database' belongs to the instance, not to a database")
             values[name] = _check(name, *(kinds[name][0], value, kinds[name][1]))
     settings = Settings(**values)
     if settings.synchronous not in SYNCHRONOUS:

@@ -186,7 +186,7 @@ async def serve_demo(datasette: Datasette, file_name: str) -> None:
     from datasette.database import Database
 
     if Path(file_name).name != file_name:
-        raise ConfigError(f"{PLUGIN}: option 'demo' must be a file name without a folder, like weather.db")
+        raise ConfigError(f"{PLUGIN}: option 'demo_database' must be a file name without a folder, like weather.db")
     path = Path(datasette.config_dir or ".") / file_name
     db = _served(datasette, path)
     added = db is None
@@ -202,7 +202,7 @@ async def serve_demo(datasette: Datasette, file_name: str) -> None:
     except (PubsubError, sqlite3.Error) as error:
         if added:
             datasette.remove_database(db.name)
-        raise ConfigError(f"{PLUGIN}: option 'demo': {file_name} cannot be made or used: {error}") from None
+        raise ConfigError(f"{PLUGIN}: option 'demo_database': {file_name} cannot be made or used: {error}") from None
 
 
 def _served(datasette: Datasette, path: Path) -> Database | None:

@@ -40,15 +40,15 @@ class Admission:
         """
         if self._closing:
             raise Unavailable("the server is going away; try again")
-        if self._open >= self._settings.max_subscribers:
+        if self._open >= self._settings.max_streams:
             raise TooMany(
                 f"{self._open} streams are open on database {self._name}; "
-                f"the limit is {self._settings.max_subscribers} (max_subscribers)"
+                f"the limit is {self._settings.max_streams} (max_streams)"
             )
-        if self._parties[party] >= self._settings.max_subscribers_per_actor:
+        if self._parties[party] >= self._settings.max_streams_per_actor:
             raise TooMany(
                 f"{self._parties[party]} streams are open for this actor on database {self._name}; "
-                f"the limit is {self._settings.max_subscribers_per_actor} (max_subscribers_per_actor)"
+                f"the limit is {self._settings.max_streams_per_actor} (max_streams_per_actor)"
             )
         self._open += 1
         self._parties[party] += 1

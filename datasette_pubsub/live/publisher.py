@@ -113,7 +113,7 @@ class Inflow:
 
     async def _current(self) -> Rights:
         now = asyncio.get_running_loop().time()
-        if self._verdicts is None or now - self._checked >= self._settings.recheck_seconds:
+        if self._verdicts is None or now - self._checked >= self._settings.permission_recheck_seconds:
             self._checked = now
             self._verdicts = await self._rights()
             if self._verdicts is None:

@@ -54,7 +54,7 @@ def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = N
     database = settings.retention
     whole = max(_by_count(conn, database.messages), _by_bytes(conn, database.bytes))
     aged = _by_age(conn, database.days, now)
-    if log.earliest(conn) > max(whole, aged) and not settings.retention_channels:
+    if log.earliest(conn) > max(whole, aged) and not settings.channel_retention:
         return {}
     found: dict[Name, int] = {}
     for channel in log.channel_names(conn):
@@ -71,14 +71,14 @@ def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = N
             goal = max(goal, _before_young(conn, channel, goal, old, days, now))
         if oldest <= goal:
             found[channel] = goal
-    if settings.retention_hold_bytes and found:
-        _hold(conn, found, settings.retention_hold_bytes)
+    if settings.retention_unread_bytes and found:
+        _hold(conn, found, settings.retention_unread_bytes)
     return found
 
 
 def _rule_of(settings: Settings, channel: str) -> Rule | None:
     """The channel's own rule, if it has one: that of the first pattern that matches it."""
-    for pattern, rule in settings.retention_channels:
+    for pattern, rule in settings.channel_retention:
         if glob_regex(pattern).fullmatch(channel):
             return rule
     return None
