@@ -14,7 +14,7 @@ from datasette.events import Event
 from datasette.utils.asgi import Request
 
 from . import lazy
-from .asgi.deferred import outlast
+from .asgi.deferred import run_deferred
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
     from .broadcast import tables as broadcast_tables
     from .broker import broker as broker_module
     from .broker import shutdown
-    from .broker.registry import Brokers
+    from .broker.registry import Registry
     from .demo import weather
     from .http import responses
     from .pages import broadcast, jump_menu, live_table, panel, publish_form, runs, viewer
     from .publish_batch import aggregate, bridge
     from .storage import log
 else:
-    aggregate = lazy.Later("publish_batch.aggregate")
-    bridge = lazy.Later("publish_batch.bridge")
-    broadcast = lazy.Later("pages.broadcast")
-    broadcast_tables = lazy.Later("broadcast.tables")
-    broker_module = lazy.Later("broker.broker")
-    compat = lazy.Later("compat")
-    responses = lazy.Later("http.responses")
-    jump_menu = lazy.Later("pages.jump_menu")
-    live_table = lazy.Later("pages.live_table")
-    log = lazy.Later("storage.log")
-    panel = lazy.Later("pages.panel")
-    permissions = lazy.Later("access.permissions")
-    publish_form = lazy.Later("pages.publish_form")
-    rules = lazy.Later("access.rules")
-    rulings = lazy.Later("access.rulings")
-    runs = lazy.Later("pages.runs")
-    shutdown = lazy.Later("broker.shutdown")
-    table_rules = lazy.Later("access.table_rules")
-    viewer = lazy.Later("pages.viewer")
-    weather = lazy.Later("demo.weather")
+    aggregate = lazy.LazyModule("publish_batch.aggregate")
+    bridge = lazy.LazyModule("publish_batch.bridge")
+    broadcast = lazy.LazyModule("pages.broadcast")
+    broadcast_tables = lazy.LazyModule("broadcast.tables")
+    broker_module = lazy.LazyModule("broker.broker")
+    compat = lazy.LazyModule("compat")
+    responses = lazy.LazyModule("http.responses")
+    jump_menu = lazy.LazyModule("pages.jump_menu")
+    live_table = lazy.LazyModule("pages.live_table")
+    log = lazy.LazyModule("storage.log")
+    panel = lazy.LazyModule("pages.panel")
+    permissions = lazy.LazyModule("access.permissions")
+    publish_form = lazy.LazyModule("pages.publish_form")
+    rules = lazy.LazyModule("access.rules")
+    rulings = lazy.LazyModule("access.rulings")
+    runs = lazy.LazyModule("pages.runs")
+    shutdown = lazy.LazyModule("broker.shutdown")
+    table_rules = lazy.LazyModule("access.table_rules")
+    viewer = lazy.LazyModule("pages.viewer")
+    weather = lazy.LazyModule("demo.weather")
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -77,9 +77,9 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
 ]
 
 
-def brokers(datasette: Datasette) -> Brokers:
+def registry(datasette: Datasette) -> Registry:
     """The brokers of this Datasette."""
-    from .broker.registry import brokers as known
+    from .broker.registry import registry as known
 
     return known(datasette)
 
@@ -109,7 +109,7 @@ def register_events() -> list[type[Event]]:
 def track_event(datasette: Datasette, event: Event) -> Any:
     """After the commit: wake the hub."""
     if isinstance(event, PublishMessages):
-        broker = brokers(datasette).find(event.database)
+        broker = registry(datasette).find(event.database)
         if broker is not None:
             return broker.refresh()
     return None
@@ -118,12 +118,12 @@ def track_event(datasette: Datasette, event: Event) -> Any:
 @hookimpl
 def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
     async def begin() -> None:
-        brokers(datasette).begin()
-        if brokers(datasette).instance_settings.demo_database:
-            await weather.serve_demo(datasette, brokers(datasette).instance_settings.demo_database)
+        registry(datasette).begin()
+        if registry(datasette).instance_settings.demo_database:
+            await weather.serve_demo(datasette, registry(datasette).instance_settings.demo_database)
         for name in list(datasette.databases):
-            brokers(datasette).settings(name)
-            broker = brokers(datasette).find(name)
+            registry(datasette).settings(name)
+            broker = registry(datasette).find(name)
             if broker is not None:
                 runs.make_known(datasette.get_database(name))
                 await broker.store.look()
@@ -135,12 +135,12 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
 
 @hookimpl(specname="shutdown")
 async def end(datasette: Datasette) -> None:
-    await brokers(datasette).stop()
+    await registry(datasette).stop()
 
 
 @hookimpl
 def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datasette) -> None:
-    broker = brokers(datasette).find(database)
+    broker = registry(datasette).find(database)
     if broker is None:
         return
     # Only Database.connect(write=True) sets this isolation level.
@@ -168,7 +168,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
     """
     if database == INTERNAL or broker_module.in_batcher.get():
         return None
-    broker = brokers(datasette).find(database)
+    broker = registry(datasette).find(database)
     if broker is None:
         return None
     # Datasette puts the write into its queue right after this, without a turn of the event loop between.
@@ -178,7 +178,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
         absence = broker.store.absence()
         if absence is not None:
             raise sqlite3.OperationalError(absence.message)
-        token = bridge.current.set(bridge.Caller(request) if request is not None else None)
+        token = bridge.current.set(bridge.RequestContext(request) if request is not None else None)
         aggregate.failure.set(None)
         before = log.head(conn)
         broadcasts = broadcast_tables.standing(conn)
@@ -222,7 +222,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
                 return
             shutdown.listen(datasette)
             answers = rulings.request_answers.set(rulings.Kept())
-            token = bridge.current.set(bridge.Caller(run=runs.take_wanted()))
+            token = bridge.current.set(bridge.RequestContext(run=runs.take_wanted()))
             try:
                 await app(
                     compat.with_server(scope, receive, send), receive, responses.with_cors(datasette, scope, send)
@@ -235,7 +235,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
 
     # The first is the innermost: other plugins' wrappers are around a stream for as long as it lives.
     others = yield
-    return [outlast, *others, wrap]
+    return [run_deferred, *others, wrap]
 
 
 @hookimpl

@@ -16,7 +16,7 @@ from typing import Any
 _OF_VIEWS: set[str] = set()
 
 
-class Later(ModuleType):
+class LazyModule(ModuleType):
     """A module of this package, which is loaded when something of it is first asked for."""
 
     def __init__(self, name: str) -> None:
@@ -29,7 +29,7 @@ class Later(ModuleType):
 def view(module: str, name: str) -> Callable[..., Awaitable[Any]]:
     """A view of a module that is loaded, at the latest, by the view's first request."""
     _OF_VIEWS.add(module)
-    modules = Later(module)
+    modules = LazyModule(module)
 
     async def called(scope: Any, receive: Any, send: Any, request: Any, datasette: Any) -> Any:
         return await getattr(modules, name)(scope, receive, send, request, datasette)

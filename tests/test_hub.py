@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasette_pubsub.asgi.frame_sender import Outlet
+from datasette_pubsub.asgi.frame_sender import FrameSender
 from datasette_pubsub.core.events import Bye, Event, Superseded
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.values import Message, Page
 from datasette_pubsub.live.hub import SERVED_AT_ONCE, Hub
-from datasette_pubsub.live.subscriber import Stream, StreamOptions
+from datasette_pubsub.live.subscriber import Subscriber, SubscriberOptions
 
 
 class Numbers:
@@ -64,7 +64,7 @@ class World:
 
     def stream(
         self, selector: Selector, position: int, size: int, heartbeat: float = 0.005, unacked: int | None = None
-    ) -> Stream:
+    ) -> Subscriber:
         waiter = self.hub.register(selector)
         self.refresh()
 
@@ -75,8 +75,8 @@ class World:
             position = found[-1].id if len(found) == min(limit, 3) else head
             return Page(found, position, head)
 
-        options = StreamOptions(send_bytes=size, heartbeat_seconds=heartbeat, max_unacked=unacked)
-        return Stream(self.hub, waiter, read, Numbers(), position, options)
+        options = SubscriberOptions(send_bytes=size, heartbeat_seconds=heartbeat, max_unacked=unacked)
+        return Subscriber(self.hub, waiter, read, Numbers(), position, options)
 
 
 channel = st.sampled_from(["a", "b", "c"])
@@ -107,10 +107,10 @@ def test_a_reader_that_must_acknowledge_first_misses_nothing(served: bool) -> No
         async def send(message: dict[str, Any]) -> None:
             got.extend(int(part) for part in message["body"].split() if part.isdigit())
 
-        outlet = Outlet(send, 60)
+        frame_sender = FrameSender(send, 60)
         if served:
-            stream.through(outlet.begin)
-        sending = outlet.start(stream.frames())
+            stream.through(frame_sender.begin)
+        sending = frame_sender.start(stream.frames())
         await turns()
         for count in (5, 1, 1):
             world.commit(["a"] * count, told=True)
@@ -138,10 +138,10 @@ def test_a_reader_that_is_woken_for_nothing_gets_its_heartbeats(served: bool) ->
         async def send(message: dict[str, Any]) -> None:
             got.append(message["body"])
 
-        outlet = Outlet(send, 60)
+        frame_sender = FrameSender(send, 60)
         if served:
-            stream.through(outlet.begin)
-        sending = outlet.start(stream.frames())
+            stream.through(frame_sender.begin)
+        sending = frame_sender.start(stream.frames())
         end = asyncio.get_running_loop().time() + 30
         while b"Heartbeat" not in got[1:] and asyncio.get_running_loop().time() < end:
             # Each of these would once have begun the wait for the heartbeat anew.
@@ -175,9 +175,9 @@ async def run(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int,
 
     async def reader(n: int) -> None:
         if served:
-            outlet = Outlet(lambda message: take(n, message["body"]), 60)
-            streams[n].through(outlet.begin)
-            await outlet.start(streams[n].frames())
+            frame_sender = FrameSender(lambda message: take(n, message["body"]), 60)
+            streams[n].through(frame_sender.begin)
+            await frame_sender.start(streams[n].frames())
             return
         async for data in streams[n].frames():
             await take(n, data)
@@ -254,15 +254,15 @@ async def turns_until(done: Callable[[], bool]) -> None:
 class Reader:
     """A live subscriber whose send does not wait while ``open``, and what it was sent."""
 
-    stream: Stream
+    stream: Subscriber
     got: list[bytes] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.open.set()
-        outlet = Outlet(self.send, 60)
-        self.stream.through(outlet.begin)
-        self.task = outlet.start(self.stream.frames())
+        frame_sender = FrameSender(self.send, 60)
+        self.stream.through(frame_sender.begin)
+        self.task = frame_sender.start(self.stream.frames())
 
     async def send(self, message: dict[str, Any]) -> None:
         self.got.append(message["body"])
@@ -355,9 +355,9 @@ async def test_a_stream_that_has_ended_is_freed_without_the_garbage_collector() 
 
     stream = world.stream(Selector.of(["a"]), 0, 1000, 60)
     waiter, ended = stream._waiter, weakref.ref(stream)
-    outlet = Outlet(send, 60)
-    stream.through(outlet.begin)
-    task = outlet.start(stream.frames())
+    frame_sender = FrameSender(send, 60)
+    stream.through(frame_sender.begin)
+    task = frame_sender.start(stream.frames())
     await turns_until(lambda: not waiter.woken)
     world.commit(["a"], told=True)
     await turns_until(lambda: bool(got))

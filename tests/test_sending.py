@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from datasette_pubsub.asgi.frame_sender import Outlet, ReaderStuck
+from datasette_pubsub.asgi.frame_sender import FrameSender, SendTimeout
 
 place: ContextVar[str] = ContextVar("place")
 
 
 class Frames:
-    """A stream for tests: it gives the outlet one frame, and then waits to be given another."""
+    """A stream for tests: it gives the frame_sender one frame, and then waits to be given another."""
 
     def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]], seconds: float = 60) -> None:
         self.more = asyncio.Event()
         self.next = b"first"
-        self.outlet = Outlet(send, seconds)
-        self.task = self.outlet.start(self.all())
+        self.frame_sender = FrameSender(send, seconds)
+        self.task = self.frame_sender.start(self.all())
 
     async def all(self) -> AsyncGenerator[bytes, None]:
         while True:
@@ -32,7 +32,7 @@ class Frames:
     async def begin(self, data: bytes) -> bool:
         """As the hub does, in a call of the event loop's own."""
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(lambda: done.set_result(self.outlet.begin(data)))
+        asyncio.get_running_loop().call_soon(lambda: done.set_result(self.frame_sender.begin(data)))
         return await done
 
     def finish(self, data: bytes) -> None:
@@ -99,7 +99,7 @@ async def test_a_send_that_was_begun_does_not_wait_for_ever() -> None:
     await asyncio.sleep(0)
     assert not await frames.begin(b"never taken")
     frames.finish(b"never taken")
-    with pytest.raises(ReaderStuck):
+    with pytest.raises(SendTimeout):
         await frames.task
 
 

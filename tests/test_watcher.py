@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from datasette.app import Datasette
 
-from datasette_pubsub.broker.registry import brokers
+from datasette_pubsub.broker.registry import registry
 from datasette_pubsub.broker.watcher import Watcher
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.values import Item
@@ -66,7 +66,7 @@ async def test_what_the_batcher_wrote_is_not_read_again_and_what_others_wrote_is
         [str(path)], config={"plugins": {"datasette-pubsub": {"watch_interval_seconds": POLL_SECONDS}}}
     )
     await datasette.start_background_tasks()
-    broker = brokers(datasette).of("data")
+    broker = registry(datasette).of("data")
     try:
         await broker.publish([Item("a", "installs the log")])
         waiter = broker.hub.register(Selector.of(["a"]))
@@ -87,5 +87,5 @@ async def test_what_the_batcher_wrote_is_not_read_again_and_what_others_wrote_is
                 await asyncio.sleep(POLL_SECONDS)
         broker.hub.unregister(waiter)
     finally:
-        brokers(datasette).close_streams()
+        registry(datasette).close_streams()
         await datasette.invoke_shutdown()

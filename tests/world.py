@@ -20,14 +20,14 @@ from typing import Any
 from datasette.app import Datasette
 
 from datasette_pubsub.broker.broker import Broker
-from datasette_pubsub.broker.registry import brokers
+from datasette_pubsub.broker.registry import registry
 from datasette_pubsub.broker.subscribing import SubscribeOptions
 from datasette_pubsub.core.errors import Unavailable
 from datasette_pubsub.core.events import Event, Gap, Superseded
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.values import AckMode, Item, Message
-from datasette_pubsub.live.subscriber import Stream
+from datasette_pubsub.live.subscriber import Subscriber
 from datasette_pubsub.storage import retention, schema
 
 #: How long anything that must happen may take, in seconds.
@@ -95,7 +95,7 @@ class Connection:
     selector: Selector
     gone_before: set[int]
     task: asyncio.Task[None] | None = None
-    stream: Stream | None = None
+    stream: Subscriber | None = None
     start: int = -1
     gone_at_start: set[int] = field(default_factory=set)
     received: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -212,11 +212,11 @@ class World:
     async def start(self) -> None:
         self.datasette = Datasette([str(self.path)], config={"plugins": {"datasette-pubsub": self.options}})
         await self.datasette.start_background_tasks()
-        self.broker: Broker = brokers(self.datasette).of(self.path.stem)
+        self.broker: Broker = registry(self.datasette).of(self.path.stem)
 
     async def restart(self) -> None:
         """Stop as a server does: streams end first, then the plugin is told; and start again."""
-        brokers(self.datasette).close_streams()
+        registry(self.datasette).close_streams()
         connections = [connection for reader in self.readers for connection in reader.connections]
         for connection in connections:
             connection.flows.set()

@@ -23,8 +23,8 @@ from ..core.selector import Selector
 from ..core.validation import check_message_id, check_subscription_name
 from ..core.values import ANYWHERE, AckMode, Item, Where
 from ..core.verdicts import Rights
-from ..live.publisher import Inflow
-from ..live.subscriber import Stream
+from ..live.publisher import PublishStream
+from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
 from . import permissions, revalidation
 from .cross_site import refuse_elsewhere
@@ -63,7 +63,7 @@ class Admitted:
         self._wanted = wanted
         self._visible = visible
 
-    def open(self, encoder: Encoder) -> AbstractAsyncContextManager[Stream]:
+    def open(self, encoder: Encoder) -> AbstractAsyncContextManager[Subscriber]:
         """The live subscriber, until the block ends. Raises :class:`~.core.errors.PubsubError`."""
         asked, actor = self._asked, self._request.actor
         return self._broker.subscribe(
@@ -104,7 +104,9 @@ async def admit(datasette: Datasette, request: Request, broker: Broker, asked: A
     return Admitted(datasette, request, broker, asked, selector, visible)
 
 
-def open_publisher(datasette: Datasette, request: Request, broker: Broker) -> AbstractAsyncContextManager[Inflow]:
+def open_publisher(
+    datasette: Datasette, request: Request, broker: Broker
+) -> AbstractAsyncContextManager[PublishStream]:
     """A publish stream, until the block ends. Raises :class:`~.core.errors.PubsubError`."""
 
     async def rights() -> Rights | None:

@@ -16,7 +16,7 @@ from datasette.utils.asgi import Request
 
 from .. import compat
 from ..broker.broker import Broker
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.errors import InvalidArgument, PermissionDenied
 from ..core.selector import Selector
 from ..core.settings import Settings
@@ -58,7 +58,7 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
     """
     if compat.checks_are_off():
         return ALL
-    broker = brokers(datasette).find(database)
+    broker = registry(datasette).find(database)
     patterns = () if broker is None else patterns_for(broker.settings, actor, action)
     if action == PUBLISH and await _nobody_may(datasette, actor):
         return Verdicts(False, frozenset(), patterns)
@@ -128,7 +128,7 @@ async def recent_rights(
     One question to Datasette costs more than all the rest of a small publish.
     So the answer is kept for a moment (:mod:`.live.coalescing`). Not for callers for whom nothing is checked.
     """
-    known = brokers(datasette)
+    known = registry(datasette)
     key = _key(actor, action, database, channel)
     found: Verdicts | None = known.ttl_cache.get(key, known.moment(database))
     if found is None or not suffices(found):
@@ -165,7 +165,7 @@ async def _together(datasette: Datasette, actor: Actor, action: str, database: s
         # What the request has read, or will read, of the rules answers all its questions.
         found = await rights(datasette, actor, action, database)
     else:
-        found = await brokers(datasette).single_flight.ask(key, answer)
+        found = await registry(datasette).single_flight.ask(key, answer)
     if answers is not None:
         answers[key] = found
     return found
@@ -245,7 +245,7 @@ def warnings(datasette: Datasette) -> list[str]:
         f"database {name}: channel_permissions restrict channels, but whoever has execute-sql on it can read the log "
         "with SQL; deny execute-sql to those who may not see every channel"
         for name in list(datasette.databases)
-        if (broker := brokers(datasette).find(name)) is not None
+        if (broker := registry(datasette).find(name)) is not None
         and any(view is not None for _, view, _ in broker.settings.channel_permissions)
     ]
 

@@ -18,7 +18,7 @@ from datasette.resources import DatabaseResource
 from datasette.utils import actor_matches_allow
 
 from ..broker.broker import Broker
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.selector import Selector
 from ..core.settings import Settings
 from ..core.verdicts import Verdicts
@@ -49,7 +49,7 @@ class ChannelResource(Resource):
     async def resources_sql(cls, datasette: Datasette, actor: Actor = None) -> str:
         rows = []
         for name in list(datasette.databases):
-            broker = brokers(datasette).find(name)
+            broker = registry(datasette).find(name)
             if broker is not None:
                 rows += [f"({_quote(name)}, {_quote(channel)})" for channel in await _channels(broker)]
         if not rows:
@@ -125,7 +125,7 @@ async def _by_pattern(datasette: Datasette, actor: Actor, action: str) -> list[P
     """The configured rules for patterns, told to Datasette channel by channel."""
     allowed: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
     for name in list(datasette.databases):
-        broker = brokers(datasette).find(name)
+        broker = registry(datasette).find(name)
         patterns = () if broker is None else patterns_for(broker.settings, actor, action)
         if broker is None or not patterns:
             continue

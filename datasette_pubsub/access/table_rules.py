@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from datasette.permissions import PermissionSQL
 
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..storage import schema
 from ..storage.objects import FILE, LOG, PROBE, RECORDS, RELEASED, REPLACED, SUBSCRIPTIONS, TABLES, TRIMS
 from .permissions import rights
@@ -81,7 +81,7 @@ async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[t
 
 def _names(datasette: Datasette) -> list[str]:
     """The databases that take part."""
-    return [name for name in list(datasette.databases) if brokers(datasette).find(name) is not None]
+    return [name for name in list(datasette.databases) if registry(datasette).find(name) is not None]
 
 
 def _never(datasette: Datasette, tables: Iterable[str]) -> PermissionSQL:
@@ -94,7 +94,7 @@ async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
     rules = await others(datasette, actor, VIEW)
     if rules is None:
         return True
-    broker = brokers(datasette).find(name)
+    broker = registry(datasette).find(name)
     restricted = any(rule.sql or rule.restriction_sql for rule in rules)
     # Viewing follows from the table itself where no rule says anything about channels.
     if broker is None or not (restricted or broker.settings.channel_permissions):
@@ -114,7 +114,7 @@ async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
     denied: list[tuple[str, str | None]] = []
     derived: list[tuple[str, str]] = []
     for name in _names(datasette):
-        broker = brokers(datasette).find(name)
+        broker = registry(datasette).find(name)
         if broker is not None and not await _sees_all(datasette, actor, name):
             denied += [(name, table) for table in TABLES]
             readers = await once(("readers", name), functools.partial(broker.read, schema.readers))

@@ -23,8 +23,8 @@ View = Callable[..., Awaitable[Response | None]]
 _noted: ContextVar[list[tuple[View, tuple[Any, ...]]] | None] = ContextVar("datasette_pubsub_noted", default=None)
 
 
-def endless(view: View) -> View:
-    """A view that runs after Datasette's calls, where :func:`outlast` stands around them. It must map its errors."""
+def deferred(view: View) -> View:
+    """A view that runs after Datasette's calls, if :func:`run_deferred` is around them. It must map its errors."""
 
     @functools.wraps(view)
     async def noted(scope: Any, receive: Any, send: Any, request: Any, datasette: Any) -> Response | None:
@@ -37,7 +37,7 @@ def endless(view: View) -> View:
     return noted
 
 
-def outlast(app: Any) -> Any:
+def run_deferred(app: Any) -> Any:
     """Datasette's application, followed by the view that it has left for later."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:

@@ -23,12 +23,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 _Begun = tuple[Generator[Any, Any, None], Any]
 
 
-class ReaderStuck(Exception):
+class SendTimeout(Exception):
     """The reader has taken nothing for too long."""
 
 
 async def send_frames(send: Send, data: bytes, seconds: float) -> None:
-    """Send a part of a response's body. Raises :class:`ReaderStuck` when that takes longer than ``seconds``.
+    """Send a part of a response's body. Raises :class:`SendTimeout` when that takes longer than ``seconds``.
 
     Most sends do not wait: the server hands the bytes to the socket. Only one
     that waits is given a timer, which costs as much as the send.
@@ -36,14 +36,14 @@ async def send_frames(send: Send, data: bytes, seconds: float) -> None:
     try:
         await within(send(_body(data)), seconds)
     except TimeoutError:
-        raise ReaderStuck from None
+        raise SendTimeout from None
 
 
 def _body(data: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": True}
 
 
-class Outlet:
+class FrameSender:
     """Where the frames of one stream go, and the task that sends them.
 
     It is a task of its own: who is woken goes through every coroutine that awaits him, and a server, Datasette and
@@ -107,7 +107,7 @@ class Outlet:
             async with asyncio.timeout(self._seconds):
                 await _go_on(steps, waits_for)
         except TimeoutError:
-            raise ReaderStuck from None
+            raise SendTimeout from None
 
 
 def _first_step(send: Send, data: bytes) -> _Begun | None:

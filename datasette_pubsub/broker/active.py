@@ -6,18 +6,18 @@ the reader's machine (:mod:`.asgi.acknowledged`), or was told. It knows no SQL; 
 the file says of the rows is brought to it.
 
 Theory of operation, across all server processes on one file. Opening a stream
-claims its subscription in the file (:mod:`.storage.subscriptions`); then :meth:`Holders.enter`
-ends the older stream of this process, and :meth:`Holders.begin` takes the new one in.
-Claims of other processes are brought by :meth:`Holders.see`, always before the
+claims its subscription in the file (:mod:`.storage.subscriptions`); then :meth:`ActiveSubscriptions.enter`
+ends the older stream of this process, and :meth:`ActiveSubscriptions.begin` takes the new one in.
+Claims of other processes are brought by :meth:`ActiveSubscriptions.see`, always before the
 messages that were committed after them: by whoever brings new messages to the hub, and
 with every page that a stream reads from the log. So once a newer subscriber has begun,
 an older one anywhere is given no message that was committed since. Its cursor is saved
-by its claim, which the file refuses from then on. :meth:`Holders.learn` looks at the
+by its claim, which the file refuses from then on. :meth:`ActiveSubscriptions.learn` looks at the
 rows themselves now and then, and claims again what somebody has overwritten.
 
 Where the file could not be written (a full disk, a long lock), a stream begins under
 the newest claim that the file has, whosever that is, and waits for a claim of its own
-(:attr:`Holders.waiting`). Its cursor is not saved until it has one.
+(:attr:`ActiveSubscriptions.waiting`). Its cursor is not saved until it has one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from collections.abc import Collection, Iterable, Mapping
 
 from ..asgi.acknowledged import Delivery
 from ..core.events import Changed, Superseded
-from ..live.subscriber import Stream
+from ..live.subscriber import Subscriber
 from ..storage.subscriptions import Claim, Save, State, Subscription
 from .batcher import Batcher
 
 
-class Holders:
+class ActiveSubscriptions:
     """The streams of one database that hold a subscription, by the subscription's id."""
 
     def __init__(self, batcher: Batcher, name: str) -> None:
@@ -44,12 +44,12 @@ class Holders:
         self._claims: dict[int, int] = {}
         #: Whose claim is to be written yet, and which one must be the newest then; ``None``: whichever it is.
         self._waiting: dict[int, int | None] = {}
-        self._streams: dict[int, Stream] = {}
+        self._streams: dict[int, Subscriber] = {}
         #: What each of them was opened to read, as it stood in its row.
         self._reads: dict[int, str] = {}
         #: Streams whose row read something else at the last look. A reader that names other channels
         #: changes its row too, just before it takes over: so only what is still so at the next look counts.
-        self._differing: set[Stream] = set()
+        self._differing: set[Subscriber] = set()
         #: Those of them whose cursor follows the stream, with the sends it had had when it was last saved;
         #: -1 while not all of them had arrived.
         self._automatic: dict[int, int] = {}
@@ -98,7 +98,7 @@ class Holders:
         if arrived:
             self._batcher.move_cursor(number, Save(claim, arrived))
 
-    def begin(self, subscription: Subscription, stream: Stream, automatic: bool) -> None:
+    def begin(self, subscription: Subscription, stream: Subscriber, automatic: bool) -> None:
         """A stream holds the subscription from here on, unless another has claimed it after :meth:`enter`."""
         number = subscription.id
         if number in self._streams or self._claims.get(number) != subscription.claim:
@@ -114,7 +114,7 @@ class Holders:
         if self._claims.get(subscription.id) == subscription.claim:
             self._batcher.move_cursor(subscription.id, Save(subscription.claim, position))
 
-    def leave(self, subscription: Subscription, stream: Stream | None) -> None:
+    def leave(self, subscription: Subscription, stream: Subscriber | None) -> None:
         """A stream has ended, or never began (``None``): its cursor is saved, and nobody holds the subscription."""
         number = subscription.id
         if self._streams.get(number) is not stream or number not in self._claims:
@@ -223,7 +223,7 @@ class Holders:
             if number not in self._automatic:
                 stream.acknowledged(state.cursor)
 
-    def _check_claim(self, number: int, stream: Stream, state: State, again: bool) -> None:
+    def _check_claim(self, number: int, stream: Subscriber, state: State, again: bool) -> None:
         """Whether the row says that this stream holds the subscription. ``again``: nor did it at the last look."""
         mine = self._claims[number]
         if number in self._waiting or (state.claim, state.holder) == (mine, self.name):

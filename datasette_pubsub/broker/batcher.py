@@ -29,12 +29,12 @@ from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 
-from ..core.errors import PubsubError, TooMany, Unavailable
+from ..core.errors import PubsubError, TooManyRequests, Unavailable
 from ..core.settings import Settings
 from ..core.validation import check_items
 from ..core.values import Item
 from ..storage import subscriptions
-from ..storage.append_batch import Committed, Outcome, append
+from ..storage.append_batch import CommitResult, Outcome, append
 from ..storage.subscriptions import Save
 
 logger = logging.getLogger("datasette_pubsub")
@@ -60,7 +60,7 @@ CURSOR_RETRY_SECONDS = 1.0
 
 #: Runs a function in a transaction on the write connection; errors are handed back.
 #: The number is when the first of those whose publishes it writes began to wait, by the monotonic clock.
-Transaction = Callable[[Callable[[sqlite3.Connection], "Committed"], float], "Committed | PubsubError"]
+Transaction = Callable[[Callable[[sqlite3.Connection], "CommitResult"], float], "CommitResult | PubsubError"]
 
 #: Runs a session on the write thread; the number is as for a transaction. Raises :class:`PubsubError`.
 Write = Callable[[Callable[[Transaction], None], float], Awaitable[None]]
@@ -80,7 +80,9 @@ class _Submission:
 class Batcher:
     """The batcher of one database. Lives on the event loop; :meth:`run` is its supervised task."""
 
-    def __init__(self, settings: Settings, write: Write, committed: Callable[[Committed], None], holder: str) -> None:
+    def __init__(
+        self, settings: Settings, write: Write, committed: Callable[[CommitResult], None], holder: str
+    ) -> None:
         self._settings = settings
         #: Under which name the subscriptions are held whose cursors are saved.
         self._holder = holder
@@ -115,8 +117,8 @@ class Batcher:
     async def publish(self, items: Sequence[Item]) -> Sequence[int]:
         """Append the items, all or none; returns their ids once they are durable.
 
-        Raises :class:`~.core.errors.InvalidArgument` or :class:`~.core.errors.TooLarge`
-        for a bad item, :class:`~.core.errors.TooMany` when the queue is full, and
+        Raises :class:`~.core.errors.InvalidArgument` or :class:`~.core.errors.PayloadTooLarge`
+        for a bad item, :class:`~.core.errors.TooManyRequests` when the queue is full, and
         :class:`~.core.errors.Unavailable` while shutting down.
         """
         if not items:
@@ -124,7 +126,7 @@ class Batcher:
         settings = self._settings
         size = check_items(items, settings)
         if not self._closed and not self._fits(len(items), size):
-            raise TooMany(
+            raise TooManyRequests(
                 f"the database is behind: {self._messages} messages ({self._bytes} bytes) are waiting to be "
                 f"written; the limits are {settings.max_pending_messages} messages (max_pending_messages) and "
                 f"{settings.max_pending_bytes} bytes (max_pending_bytes); nothing was published"
@@ -262,7 +264,7 @@ class Batcher:
                 result = transaction(partial(_write_one, taken, cursors, self._holder), _since(taken))
             except Exception as error:
                 result = _known(error)
-            if isinstance(result, Committed) and result.last:
+            if isinstance(result, CommitResult) and result.last:
                 self.last = result.last
             try:
                 self._loop.call_soon_threadsafe(self._finish, taken, cursors, result)
@@ -311,7 +313,7 @@ class Batcher:
                 taken[subscription_id] = cursor
         return taken
 
-    def _finish(self, taken: list[_Submission], cursors: dict[int, Save], result: Committed | PubsubError) -> None:
+    def _finish(self, taken: list[_Submission], cursors: dict[int, Save], result: CommitResult | PubsubError) -> None:
         """On the event loop: tell everybody what became of one transaction."""
         self._messages -= sum(submission.messages for submission in taken)
         self._bytes -= sum(submission.size for submission in taken)
@@ -366,7 +368,9 @@ def _refuse(submission: _Submission, error: PubsubError) -> None:
         submission.done.set_exception(error)
 
 
-def _write_one(taken: list[_Submission], cursors: dict[int, Save], holder: str, conn: sqlite3.Connection) -> Committed:
+def _write_one(
+    taken: list[_Submission], cursors: dict[int, Save], holder: str, conn: sqlite3.Connection
+) -> CommitResult:
     """What is written in one transaction."""
     result = append(conn, [publish for submission in taken for publish in submission.publishes])
     if cursors:

@@ -17,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.errors import NotFound, TooLarge
+from ..core.errors import NotFound, PayloadTooLarge
 from ..core.selector import Selector
 from ..core.settings import Settings
 from ..core.validation import check_subscription_name
@@ -26,19 +26,19 @@ from ..core.verdicts import ALL, Rights, Verdicts
 from ..live.admission import Admission
 from ..live.coalescing import SingleFlight
 from ..live.hub import Hub
-from ..live.publisher import Inflow
-from ..live.subscriber import Stream
+from ..live.publisher import PublishStream
+from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
 from ..storage import log, schema, snapshot, subscriptions
-from ..storage.append_batch import Committed
+from ..storage.append_batch import CommitResult
 from ..storage.catchup import Reader
 from ..storage.quoting import identifier
 from ..storage.subscriptions import Claim, Subscription
-from .active import Holders
+from .active import ActiveSubscriptions
 from .batcher import Batcher
-from .database import Store
+from .database import DatabaseFile
 from .health import Health
-from .maintenance import Upkeep
+from .maintenance import Maintenance
 from .subscribing import SubscribeOptions, Subscribing
 from .watcher import Watcher
 
@@ -69,7 +69,7 @@ class Broker:
         self.name = str(db.name)
         self.settings = settings
         #: The file, as Datasette opens it.
-        self.store = Store(datasette, db, settings)
+        self.store = DatabaseFile(datasette, db, settings)
         self._db = db
         self._datasette = datasette
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
@@ -78,14 +78,14 @@ class Broker:
         self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.watch_interval_seconds)
         #: Of subscribers and of publishers.
         self._admission = Admission(self.name, settings)
-        self._holders = Holders(self._batcher, holder)
-        self._upkeep = Upkeep(self.name, settings, _Maintenance(self), self._holders, lambda: self._removed)
+        self._active = ActiveSubscriptions(self._batcher, holder)
+        self._upkeep = Maintenance(self.name, settings, _FileAtLeisure(self), self._active, lambda: self._removed)
         self._subscribing = Subscribing(
             settings,
             self.store,
             self.hub,
             self._batcher,
-            self._holders,
+            self._active,
             self._admission,
             read=self.read,
             make_way=self.make_way,
@@ -170,28 +170,30 @@ class Broker:
         """Append messages, all or none; their ids, once they are on disk."""
         self.store.check_writable()
         if len(items) > self.settings.max_batch_messages:
-            raise TooLarge(
+            raise PayloadTooLarge(
                 f"{len(items)} messages in one request; the limit is "
                 f"{self.settings.max_batch_messages} (max_batch_messages)"
             )
         return list(await self._batcher.publish(items))
 
     @asynccontextmanager
-    async def publishing(self, party: str, rights: Callable[[], Awaitable[Rights | None]]) -> AsyncIterator[Inflow]:
+    async def publishing(
+        self, party: str, rights: Callable[[], Awaitable[Rights | None]]
+    ) -> AsyncIterator[PublishStream]:
         """One publish stream, entered here and removed when the block ends.
 
         ``party`` is whom it counts for, like a subscriber's stream; ``rights``
         says what it may publish. Raises :class:`~.core.errors.PubsubError`.
         """
         self.store.check_writable()
-        inflow = Inflow(self._batcher, self.settings, self.name, rights)
+        publish_stream = PublishStream(self._batcher, self.settings, self.name, rights)
         self._admission.enter(party)
-        self._admission.add(inflow)
+        self._admission.add(publish_stream)
         try:
-            await inflow.open()
-            yield inflow
+            await publish_stream.open()
+            yield publish_stream
         finally:
-            self._admission.discard(inflow)
+            self._admission.discard(publish_stream)
             self._admission.leave(party)
 
     async def acknowledge(self, owner: str, name: str, message_id: int) -> int:
@@ -199,24 +201,24 @@ class Broker:
         self.store.check_writable()
         check_subscription_name(name)
         number, cursor = await self._write(lambda conn: subscriptions.acknowledge(conn, owner, name, message_id))
-        self._holders.acknowledged(number, cursor)
+        self._active.acknowledged(number, cursor)
         return cursor
 
     async def delete_subscription(self, owner: str, name: str) -> None:
         """Forget a subscription and its cursor; its live stream, if any, ends. Raises :class:`NotFound`."""
         self.store.check_writable()
-        self._holders.drop(await self._write(lambda conn: subscriptions.delete(conn, owner, name)))
+        self._active.drop(await self._write(lambda conn: subscriptions.delete(conn, owner, name)))
 
     async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run a change of the file in a transaction of its own; errors come out as :class:`PubsubError`."""
         self.store.check_writable()
         return await self._write(fn)
 
-    def _committed(self, result: Committed) -> None:
+    def _committed(self, result: CommitResult) -> None:
         if not len(self.hub):
             # Nobody listens: nothing is done for each message.
             self.hub.skip_to(result.last)
-        elif self._holders.behind(result.claims) or not self.hub.committed(result.before, result.messages()):
+        elif self._active.behind(result.claims) or not self.hub.committed(result.before, result.messages()):
             # Others have committed in between: the log has it all, in order, and who holds which subscription.
             self._watcher.look()
 
@@ -278,8 +280,8 @@ class Broker:
                 "cursor": found.cursor,
                 "lag": lag[0],
                 "lag_is_more": lag[1],
-                "connected": found.id in self._holders or (found.alive and found.holder != self._holders.name),
-                "delivery": self._holders.delivery(found.id),
+                "connected": found.id in self._active or (found.alive and found.holder != self._active.name),
+                "delivery": self._active.delivery(found.id),
                 "created_at": found.created_at,
                 "last_seen_at": found.last_seen_at,
             }
@@ -297,7 +299,7 @@ class Broker:
         """The columns and rows of a SELECT, and the log's head, all of one moment.
 
         Raises :class:`InvalidArgument` for SQL that does not run, with SQLite's
-        word for it, and :class:`TooLarge` for more than ``max_snapshot_rows``.
+        word for it, and :class:`PayloadTooLarge` for more than ``max_snapshot_rows``.
         """
         settings, milliseconds = self.settings, self._datasette.setting("sql_time_limit_ms")
         return await self.read(
@@ -306,7 +308,7 @@ class Broker:
 
     def _knows(self, conn: sqlite3.Connection) -> bool:
         """Whether the hub has all that is in the log, or is about to be told by the batcher; and no claim is new."""
-        if self._holders.behind(subscriptions.claims(conn)):
+        if self._active.behind(subscriptions.claims(conn)):
             return False
         head = log.head(conn)
         return head == self.hub.head or (head == self._batcher.last and head > self.hub.head)
@@ -314,7 +316,7 @@ class Broker:
     async def refresh(self) -> None:
         """Bring the hub up to the log's head."""
         async with self._refreshing:
-            known, seen = self.hub.head, self._holders.seen
+            known, seen = self.hub.head, self._active.seen
 
             def read(conn: sqlite3.Connection) -> tuple[Page, tuple[int, list[Claim]]]:
                 top = log.head(conn)
@@ -327,7 +329,7 @@ class Broker:
                 return page, subscriptions.newer_claims(conn, seen)
 
             page, (newest, claims) = await self.store.read(read)
-            self._holders.see(newest, claims)
+            self._active.see(newest, claims)
             if page.head < known:
                 # Restored from a backup: this is not the log that the tail, the cursors and the streams are of.
                 self.hub.rewind(page.head)
@@ -351,12 +353,12 @@ class Broker:
         await self.refresh()
         return self.hub.head
 
-    def subscribe(self, asked: SubscribeOptions, encoder: Encoder) -> AbstractAsyncContextManager[Stream]:
+    def subscribe(self, asked: SubscribeOptions, encoder: Encoder) -> AbstractAsyncContextManager[Subscriber]:
         """One live subscriber, entered here and removed when the block ends; see :meth:`Subscribing.open`."""
         return self._subscribing.open(asked, encoder)
 
 
-class _Maintenance:
+class _FileAtLeisure:
     """The file, for what no visitor asks for: it may take its time."""
 
     def __init__(self, broker: Broker) -> None:

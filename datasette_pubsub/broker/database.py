@@ -23,7 +23,7 @@ from ..broadcast import tables
 from ..core.errors import FailedPrecondition, PubsubError, Unavailable
 from ..core.settings import Settings
 from ..storage import schema
-from ..storage.append_batch import Committed
+from ..storage.append_batch import CommitResult
 from ..storage.sqlite_codes import is_busy, primary
 from ..storage.time_limit import time_limit
 from .batcher import Transaction
@@ -41,7 +41,7 @@ T = TypeVar("T")
 _now = time.monotonic
 
 
-class Store:
+class DatabaseFile:
     """One database of one Datasette."""
 
     def __init__(self, datasette: Datasette, db: Database, settings: Settings) -> None:
@@ -244,7 +244,7 @@ class Store:
         ``since`` is when the first of those who wait began to, by the monotonic clock. Raises :class:`PubsubError`.
         """
 
-        def transaction(fn: Callable[[sqlite3.Connection], Committed], since: float) -> Committed | PubsubError:
+        def transaction(fn: Callable[[sqlite3.Connection], CommitResult], since: float) -> CommitResult | PubsubError:
             return self._transaction(connection[0], fn, since)
 
         connection: list[sqlite3.Connection] = []

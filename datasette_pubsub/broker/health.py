@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..core.errors import PubsubError
-from .database import Store
+from .database import DatabaseFile
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -34,7 +34,7 @@ class Served(Protocol):
 class Health:
     """The health of one database, until it is ``removed``."""
 
-    def __init__(self, name: str, store: Store, served: Served, removed: Callable[[], bool]) -> None:
+    def __init__(self, name: str, store: DatabaseFile, served: Served, removed: Callable[[], bool]) -> None:
         self._name = name
         self._store = store
         self._served = served

@@ -21,7 +21,7 @@ from ..core.errors import PubsubError
 from ..core.settings import Settings
 from ..core.validation import utc_text
 from ..storage import retention, schema, subscriptions
-from .active import Holders
+from .active import ActiveSubscriptions
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -45,16 +45,16 @@ class File(Protocol):
     async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
 
 
-class Upkeep:
+class Maintenance:
     """The upkeep of one database, until it is ``removed``."""
 
     def __init__(
-        self, name: str, settings: Settings, file: File, holders: Holders, removed: Callable[[], bool]
+        self, name: str, settings: Settings, file: File, holders: ActiveSubscriptions, removed: Callable[[], bool]
     ) -> None:
         self._name = name
         self._settings = settings
         self._file = file
-        self._holders = holders
+        self._active = holders
         self._removed = removed
         #: The file's schema as it was seen last, when, and which tables were told to have lost their broadcast.
         self._schema_version: int | None = None
@@ -67,12 +67,12 @@ class Upkeep:
             await asyncio.sleep(self._settings.cursor_save_interval_seconds)
             if self._removed():
                 return
-            self._holders.save()
+            self._active.save()
             try:
                 if time.monotonic() - self._schema_seen >= SCHEMA_SECONDS:
                     self._schema_seen = time.monotonic()
                     await self._tell_lost_broadcasts()
-                await self._look_after(self._holders.ids)
+                await self._look_after(self._active.ids)
             except PubsubError:
                 # Locked, or full: told where it was found, and the next round comes soon.
                 continue
@@ -104,17 +104,17 @@ class Upkeep:
         """Learn what others did to subscriptions that are held, write that they are in use, and claims that wait."""
         if not held:
             return
-        if waiting := self._holders.waiting:
-            name = self._holders.name
+        if waiting := self._active.waiting:
+            name = self._active.name
             done = await self._file.change(lambda conn: subscriptions.claim_late(conn, name, waiting))
-            self._holders.claimed(waiting, done)
+            self._active.claimed(waiting, done)
         days = self._settings.subscription_expiry_days
         age = min(SEEN_SECONDS, days * 86400 * SEEN_PART) if days else SEEN_SECONDS
         limit = utc_text(datetime.now(UTC) - timedelta(seconds=age))
         states, stale = await self._file.read(lambda conn: subscriptions.states(conn, held, limit))
-        self._holders.learn(held, states)
+        self._active.learn(held, states)
         if stale:
-            self._holders.save_quiet(stale)
+            self._active.save_quiet(stale)
             await self._file.change(lambda conn: subscriptions.touch(conn, stale))
 
     async def run_retention(self) -> None:
@@ -136,7 +136,7 @@ class Upkeep:
             await self._file.change(lambda conn: retention.trim(conn, left))
             await asyncio.sleep(time.monotonic() - began)
         if self._settings.subscription_expiry_days and await self._file.read(schema.installed):
-            live = self._holders.ids
+            live = self._active.ids
             gone = await self._file.change(
                 lambda conn: retention.expire(conn, self._settings.subscription_expiry_days, live)
             )

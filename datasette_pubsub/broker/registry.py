@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOMENT_SECONDS = 1.0
 
 
-class Brokers:
+class Registry:
     """The brokers of one Datasette: one for each database that takes part, made when first needed."""
 
     def __init__(self, datasette: Datasette) -> None:
@@ -108,6 +108,6 @@ class Brokers:
         await asyncio.gather(*(broker.stop() for broker in list(self._brokers.values())))
 
 
-def brokers(datasette: Datasette) -> Brokers:
+def registry(datasette: Datasette) -> Registry:
     """The brokers of this Datasette; they live and end with it."""
-    return attached(datasette, Brokers, lambda: Brokers(datasette))
+    return attached(datasette, Registry, lambda: Registry(datasette))

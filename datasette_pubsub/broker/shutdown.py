@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import compat
-from .registry import Brokers, brokers
+from .registry import Registry, registry
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 1.5
 
 def listen(datasette: Datasette) -> None:
     """Hear the signals, once, from the first request on: by then the server's own handlers are in place."""
-    known = brokers(datasette)
+    known = registry(datasette)
     if known.listening:
         return
     known.listening = True
@@ -40,7 +40,7 @@ def listen(datasette: Datasette) -> None:
         _chain(number, loop, known)
 
 
-def _chain(number: signal.Signals, loop: asyncio.AbstractEventLoop, known: Brokers) -> None:
+def _chain(number: signal.Signals, loop: asyncio.AbstractEventLoop, known: Registry) -> None:
     previous = signal.getsignal(number)
     if not callable(previous):
         return
@@ -54,7 +54,7 @@ def _chain(number: signal.Signals, loop: asyncio.AbstractEventLoop, known: Broke
     signal.signal(number, handler)
 
 
-def _end(loop: asyncio.AbstractEventLoop, known: Brokers) -> None:
+def _end(loop: asyncio.AbstractEventLoop, known: Registry) -> None:
     known.close_streams()
     loop.call_later(PATIENCE_SECONDS, _abort, known)
 
@@ -71,7 +71,7 @@ def cut_off(scope: Mapping[str, Any]) -> None:
         compat.abort(transport)
 
 
-def _abort(known: Brokers) -> None:
+def _abort(known: Registry) -> None:
     """Abort the connections that are being written to."""
     for transport in compat.transports_of(known.server):
         if transport.get_write_buffer_size():

@@ -23,16 +23,16 @@ from ..core.validation import check_subscription_name
 from ..core.values import ANYWHERE, AckMode, Page, Where
 from ..live.admission import Admission
 from ..live.hub import Hub
-from ..live.subscriber import Stream, StreamOptions
+from ..live.subscriber import Subscriber, SubscriberOptions
 from ..live.tail import Encoder
 from ..storage import log, retention, schema, subscriptions
 from ..storage.catchup import CatchUp
 from ..storage.objects import SUBSCRIPTIONS
 from ..storage.sqlite_codes import has_table
 from ..storage.subscriptions import Subscription
-from .active import Holders
+from .active import ActiveSubscriptions
 from .batcher import Batcher
-from .database import Store
+from .database import DatabaseFile
 
 T = TypeVar("T")
 
@@ -72,10 +72,10 @@ class Subscribing:
     def __init__(
         self,
         settings: Settings,
-        store: Store,
+        store: DatabaseFile,
         hub: Hub,
         batcher: Batcher,
-        active: Holders,
+        active: ActiveSubscriptions,
         admission: Admission,
         *,
         read: Read,
@@ -93,7 +93,7 @@ class Subscribing:
         self._head = head
 
     @asynccontextmanager
-    async def open(self, asked: SubscribeOptions, encoder: Encoder) -> AsyncIterator[Stream]:
+    async def open(self, asked: SubscribeOptions, encoder: Encoder) -> AsyncIterator[Subscriber]:
         """One live subscriber, until the block ends.
 
         A stream that is open under the same name is told that it was superseded. Raises
@@ -131,13 +131,13 @@ class Subscribing:
                     self._active.see_one(claim)
                 return page
 
-            stream = Stream(
+            stream = Subscriber(
                 self._hub,
                 waiter,
                 read_page,
                 encoder,
                 position,
-                StreamOptions(
+                SubscriberOptions(
                     send_bytes=self._settings.max_send_bytes,
                     heartbeat_seconds=asked.heartbeat_seconds or self._settings.heartbeat_seconds,
                     automatic=automatic,

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import click
 
-from ..core.errors import Conflict, InvalidArgument, PubsubError, TooLarge
+from ..core.errors import Conflict, InvalidArgument, PayloadTooLarge, PubsubError
 from ..core.settings import CHUNK_MESSAGES, Settings
 from ..core.validation import check_item
 from ..core.values import Item
@@ -111,7 +111,7 @@ class Publisher:
 def _lines(stream: BinaryIO, longest: int) -> Iterator[list[tuple[int, bytes]]]:
     """Numbered lines without their ends, in lists of what is there: a slow writer's line is not held back.
 
-    Raises :class:`TooLarge` for a line of more than ``longest`` bytes.
+    Raises :class:`PayloadTooLarge` for a line of more than ``longest`` bytes.
     """
     number = 0
     parts: list[bytes] = []
@@ -126,7 +126,7 @@ def _lines(stream: BinaryIO, longest: int) -> Iterator[list[tuple[int, bytes]]]:
         parts.append(rest)
         size += len(rest)
         if size > longest + 1:
-            raise TooLarge(f"line {number + 1}: longer than {longest} bytes, so over the limit of its payload")
+            raise PayloadTooLarge(f"line {number + 1}: longer than {longest} bytes, so over the limit of its payload")
     if size:
         yield [(number + 1, b"".join(parts))]
 

@@ -85,21 +85,21 @@ class MethodNotAllowed(PubsubError):
         return error
 
 
-class TooLarge(PubsubError):
+class PayloadTooLarge(PubsubError):
     """A payload, a batch or a request body is over its limit."""
 
     status = 413
     code = "resource_exhausted"
 
 
-class TooSlow(PubsubError):
+class RequestTimeout(PubsubError):
     """The request's body did not arrive in time."""
 
     status = 408
     code = "deadline_exceeded"
 
 
-class TooMany(PubsubError):
+class TooManyRequests(PubsubError):
     """A queue or a table of subscribers is full; nothing was stored."""
 
     status = 429

@@ -122,7 +122,8 @@ class Settings:
     retention_unread_bytes: int = _option(
         0,
         "bytes",
-        "keep up to this many payload bytes past the retention limits while a named subscription has not processed them",
+        "keep up to this many payload bytes past the retention limits while a named subscription has not "
+        "processed them",
         0,
     )
     trim_interval_seconds: float = _option(60.0, "seconds", "how often old messages are looked for", 0.05, 86400)

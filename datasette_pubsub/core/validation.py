@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from .errors import InvalidArgument, TooLarge
+from .errors import InvalidArgument, PayloadTooLarge
 from .settings import MAX_CHANNEL_BYTES, MAX_SUBSCRIPTION_NAME_BYTES, Settings
 from .values import Item
 
@@ -67,7 +67,7 @@ def check_subscription_name(name: object, field: str = "subscription") -> str:
 def check_item(item: Item, settings: Settings) -> int:
     """Check one message before it is queued; return its payload's size in bytes.
 
-    Raises :class:`InvalidArgument` or :class:`TooLarge`, naming the field.
+    Raises :class:`InvalidArgument` or :class:`PayloadTooLarge`, naming the field.
     """
     check_channel(item.channel)
     payload = item.payload
@@ -86,7 +86,7 @@ def check_item(item: Item, settings: Settings) -> int:
             raise not_finite("payload")
         size = 8
     if size > settings.max_payload_bytes:
-        raise TooLarge(
+        raise PayloadTooLarge(
             f"payload has {size} bytes; the limit is {settings.max_payload_bytes} bytes (max_payload_bytes)",
             field="payload",
             limit="max_payload_bytes",

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.errors import FailedPrecondition, PubsubError
 from ..core.settings import PLUGIN, ConfigError
 from ..storage import objects, schema
@@ -195,7 +195,7 @@ async def serve_demo(datasette: Datasette, file_name: str) -> None:
     try:
         # A reading connection cannot make the file, so it is only asked where there is one.
         if not (path.exists() and await db.execute_fn(is_demo)) and db.is_mutable:
-            broker = brokers(datasette).find(str(db.name))
+            broker = registry(datasette).find(str(db.name))
             if broker is None:
                 raise FailedPrecondition("the demo's database does not take part (enabled)")
             await broker.store.write(prepare)

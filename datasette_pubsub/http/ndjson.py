@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from datasette.utils.asgi import Request
 
 from ..access import gateway
-from ..asgi.frame_sender import ReaderStuck, send_frames
+from ..asgi.frame_sender import SendTimeout, send_frames
 from ..broker.broker import Broker
-from ..core.errors import InvalidArgument, PermissionDenied, PubsubError, TooLarge, TooSlow, Unavailable
+from ..core.errors import InvalidArgument, PayloadTooLarge, PermissionDenied, PubsubError, RequestTimeout, Unavailable
 from ..core.events import Bye, Revoked
 from ..core.settings import BODY_SECONDS
 from ..core.values import Item
-from ..live.publisher import Answer, Inflow
+from ..live.publisher import Answer, PublishStream
 from ..protocol.frames import as_json_line
 from ..protocol.items import items_of_json
 from .request import check_uncompressed
@@ -71,7 +71,7 @@ class Lines:
                 self.number += 1
                 if self._too_long or len(line) > self._limit:
                     self._too_long = False
-                    publish: Sequence[Item] | PubsubError = TooLarge(
+                    publish: Sequence[Item] | PubsubError = PayloadTooLarge(
                         f"the line is over the limit of {self._limit} bytes (max_body_bytes)"
                     )
                 elif line.isspace() or not line:
@@ -105,7 +105,7 @@ def _publish(line: bytes) -> Sequence[Item] | PubsubError:
         return error.bare()
 
 
-async def _feed(receive: Any, lines: Lines, inflow: Inflow) -> None:
+async def _feed(receive: Any, lines: Lines, publish_stream: PublishStream) -> None:
     """Read the body to its end. Raises :class:`PubsubError` when it does not come to one."""
     more = True
     while more:
@@ -114,7 +114,7 @@ async def _feed(receive: Any, lines: Lines, inflow: Inflow) -> None:
             async with asyncio.timeout_at(until):
                 message = await receive()
         except TimeoutError:
-            raise TooSlow(f"the line took longer than {BODY_SECONDS:g} seconds") from None
+            raise RequestTimeout(f"the line took longer than {BODY_SECONDS:g} seconds") from None
         more = message.get("more_body", False)
         lines.ended = not more
         if message["type"] == "http.disconnect":
@@ -124,7 +124,7 @@ async def _feed(receive: Any, lines: Lines, inflow: Inflow) -> None:
         data = message.get("body", b"")
         for numbers, publishes in lines.feed(data if more else data + b"\n"):
             if numbers:
-                await inflow.put(numbers, publishes)
+                await publish_stream.put(numbers, publishes)
             if len(numbers) == LINES_AT_ONCE:
                 # Others have their turn between.
                 await asyncio.sleep(0)
@@ -144,10 +144,10 @@ def _error_line(number: int, error: PubsubError) -> bytes:
 async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette, broker: Broker) -> None:
     """Answer the lines of a request while they come. Raises :class:`PubsubError` before anything is sent."""
     check_uncompressed(request)
-    async with gateway.open_publisher(datasette, request, broker) as inflow:
+    async with gateway.open_publisher(datasette, request, broker) as publish_stream:
         lines = Lines(broker.settings.max_body_bytes)
         started = False
-        async with contextlib.aclosing(inflow.answers(_feed(receive, lines, inflow))) as answers:
+        async with contextlib.aclosing(publish_stream.answers(_feed(receive, lines, publish_stream))) as answers:
             try:
                 async for found in answers:
                     if not started:
@@ -156,8 +156,8 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
                     if found:
                         data = b"".join(map(_line, found))
                         await send_frames(send, data, broker.settings.send_timeout_seconds)
-                last = _farewell(inflow)
-            except ReaderStuck:
+                last = _farewell(publish_stream)
+            except SendTimeout:
                 gateway.cut_off(request, broker, "publisher")
                 return
             except PubsubError as error:
@@ -187,12 +187,12 @@ async def _start(scope: Any, send: Any, datasette: Datasette) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": raw})
 
 
-def _farewell(inflow: Inflow) -> bytes:
+def _farewell(publish_stream: PublishStream) -> bytes:
     """The last line of a stream that was told to end."""
-    number = inflow.taken + 1
-    if isinstance(inflow.end, Bye):
+    number = publish_stream.taken + 1
+    if isinstance(publish_stream.end, Bye):
         return _error_line(number, Unavailable("the server is going away; from this line on nothing was published"))
-    if isinstance(inflow.end, Revoked):
+    if isinstance(publish_stream.end, Revoked):
         return _error_line(
             number, PermissionDenied("the right to publish has ended; from this line on nothing was published")
         )

@@ -15,13 +15,13 @@ from datasette.utils.asgi import Request
 
 from ..asgi.frame_sender import within
 from ..broker.broker import Broker
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.errors import (
     InvalidArgument,
     MethodNotAllowed,
     NotFound,
-    TooLarge,
-    TooSlow,
+    PayloadTooLarge,
+    RequestTimeout,
     UnsupportedMediaType,
 )
 from ..core.selector import Selector
@@ -91,7 +91,7 @@ def broker_of(datasette: Datasette, request: Request) -> Broker:
         name = datasette.get_database(route=route).name
     except KeyError:
         raise NotFound(f"database not found: {route}") from None
-    return brokers(datasette).of(name)
+    return registry(datasette).of(name)
 
 
 def is_large(request: Request) -> bool:
@@ -153,9 +153,9 @@ class BodyLimit(NamedTuple):
     setting: str | None = None
     why: str | None = None
 
-    def exceeded(self, what: str = "request body") -> TooLarge:
+    def exceeded(self, what: str = "request body") -> PayloadTooLarge:
         """The error for a larger one."""
-        return TooLarge(
+        return PayloadTooLarge(
             f"{what} is over the limit of {self.size} bytes ({self.setting or self.why})", limit=self.setting
         )
 
@@ -170,7 +170,7 @@ SMALL_LIMIT = BodyLimit(SMALL_BODY_BYTES, why="of a request that publishes nothi
 
 
 async def read_body(request: Request, receive: Any, limit: BodyLimit) -> bytes:
-    """The body, of at most ``limit``, counted while reading. Raises :class:`TooLarge`."""
+    """The body, of at most ``limit``, counted while reading. Raises :class:`PayloadTooLarge`."""
     check_uncompressed(request)
     parts: list[bytes] = []
     size = 0
@@ -178,7 +178,7 @@ async def read_body(request: Request, receive: Any, limit: BodyLimit) -> bytes:
     while True:
         message = await receive()
         if message["type"] == TOO_SLOW:
-            raise TooSlow(f"the request's body took longer than {BODY_SECONDS:g} seconds")
+            raise RequestTimeout(f"the request's body took longer than {BODY_SECONDS:g} seconds")
         if message["type"] == "http.disconnect":
             raise InvalidArgument("the request ended before its body was complete")
         part = message.get("body", b"")

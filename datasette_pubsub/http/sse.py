@@ -16,11 +16,11 @@ from ..access import gateway
 from ..access.gateway import Asked
 from ..asgi import acknowledged
 from ..asgi.acknowledged import Acknowledged
-from ..asgi.deferred import endless
-from ..asgi.frame_sender import Outlet, ReaderStuck, send_frames
+from ..asgi.deferred import deferred
+from ..asgi.frame_sender import FrameSender, SendTimeout, send_frames
 from ..core.errors import InvalidArgument
 from ..core.values import AckMode
-from ..live.subscriber import Stream
+from ..live.subscriber import Subscriber
 from ..protocol.frames import SseEncoder
 from .request import LAST_EVENT_ID, broker_of, check_parameters, only_get, selector_from, where_from
 from .responses import STREAM_HEADERS, cors_headers, mapped
@@ -42,8 +42,10 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
-async def _answer(live: Stream, scope: Any, receive: Any, send: Any, headers: dict[str, str], seconds: float) -> None:
-    """The whole response: until the stream ends or its reader has gone. Raises :class:`ReaderStuck`."""
+async def _answer(
+    live: Subscriber, scope: Any, receive: Any, send: Any, headers: dict[str, str], seconds: float
+) -> None:
+    """The whole response: until the stream ends or its reader has gone. Raises :class:`SendTimeout`."""
     await send(
         {
             "type": "http.response.start",
@@ -56,12 +58,12 @@ async def _answer(live: Stream, scope: Any, receive: Any, send: Any, headers: di
     await send_frames(send, beginning, seconds)
     if arrival is not None:
         arrival.sent(len(beginning))
-    if await _send_until_gone(live, receive, Outlet(send, seconds, arrival), arrival):
+    if await _send_until_gone(live, receive, FrameSender(send, seconds, arrival), arrival):
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _send_until_gone(live: Stream, receive: Any, outlet: Outlet, arrival: Acknowledged | None) -> bool:
-    """Send all of the stream; whether its reader is still there. Raises :class:`ReaderStuck`."""
+async def _send_until_gone(live: Subscriber, receive: Any, sender: FrameSender, arrival: Acknowledged | None) -> bool:
+    """Send all of the stream; whether its reader is still there. Raises :class:`SendTimeout`."""
     task = asyncio.current_task()
     assert task is not None
     waiting = True
@@ -70,8 +72,8 @@ async def _send_until_gone(live: Stream, receive: Any, outlet: Outlet, arrival: 
         if waiting:
             task.cancel()  # nobody waits any more for the reader to go
 
-    live.through(outlet.begin, arrival)
-    sending = outlet.start(live.frames())
+    live.through(sender.begin, arrival)
+    sending = sender.start(live.frames())
     sending.add_done_callback(ended)
     try:
         while (await receive())["type"] != "http.disconnect":
@@ -90,7 +92,7 @@ async def _send_until_gone(live: Stream, receive: Any, outlet: Outlet, arrival: 
     return not gone
 
 
-@endless
+@deferred
 @mapped
 async def stream(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """The view of one SSE stream; it returns when the stream has ended."""
@@ -115,6 +117,6 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
         try:
             headers, seconds = cors_headers(datasette), broker.settings.send_timeout_seconds
             await _answer(live, scope, receive, send, headers, seconds)
-        except ReaderStuck:
+        except SendTimeout:
             gateway.cut_off(request, broker, "reader")
     return None

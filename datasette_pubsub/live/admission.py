@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from ..core.errors import TooMany, Unavailable
+from ..core.errors import TooManyRequests, Unavailable
 from ..core.events import Bye, End
 from ..core.settings import Settings
 
@@ -35,18 +35,18 @@ class Admission:
     def enter(self, party: str) -> None:
         """Count a stream for an actor or address, until :meth:`leave`.
 
-        Raises :class:`TooMany` when there can be no more of them, and
+        Raises :class:`TooManyRequests` when there can be no more of them, and
         :class:`Unavailable` while shutting down.
         """
         if self._closing:
             raise Unavailable("the server is going away; try again")
         if self._open >= self._settings.max_streams:
-            raise TooMany(
+            raise TooManyRequests(
                 f"{self._open} streams are open on database {self._name}; "
                 f"the limit is {self._settings.max_streams} (max_streams)"
             )
         if self._parties[party] >= self._settings.max_streams_per_actor:
-            raise TooMany(
+            raise TooManyRequests(
                 f"{self._parties[party]} streams are open for this actor on database {self._name}; "
                 f"the limit is {self._settings.max_streams_per_actor} (max_streams_per_actor)"
             )

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ..core.errors import PermissionDenied, PubsubError, TooLarge
+from ..core.errors import PayloadTooLarge, PermissionDenied, PubsubError
 from ..core.events import End, Revoked
 from ..core.settings import Settings
 from ..core.validation import check_items
@@ -53,7 +53,7 @@ class _Batch(NamedTuple):
     weight: int
 
 
-class Inflow:
+class PublishStream:
     """One publish stream. ``rights`` is asked at the beginning and then now and then; ``None`` ends the stream."""
 
     def __init__(
@@ -153,7 +153,7 @@ class Inflow:
     def _check(self, verdicts: Rights, items: Sequence[Item]) -> int:
         limit = self._settings.max_batch_messages
         if len(items) > limit:
-            raise TooLarge(f"{len(items)} messages in one publish; the limit is {limit} (max_batch_messages)")
+            raise PayloadTooLarge(f"{len(items)} messages in one publish; the limit is {limit} (max_batch_messages)")
         for channel in {item.channel for item in items}:
             if not verdicts.publish.allows(channel):
                 raise PermissionDenied(

@@ -1,7 +1,7 @@
 """One live subscriber: from its position to live, as one state machine.
 
-Theory of operation. :meth:`Stream._next` looks at the state and says what is to be done now; it waits for nothing and
-changes nothing but what it says. The steps, the first that applies:
+Theory of operation. :meth:`Subscriber._next` looks at the state and says what is to be done now; it waits for nothing
+and changes nothing but what it says. The steps, the first that applies:
 
 - ``END``: the stream was told to end; its last frame says why.
 - ``CHECK``: the reader's rights are to be looked at again.
@@ -9,8 +9,8 @@ changes nothing but what it says. The steps, the first that applies:
 - ``READ``: the position is behind the tail, or a gap is to be told; the next page of the log is read.
 - ``WAIT``: there is nothing for this reader, or it must acknowledge first. The hub wakes it.
 
-Two drivers take the steps. :meth:`Stream.frames`, an iterator in a task of its own, takes all of them. While it
-waits, the hub may call :meth:`Stream._serve`, which takes ``SEND`` steps without a turn of that task (the *direct
+Two drivers take the steps. :meth:`Subscriber.frames`, an iterator in a task of its own, takes all of them. While it
+waits, the hub may call :meth:`Subscriber._serve`, which takes ``SEND`` steps without a turn of that task (the *direct
 send*), until there is nothing to send (``WAIT``: the task waits on) or anything else is due (the task is woken). A
 send that does not end at once is left to the task, with its step. So exactly one driver acts at a time, and both by
 the same rules.
@@ -82,13 +82,13 @@ _END, _CHECK, _WAIT = Step(What.END), Step(What.CHECK), Step(What.WAIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamOptions:
+class SubscriberOptions:
     """How one subscriber is served.
 
     ``send_bytes``: how much one send carries at most. ``heartbeat_seconds``: after how long without a message it is
     told that the stream lives. ``automatic``: its cursor follows what its machine has acknowledged. ``ahead``: it came
     with a position ahead of the head. ``max_unacked``: no more than so many messages are handed over before
-    :meth:`Stream.acknowledged` is called (``None``: no limit). ``allowed`` is asked every ``recheck_seconds``, and
+    :meth:`Subscriber.acknowledged` is called (``None``: no limit). ``allowed`` is asked every ``recheck_seconds``, and
     after ``expires_in`` seconds, whether the subscriber keeps its rights (``None``: nobody is asked).
     ``direct_send``: the hub may send in its name; see the top of this module.
     """
@@ -104,7 +104,7 @@ class StreamOptions:
     direct_send: bool = True
 
 
-class Stream:
+class Subscriber:
     """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
 
     It moves when the consumer asks for the next send, so when the last was taken. With an automatic cursor, what the
@@ -118,7 +118,7 @@ class Stream:
         read_page: ReadPage,
         encoder: Encoder,
         position: int,
-        options: StreamOptions,
+        options: SubscriberOptions,
     ) -> None:
         self.position = position
         #: How many sends have told this reader of something: messages, or a gap.

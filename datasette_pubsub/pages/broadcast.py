@@ -22,7 +22,7 @@ from ..broadcast.definition import OPERATIONS, Broadcast, Trigger, default_chann
 from ..broadcast.shape import Shape, shape_of
 from ..broadcast.tables import Found, Lost
 from ..broker.broker import Broker
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.errors import Conflict, InvalidArgument, PermissionDenied, PubsubError, UnsupportedMediaType
 from ..core.validation import check_channel
 from ..http.request import BodyLimit, broker_of, read_body, require_method
@@ -234,7 +234,7 @@ def table_link(
     """The entry in a table's menu, for those who may change its schema."""
 
     async def link() -> list[dict[str, str]]:
-        broker = brokers(datasette).find(database)
+        broker = registry(datasette).find(database)
         if broker is None or not broker.store.writable:
             return []
         if await _refused(datasette, actor, database, table):

@@ -14,7 +14,7 @@ from datasette.jump import JumpSQL
 from datasette.utils import tilde_encode
 
 from ..access import permissions, rules
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.display import visible
 from ..core.errors import PubsubError
 from ..storage import activity
@@ -38,7 +38,7 @@ async def channels(datasette: Datasette, actor: dict[str, Any] | None, words: st
     terms = words.lower().split()
     items: list[tuple[str, str, str]] = []
     for database in list(datasette.databases):
-        broker = brokers(datasette).find(database)
+        broker = registry(datasette).find(database)
         if broker is None:
             continue
         verdicts = await permissions.rights(datasette, actor, rules.VIEW, database)

@@ -17,7 +17,7 @@ from datasette.utils.asgi import Request, Response
 
 from ..access import permissions, rules
 from ..broker.broker import Broker
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.attachment import attached
 from ..core.errors import PubsubError
 from ..http.request import check_query
@@ -115,7 +115,7 @@ async def publish_path(
     datasette: Datasette, actor: dict[str, Any] | None, database: str, channel: str | None = None
 ) -> str | None:
     """The address of the form, for those who may publish to some channel of a database that stores messages."""
-    broker = brokers(datasette).find(database)
+    broker = registry(datasette).find(database)
     if broker is None or not broker.store.writable:
         return None
     if (await permissions.rights(datasette, actor, rules.PUBLISH, database)).nothing:

@@ -22,7 +22,7 @@ from ..access import permissions
 from ..broadcast import tables
 from ..broadcast.definition import Broadcast
 from ..broadcast.tables import Lost
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.errors import PubsubError
 from ..core.selector import Selector
 from ..storage import log
@@ -48,7 +48,7 @@ def look(request: Request, datasette: Datasette, database: str, table: str) -> C
     """Find the broadcast of a table, for its page; called before Datasette reads the rows."""
 
     async def find() -> None:
-        broker = brokers(datasette).find(database)
+        broker = registry(datasette).find(database)
         if broker is None or not broker.settings.live_tables or not broker.store.writable:
             return
         if request.url_vars.get("format") not in (None, "html"):

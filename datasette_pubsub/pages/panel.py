@@ -14,7 +14,7 @@ from datasette.utils.asgi import Request, Response
 
 from ..access import permissions
 from ..broker.broker import Broker
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.display import SUMMARY_CHARACTERS, visible
 from ..core.errors import PubsubError
 from ..core.selector import Selector
@@ -37,10 +37,10 @@ ACTIVE_CHANNELS = 100
 
 async def panel(datasette: Datasette, request: Request, database: str) -> str | None:
     """The panel as HTML; ``None`` where there is nothing to show."""
-    if brokers(datasette).find(database) is None:
+    if registry(datasette).find(database) is None:
         return None
     try:
-        broker = brokers(datasette).of(database)
+        broker = registry(datasette).of(database)
         answer = await _active(datasette, request, broker, SHOWN_CHANNELS)
     except PubsubError:
         # No right to any channel, or a database that cannot be read: its page says so itself.

@@ -37,7 +37,7 @@ from itsdangerous import BadSignature
 
 from .. import compat
 from ..access import permissions
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.errors import FailedPrecondition, PermissionDenied, PubsubError
 from ..http.request import broker_of, content_type, publish_limit, read_form, require_method
 from ..http.responses import mapped
@@ -111,7 +111,7 @@ def plan(datasette: Datasette, database: str) -> Plan | None:
 
 
 def _refusal_or_receipt(
-    datasette: Datasette, database: str, serving: bridge.Caller, request: Request
+    datasette: Datasette, database: str, serving: bridge.RequestContext, request: Request
 ) -> PubsubError | Plan | None:
     if request.method == "HEAD":
         return NotRun("HEAD publishes nothing")
@@ -272,7 +272,7 @@ async def script(
     """The script that makes the button of a query's form send a POST, for those who may publish."""
     if request is None or database is None or view_name != "database":
         return []
-    broker = brokers(datasette).find(database)
+    broker = registry(datasette).find(database)
     if (
         broker is None
         or not broker.store.writable
@@ -284,7 +284,7 @@ async def script(
 
 async def top(datasette: Datasette, request: Request, database: str, query: str | None) -> str:
     """What stands above a query with publish_batch: what it published, or why it did not, and a button that runs it."""
-    broker = brokers(datasette).find(database)
+    broker = registry(datasette).find(database)
     if broker is None or not broker.store.writable:
         return ""
     text = None

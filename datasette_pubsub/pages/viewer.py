@@ -18,7 +18,7 @@ from datasette.utils import tilde_decode, tilde_encode
 from datasette.utils.asgi import Request, Response
 
 from ..access import permissions, rules
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.display import present, visible
 from ..core.validation import check_channel
 from ..core.values import Message, text_of
@@ -173,7 +173,7 @@ def database_link(
     """The entry in a database's menu, for those who may see messages of it."""
 
     async def link() -> list[dict[str, str]]:
-        if brokers(datasette).find(database) is None:
+        if registry(datasette).find(database) is None:
             return []
         if (await permissions.rights(datasette, actor, rules.VIEW, database)).nothing:
             return []

@@ -20,12 +20,12 @@ from datasette.utils.asgi import Request
 
 from ..access.permissions import require_publish
 from ..broker.broker import Broker
-from ..broker.registry import brokers
+from ..broker.registry import registry
 from ..core.attachment import attached
-from ..core.errors import FailedPrecondition, PermissionDenied, PubsubError, TooMany, Unavailable
+from ..core.errors import FailedPrecondition, PermissionDenied, PubsubError, TooManyRequests, Unavailable
 from ..core.values import Item
 from .aggregate import Run
-from .gc_pause import resting
+from .gc_pause import gc_paused
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -37,7 +37,7 @@ WAIT_SECONDS = 60
 T = TypeVar("T")
 
 
-class Caller:
+class RequestContext:
     """The request that is being served; known from the moment Datasette asks for its actor."""
 
     def __init__(self, request: Request | None = None, run: Run | None = None) -> None:
@@ -53,7 +53,7 @@ class Caller:
 
 
 #: ``None`` where no request is being served.
-current: ContextVar[Caller | None] = ContextVar("datasette_pubsub_caller", default=None)
+current: ContextVar[RequestContext | None] = ContextVar("datasette_pubsub_caller", default=None)
 
 
 class Bridge:
@@ -77,13 +77,15 @@ class Bridge:
                 "publish_batch in a SELECT waits in a SQL thread: set num_sql_threads to 2 or more"
             )
         if not self._slots.acquire(blocking=False):
-            raise TooMany(f"{self._limit} publish_batch queries are running; the limit is num_sql_threads - 1")
+            raise TooManyRequests(f"{self._limit} publish_batch queries are running; the limit is num_sql_threads - 1")
         try:
             self._wait(self._publish(broker, current.get(), chunk, blocks))
         finally:
             self._slots.release()
 
-    async def _publish(self, broker: Broker, caller: Caller | None, chunk: Sequence[Item], blocks: bool) -> None:
+    async def _publish(
+        self, broker: Broker, caller: RequestContext | None, chunk: Sequence[Item], blocks: bool
+    ) -> None:
         await self._check(broker, caller, chunk)
         broker.store.check_writable()
         if blocks:
@@ -93,7 +95,7 @@ class Bridge:
             raise conflict or Unavailable(
                 f"database {broker.name} had no log yet and is being prepared for publishing; run the query again"
             )
-        await brokers(self._datasette).of(broker.name).publish(chunk)
+        await registry(self._datasette).of(broker.name).publish(chunk)
 
     def permit(self, broker: Broker, chunk: Sequence[Item]) -> None:
         """Check the caller of a publish_batch that runs on the write connection."""
@@ -101,7 +103,7 @@ class Bridge:
         if caller is not None:
             self._wait(self._check(broker, caller, chunk))
 
-    async def _check(self, broker: Broker, caller: Caller | None, chunk: Sequence[Item]) -> None:
+    async def _check(self, broker: Broker, caller: RequestContext | None, chunk: Sequence[Item]) -> None:
         if caller is None:
             return
         request = caller.request
@@ -112,13 +114,13 @@ class Bridge:
         await require_publish(self._datasette, request.actor, broker.name, {item.channel for item in chunk})
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        loop = brokers(self._datasette).loop
+        loop = registry(self._datasette).loop
         if loop is None or loop is _running_loop():
             work.close()
             raise FailedPrecondition("publish_batch needs a running server with SQL threads (num_sql_threads)")
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(resting())
+                stack.enter_context(gc_paused())
             except Unavailable:
                 work.close()
                 raise

@@ -32,7 +32,7 @@ _since = 0.0
 
 
 @contextmanager
-def resting() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No thread begins to collect garbage within this block, unless it asks for it by name.
 
     Raises :class:`Unavailable`, before the block, when a collection is under way that does not end.

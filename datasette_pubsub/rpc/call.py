@@ -15,7 +15,7 @@ from connectrpc.errors import ConnectError
 from datasette.utils.asgi import Request
 
 from ..asgi.acknowledged import Acknowledged
-from ..asgi.frame_sender import Outlet, send_frames
+from ..asgi.frame_sender import FrameSender, send_frames
 from ..core.errors import PubsubError
 from ..http.responses import internal
 from .codecs import connect_error
@@ -50,12 +50,12 @@ class Sender:
         await self._send(message)
 
     async def raw(self, data: bytes, seconds: float) -> None:
-        """Send frames as they are. Raises :class:`ReaderStuck` when that takes longer than ``seconds``."""
+        """Send frames as they are. Raises :class:`SendTimeout` when that takes longer than ``seconds``."""
         await send_frames(self._send, data, seconds)
 
-    def outlet(self, seconds: float, arrival: Acknowledged | None = None) -> Outlet:
+    def frame_sender(self, seconds: float, arrival: Acknowledged | None = None) -> FrameSender:
         """What sends the frames of a stream, as :meth:`raw` does."""
-        return Outlet(self._send, seconds, arrival)
+        return FrameSender(self._send, seconds, arrival)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,16 @@ from connectrpc.code import Code
 from connectrpc.errors import ConnectError
 
 from ..access import gateway
-from ..asgi.frame_sender import ReaderStuck
+from ..asgi.frame_sender import SendTimeout
 from ..broker.broker import Broker
-from ..broker.registry import brokers
-from ..core.errors import InvalidArgument, PubsubError, TooSlow
+from ..broker.registry import registry
+from ..core.errors import InvalidArgument, PubsubError, RequestTimeout
 from ..core.events import Bye, Revoked
 from ..core.settings import BODY_SECONDS
 from ..core.values import Item
 from ..gen.db_pb2 import PublishStreamResponse
 from ..http.request import BodyLimit, publish_limit
-from ..live.publisher import Inflow
+from ..live.publisher import PublishStream
 from .call import as_connect_error, current
 from .codecs import Published, PublishRequest, StreamRequest, answer_frames
 
@@ -38,7 +38,7 @@ STREAM = "PublishStream"
 async def batch(datasette: Datasette, request: PublishRequest) -> Published:
     """Append messages, all or none. Raises :class:`ConnectError`."""
     try:
-        broker = brokers(datasette).of(request.db_name)
+        broker = registry(datasette).of(request.db_name)
         _check_size(broker, request.size)
         return Published(await gateway.publish(datasette, current.get().request, broker, request.items))
     except Exception as error:
@@ -52,17 +52,17 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
         first = await anext(requests, None)
         if first is None:
             return
-        broker = brokers(datasette).of(first.db_name)
+        broker = registry(datasette).of(first.db_name)
         as_json = "json" in call.request.headers.get("content-type", "")
-        async with gateway.open_publisher(datasette, call.request, broker) as inflow:
-            feed = _feed(broker, first, requests, inflow)
-            async with contextlib.aclosing(inflow.answers(feed)) as answers:
+        async with gateway.open_publisher(datasette, call.request, broker) as publish_stream:
+            feed = _feed(broker, first, requests, publish_stream)
+            async with contextlib.aclosing(publish_stream.answers(feed)) as answers:
                 call.sender.taking_over = True
                 yield PublishStreamResponse()
                 async for found in answers:
                     if found:
                         await call.sender.raw(answer_frames(found, as_json), broker.settings.send_timeout_seconds)
-    except ReaderStuck:
+    except SendTimeout:
         call.sender.stuck = True
         gateway.cut_off(call.request, broker, "publisher")
         raise ConnectError(
@@ -70,33 +70,35 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
         ) from None
     except Exception as error:
         raise as_connect_error(error) from error
-    number = inflow.taken + 1
-    if isinstance(inflow.end, Bye):
+    number = publish_stream.taken + 1
+    if isinstance(publish_stream.end, Bye):
         raise ConnectError(
             Code.UNAVAILABLE, f"the server is going away; from request {number} on nothing was published"
         )
-    if isinstance(inflow.end, Revoked):
+    if isinstance(publish_stream.end, Revoked):
         raise ConnectError(
             Code.PERMISSION_DENIED, f"the right to publish has ended; from request {number} on nothing was published"
         )
 
 
 def _check_size(broker: Broker, size: int) -> None:
-    """Raise :class:`TooLarge` for a request over the limit of its database, which is known once it has been read."""
+    """Raise :class:`PayloadTooLarge` for a request over its database's limit, which is known once it has been read."""
     limit = publish_limit(broker)
     if size > limit.size:
         raise limit.exceeded()
 
 
-async def _feed(broker: Broker, first: StreamRequest, requests: AsyncIterator[StreamRequest], inflow: Inflow) -> None:
+async def _feed(
+    broker: Broker, first: StreamRequest, requests: AsyncIterator[StreamRequest], publish_stream: PublishStream
+) -> None:
     number = 1
-    await inflow.put([number], [_items(broker, first)])
+    await publish_stream.put([number], [_items(broker, first)])
     async for request in requests:
         number += 1
         items = _items(broker, request)
         if request.db_name not in ("", broker.name):
             items = InvalidArgument(f"db_name must be {broker.name} or empty: a stream publishes to one database")
-        await inflow.put([number], [items])
+        await publish_stream.put([number], [items])
 
 
 def _items(broker: Broker, request: StreamRequest) -> list[Item] | PubsubError:
@@ -122,7 +124,7 @@ def receiver(receive: Any, limit: BodyLimit) -> Any:
             async with asyncio.timeout_at(None if began is None else began + BODY_SECONDS):
                 message = await receive()
         except TimeoutError:
-            raise as_connect_error(TooSlow(f"the request took longer than {BODY_SECONDS:g} seconds")) from None
+            raise as_connect_error(RequestTimeout(f"the request took longer than {BODY_SECONDS:g} seconds")) from None
         incomplete = messages.feed(message.get("body", b""))
         if messages.largest > limit.size:
             raise as_connect_error(limit.exceeded("the request"))

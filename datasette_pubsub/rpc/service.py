@@ -20,8 +20,8 @@ from datasette.utils.asgi import Request, Response
 from ..access import gateway, permissions
 from ..access.gateway import Asked
 from ..asgi import acknowledged
-from ..asgi.frame_sender import ReaderStuck
-from ..broker.registry import Brokers, brokers
+from ..asgi.frame_sender import SendTimeout
+from ..broker.registry import Registry, registry
 from ..core.attachment import attached
 from ..core.errors import InvalidArgument
 from ..core.events import Changed, Revoked, Superseded
@@ -80,8 +80,8 @@ class Service:
         self._datasette = datasette
 
     @property
-    def _brokers(self) -> Brokers:
-        return brokers(self._datasette)
+    def _brokers(self) -> Registry:
+        return registry(self._datasette)
 
     async def publish_batch(self, request: PublishRequest, ctx: RequestContext[Any, Any]) -> Published:
         """Append messages, all or none."""
@@ -131,11 +131,11 @@ class Service:
                 call.sender.taking_over = True
                 yield SubscribeResponse()
                 arrival = acknowledged.of(call.request.scope) if live.automatic else None
-                outlet = call.sender.outlet(broker.settings.send_timeout_seconds, arrival)
-                live.through(outlet.begin, arrival)
-                await outlet.start(live.frames())
+                frame_sender = call.sender.frame_sender(broker.settings.send_timeout_seconds, arrival)
+                live.through(frame_sender.begin, arrival)
+                await frame_sender.start(live.frames())
                 end = live.end
-        except ReaderStuck:
+        except SendTimeout:
             call.sender.stuck = True
             gateway.cut_off(call.request, broker, "reader")
             raise ConnectError(
@@ -213,7 +213,7 @@ def _limits(datasette: Datasette) -> _Limits:
     made = attached(datasette, _Made, _Made)
     found = made.limits
     if found is None or list(found.publish) != names:
-        known = brokers(datasette)
+        known = registry(datasette)
         settings = {name: known.settings(name) for name in names}
         # A subscriber names its channels.
         most = max(each.max_channels_per_stream for each in (known.instance_settings, *settings.values()))
@@ -293,8 +293,8 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         return Response("", status=200, headers=told, content_type="application/grpc")
     # Messages of a stream have an encoding of their own (connect-content-encoding, grpc-encoding): that of the whole
     # body is free to say what proxies should know.
-    endless = request.url_vars["method"] in STREAMS
-    sender = Sender(send, cors_headers(datasette) | (STREAM_HEADERS if endless else {}))
+    streams = request.url_vars["method"] in STREAMS
+    sender = Sender(send, cors_headers(datasette) | (STREAM_HEADERS if streams else {}))
     token = current.set(Call(request, sender))
     try:
         inner: Any = {**scope, "path": f"/db.v1.DbService/{request.url_vars['method']}", "root_path": ""}

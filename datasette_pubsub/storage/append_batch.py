@@ -23,7 +23,7 @@ Outcome = Sequence[int] | PubsubError
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class CommitResult:
     """What one transaction wrote.
 
     The head before it, the newest of its ids (0 when it added no message), a
@@ -39,7 +39,7 @@ class Committed:
     claims: int = 0
 
 
-def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Committed:
+def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> CommitResult:
     """Append the items of several publishes, together if nothing is refused, else each by itself."""
     items = [item for publish in publishes for item in publish]
     now = log.now()
@@ -48,14 +48,14 @@ def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Committ
         ids = _attempt(conn, lambda: log.append_plain(conn, items, now))
         if ids is not None:
             messages = partial(log.messages, ids, items, now)
-            return Committed(ids.start - 1, ids[-1], messages, _split(ids, publishes))
+            return CommitResult(ids.start - 1, ids[-1], messages, _split(ids, publishes))
     before = log.head(conn) if items else 0
     if items and all(item.expected_last_id is None for item in items):
         found = _attempt(conn, lambda: log.append(conn, items, now))
         if found is not None:
             outcomes = _split(found[0], publishes)
             new = found[1]
-            return Committed(before, new[-1].id if new else 0, lambda: new, outcomes)
+            return CommitResult(before, new[-1].id if new else 0, lambda: new, outcomes)
     outcomes = []
     for publish in publishes:
         conn.execute("SAVEPOINT pubsub_alone")
@@ -70,7 +70,7 @@ def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> Committ
             outcomes.append(found[0])
             new.extend(found[1])
         conn.execute("RELEASE pubsub_alone")
-    return Committed(before, new[-1].id if new else 0, lambda: new, outcomes)
+    return CommitResult(before, new[-1].id if new else 0, lambda: new, outcomes)
 
 
 def _attempt(conn: sqlite3.Connection, append: Callable[[], T | None]) -> T | None:

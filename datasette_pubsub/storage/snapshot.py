@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from ..core.errors import InvalidArgument, TooLarge
+from ..core.errors import InvalidArgument, PayloadTooLarge
 from ..core.settings import MAX_SNAPSHOT_BYTES
 from . import log
 from .sqlite_codes import is_of_the_file
@@ -22,7 +22,7 @@ def take(
     """The columns and rows of a SELECT, and the log's head.
 
     Raises :class:`InvalidArgument` for SQL that does not run, or not within so
-    many milliseconds, with SQLite's word for it, and :class:`TooLarge` for
+    many milliseconds, with SQLite's word for it, and :class:`PayloadTooLarge` for
     more rows, or more than ``MAX_SNAPSHOT_BYTES``.
     """
     conn.execute("BEGIN")
@@ -37,9 +37,9 @@ def take(
                 rows.append(row)
                 size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
                 if len(rows) > max_rows:
-                    raise TooLarge(f"more than {max_rows} rows (max_snapshot_rows)")
+                    raise PayloadTooLarge(f"more than {max_rows} rows (max_snapshot_rows)")
                 if size > MAX_SNAPSHOT_BYTES:
-                    raise TooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes in one snapshot")
+                    raise PayloadTooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes in one snapshot")
             return [column[0] for column in cursor.description], rows, head
     except sqlite3.Error as error:
         if is_of_the_file(error):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from ..core.errors import NotFound, OutOfRange, TooMany
+from ..core.errors import NotFound, OutOfRange, TooManyRequests
 from ..core.selector import Selector
 from ..core.settings import Settings
 from . import log
@@ -109,15 +109,15 @@ class Bounds:
         return cls(getattr(settings, name), name, settings.max_subscription_bytes_per_actor)
 
     def check(self, conn: sqlite3.Connection, owner: str, reads: str, instead_of: int | None = None) -> None:
-        """Raise :class:`TooMany` unless there is room for one more that reads this, or for one that changes to it."""
+        """Raise :class:`TooManyRequests` unless there is room for one more, or for one that changes to read this."""
         sql = f"SELECT count(*), coalesce(sum(length(CAST(reads AS BLOB))), 0) FROM {SUBSCRIPTIONS} WHERE owner = ?"
         number, size = conn.execute(f"{sql} AND id IS NOT ?", [owner, instead_of]).fetchone()
         whose = "this actor has" if owner else "anonymous visitors together have"
         if instead_of is None and number >= self.number:
-            raise TooMany(f"{whose} {number} subscriptions; the limit is {self.number} ({self.option})")
+            raise TooManyRequests(f"{whose} {number} subscriptions; the limit is {self.number} ({self.option})")
         if size + len(reads.encode()) > self.bytes:
             size += len(reads.encode())
-            raise TooMany(
+            raise TooManyRequests(
                 f"what the subscriptions of {'this actor' if owner else 'anonymous visitors'} read would take "
                 f"{size} bytes; the limit is {self.bytes} bytes (max_subscription_bytes_per_actor)"
             )
@@ -135,7 +135,7 @@ def open_or_create(
     """The subscription, made with this cursor if it is new; what it reads is brought up to date.
 
     An empty selector keeps what an existing subscription reads. ``gone`` is
-    for a new one. Raises :class:`TooMany` for what is over the ``bounds``.
+    for a new one. Raises :class:`TooManyRequests` for what is over the ``bounds``.
     """
     found = find(conn, owner, name)
     reads = _reads(selector, (gone or {}) if found is None else found.gone)

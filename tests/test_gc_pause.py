@@ -1,4 +1,4 @@
-"""The garbage collector and SQL functions that wait: without ``resting``, both of the first two tests time out."""
+"""The garbage collector and SQL functions that wait: without ``gc_paused``, both of the first two tests time out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_who_is_waited_for_does_not_collect() -> None:
         done.set()
 
     def waits() -> None:
-        with gc_pause.resting():
+        with gc_pause.gc_paused():
             threading.Thread(target=work, daemon=True).start()
             assert done.wait(DEADLINE)
 
@@ -67,7 +67,7 @@ def test_a_collection_that_waits_for_the_caller_is_not_waited_for() -> None:
     def waits() -> None:
         threading.Thread(target=collect, daemon=True).start()
         assert collecting.wait(DEADLINE)
-        with pytest.raises(Unavailable) as error, gc_pause.resting():
+        with pytest.raises(Unavailable) as error, gc_pause.gc_paused():
             raise AssertionError("the collection has ended")
         refused.append(error.value.message)
 
@@ -89,25 +89,25 @@ def test_those_who_wait_one_after_the_other_do_not_keep_it_away_for_ever(monkeyp
         def __del__(self) -> None:
             freed.set()
 
-    with gc_pause.resting():
+    with gc_pause.gc_paused():
         old = Cyclic()
         gc.collect()  # now it belongs to the oldest generation
         del old
         assert not freed.is_set()
-        with gc_pause.resting():
+        with gc_pause.gc_paused():
             assert freed.is_set(), "what is in the oldest generation, too"
 
 
 def test_it_stays_as_it_was() -> None:
     gc.disable()
     try:
-        with gc_pause.resting(), gc_pause.resting():
+        with gc_pause.gc_paused(), gc_pause.gc_paused():
             pass
         assert not gc.isenabled()
     finally:
         gc.enable()
-    with gc_pause.resting():
-        with gc_pause.resting():
+    with gc_pause.gc_paused():
+        with gc_pause.gc_paused():
             pass
         assert not gc.isenabled()
     assert gc.isenabled()
