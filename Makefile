@@ -31,7 +31,7 @@ generated:
 # The pictures in the docs: every page, on a phone and a desktop, light and dark.
 .PHONY: pictures
 pictures: system-packages $(VENV)/test-installed
-	$(BIN)/python tests/pictures.py docs/pictures
+	$(BIN)/python tests/support/pictures.py docs/pictures
 
 # Tests that take minutes.
 slow: system-packages $(VENV)/test-installed

@@ -20,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
-import browser as chromium
-from conftest import OPEN, Server, wait_for
+import browsers as chromium
+from servers import OPEN, Server, wait_for
 
 #: How often the writer commits, in commits a second.
 COMMITS = 50

@@ -1,7 +1,8 @@
 """What leans on more than a documented interface: of Datasette, asyncio, uvicorn, hypercorn and Linux.
 
-Each function says why it is needed and what it does where the thing is not there. ``tests/test_acked_compat.py`` and
-``tests/test_health_compat.py`` fail when one of them changes.
+Each function says why it is needed and what it does where the thing is not there.
+``tests/server/test_acked_compat.py``, ``tests/unit/test_health_compat.py`` and
+``tests/unit/test_compat_permissions.py`` fail when one of them changes.
 """
 
 from __future__ import annotations

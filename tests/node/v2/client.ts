@@ -2,7 +2,7 @@
 //
 //   tsx client.ts <transport> <base URL> <database> <database that is closed to us>
 //
-// Nothing is judged here: tests/test_node_clients.py compares the report with what must be.
+// Nothing is judged here: tests/clients/test_node_clients.py compares the report with what must be.
 import { createHash } from "node:crypto";
 import { type MessageInitShape } from "@bufbuild/protobuf";
 import { timestampDate, timestampFromDate } from "@bufbuild/protobuf/wkt";

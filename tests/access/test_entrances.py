@@ -1,0 +1,492 @@
+"""A table of actors, actions and entrances, with the expected outcome; run as one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from auth import headers
+from entrances import CONFIG
+from servers import DEADLINE, Server, Sse, sqlite_shell, wait_for
+
+from datasette_pubsub.core.settings import Settings
+from datasette_pubsub.storage import schema
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server], tmp_path: Path) -> Server:
+    path = tmp_path / "data.db"
+    conn = sqlite3.connect(path)
+    schema.set_durability(conn, Settings())
+    schema.install(conn, Settings())
+    conn.execute("CREATE TABLE existing (id INTEGER PRIMARY KEY)")
+    conn.close()
+    sqlite_shell(path, "INSERT INTO vpubsub (channel, payload) VALUES ('open/1', 'for all'), ('secret', 'hidden text')")
+    return serve(config=CONFIG)
+
+
+# -- entrances: each says whether the actor got in -----------------------------------------------------------
+
+
+def view_sse(server: Server, actor: str | None, channel: str) -> bool:
+    url, params = f"{server.pubsub}/-/stream", {"channel": channel, "start": "earliest"}
+    with httpx.stream("GET", url, params=params, headers=headers(actor)) as response:
+        return response.status_code == 200
+
+
+def view_pattern(server: Server, actor: str | None, channel: str) -> bool:
+    try:
+        with Sse(f"{server.pubsub}/-/stream", headers=headers(actor), pattern="*", start="earliest") as reader:
+            seen = set()
+            while (event := reader.event())["event"] == "message":
+                seen.add(event["data"]["channel"])
+            return channel in seen
+    except AssertionError:
+        return False
+
+
+def view_connect(server: Server, actor: str | None, channel: str) -> bool:
+    message = json.dumps({"dbName": "data", "channel": channel, "start": "START_EARLIEST"}).encode()
+    body = struct.pack(">BI", 0, len(message)) + message
+    with httpx.stream(
+        "POST",
+        f"{server.url}/db.v1.DbService/Subscribe",
+        content=body,
+        headers={**headers(actor), "Content-Type": "application/connect+json"},
+    ) as response:
+        first = next(response.iter_bytes())
+    return b"permission_denied" not in first
+
+
+def view_listing(server: Server, actor: str | None, channel: str) -> bool:
+    rows = httpx.get(f"{server.pubsub}/-/channels.json", headers=headers(actor)).json()["channels"]
+    return channel in [row["channel"] for row in rows]
+
+
+def view_viewer(server: Server, actor: str | None, channel: str) -> bool:
+    page = httpx.get(server.pubsub, headers=headers(actor)).text
+    own = httpx.get(f"{server.pubsub}/{channel}", headers=headers(actor)).status_code == 200
+    payload = {"open/1": "for all", "secret": "hidden text"}[channel]
+    assert (payload in page) == own
+    return own
+
+
+def view_messages(server: Server, actor: str | None, channel: str) -> bool:
+    """As JSON and as CSV, and in neither when all are asked for."""
+    payload = {"open/1": "for all", "secret": "hidden text"}[channel]
+    found = set()
+    for name in ("messages.json", "messages.csv"):
+        url = f"{server.pubsub}/-/{name}"
+        own = httpx.get(url, params={"channel": channel}, headers=headers(actor))
+        found.add(own.status_code == 200)
+        for params in ({}, {"pattern": "*"}, {"q": payload[2:]}):
+            assert (payload in httpx.get(url, params=params, headers=headers(actor)).text) == (own.status_code == 200)
+    assert len(found) == 1
+    return found.pop()
+
+
+def view_database_page(server: Server, actor: str | None, channel: str) -> bool:
+    """The panel on Datasette's page, and what it asks for."""
+    payload = {"open/1": "for all", "secret": "hidden text"}[channel]
+    page = httpx.get(f"{server.url}/data", headers=headers(actor)).text
+    rows = httpx.get(f"{server.pubsub}/-/activity.json", headers=headers(actor)).json()["channels"]
+    assert (payload in page) == (channel in [row["channel"] for row in rows])
+    return payload in page
+
+
+def view_jump(server: Server, actor: str | None, channel: str) -> bool:
+    return f"data: {channel}" in httpx.get(f"{server.url}/-/jump.json?q={channel}", headers=headers(actor)).text
+
+
+def view_check(server: Server, actor: str | None, channel: str) -> bool:
+    rows = httpx.get(f"{server.url}/-/allowed.json", params={"action": "view-channel"}, headers=headers(actor)).json()
+    return ("data", channel) in {(row["parent"], row["child"]) for row in rows["items"]}
+
+
+def view_table(server: Server, actor: str | None, channel: str) -> bool:
+    """The log as Datasette shows tables: a side door to every channel at once."""
+    outcomes = set()
+    for table in ("vpubsub", "pubsub_subscriptions", "_pubsub_trims", "_pubsub_released"):
+        for address in (table, f"{table}.json"):
+            answer = httpx.get(f"{server.url}/data/{address}", headers=headers(actor))
+            outcomes.add(answer.status_code == 200)
+            if answer.status_code != 200:
+                assert "hidden text" not in answer.text
+    answer = httpx.get(f"{server.pubsub}/-/snapshot.json", params={"table": "vpubsub"}, headers=headers(actor))
+    outcomes.add(answer.status_code == 200)
+    assert len(outcomes) == 1, "all of them alike"
+    return outcomes.pop()
+
+
+def publish_http(server: Server, actor: str | None, channel: str) -> bool:
+    url, message = f"{server.pubsub}/-/publish", {"channel": channel, "payload": "x"}
+    return httpx.post(url, json=message, headers=headers(actor)).status_code == 200
+
+
+def publish_form(server: Server, actor: str | None, channel: str) -> bool:
+    message = {"channel": channel, "payload": "x"}
+    return httpx.post(f"{server.pubsub}/-/publish-form", data=message, headers=headers(actor)).status_code == 302
+
+
+def publish_by_broadcast(server: Server, actor: str | None, channel: str) -> bool:
+    """Triggers that would publish for others: shown, as they would be made, to who may publish himself."""
+    form = {"action": "preview", "channel": channel, "on": "insert", "new": "1", "column": "id", "when_insert": ""}
+    answer = httpx.post(f"{server.url}/data/existing/-/broadcast", data=form, headers=headers(actor))
+    return answer.status_code == 200 and "CREATE TRIGGER" in answer.text
+
+
+def publish_connect(server: Server, actor: str | None, channel: str) -> bool:
+    message = {"dbName": "data", "items": [{"channel": channel, "payload": "x"}]}
+    url = f"{server.url}/db.v1.DbService/PublishBatch"
+    return httpx.post(url, json=message, headers=headers(actor)).status_code == 200
+
+
+def publish_sql_page(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.get(
+        f"{server.url}/data/-/query.json",
+        params={"sql": "SELECT publish_batch(:channel, 'x')", "channel": channel},
+        headers=headers(actor),
+    )
+    return answer.status_code == 200
+
+
+def publish_run(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.post(
+        f"{server.pubsub}/-/run",
+        data={"sql": "SELECT publish_batch(:channel, 'x')", "channel": channel},
+        headers=headers(actor),
+    )
+    return answer.status_code == 200
+
+
+def publish_write_page(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.post(
+        f"{server.url}/data/-/execute-write",
+        data={"sql": f"INSERT INTO vpubsub (channel, payload) VALUES ('{channel}', 'x')"},
+        headers={**headers(actor), "Accept": "application/json"},
+    )
+    return answer.status_code == 200
+
+
+def publish_write_api(server: Server, actor: str | None, channel: str) -> bool:
+    answer = httpx.post(
+        f"{server.url}/data/vpubsub/-/insert",
+        json={"row": {"channel": channel, "payload": "x"}},
+        headers=headers(actor),
+    )
+    return answer.status_code in (200, 201)
+
+
+def alter_row(server: Server, actor: str | None, channel: str) -> bool:
+    done = [
+        httpx.post(f"{server.url}/data/vpubsub/1/-/update", json={"update": {"payload": "y"}}, headers=headers(actor)),
+        httpx.post(f"{server.url}/data/vpubsub/1/-/delete", json={}, headers=headers(actor)),
+        httpx.post(
+            f"{server.url}/data/-/execute-write",
+            data={"sql": "DELETE FROM vpubsub"},
+            headers={**headers(actor), "Accept": "application/json"},
+        ),
+    ]
+    return any(answer.status_code == 200 for answer in done)
+
+
+EVERYONE = ("ada", "bob", "eve", None)
+WHO: dict[Callable[[Server, str | None, str], bool], dict[str, set[str | None]]] = {
+    view_sse: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_pattern: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_connect: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_listing: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_viewer: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_messages: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_database_page: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_jump: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_check: {"open/1": set(EVERYONE), "secret": {"ada"}},
+    view_table: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_http: {"open/1": {"ada", "bob"}, "open/new": {"ada", "bob"}, "secret": {"ada"}, "new": {"ada"}},
+    publish_form: {"open/1": {"ada", "bob"}, "open/x": {"ada", "bob"}, "secret": {"ada"}, "x": {"ada"}},
+    publish_by_broadcast: {"open/1": {"ada", "bob"}, "secret": {"ada"}},
+    publish_connect: {"open/1": {"ada", "bob"}, "open/new too": {"ada", "bob"}, "secret": {"ada"}},
+    # These pages need execute-sql, or the right to insert any message.
+    publish_sql_page: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_run: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_write_page: {"open/1": {"ada"}, "secret": {"ada"}},
+    publish_write_api: {"open/1": {"ada"}, "secret": {"ada"}},
+    alter_row: {"open/1": set()},
+}
+
+
+def test_every_actor_at_every_entrance(server: Server) -> None:
+    wrong = []
+    for entrance, expected in WHO.items():
+        for channel, allowed in expected.items():
+            for actor in EVERYONE:
+                got_in = entrance(server, actor, channel)
+                if got_in != (actor in allowed):
+                    wrong.append(f"{entrance.__name__}({actor}, {channel}): {got_in}")
+    assert not wrong
+    assert server.rows("SELECT payload FROM vpubsub WHERE id = 1") == [("for all",)]
+    # The command line works on the file: whoever may open it may do everything.
+    shown = subprocess.run(
+        [sys.executable, "-m", "datasette", "pubsub", "tail", str(server.path), "secret", "-n", "1"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "secret" in shown.stdout
+    assert "execute-sql" in server.log, "the operator is warned at start"
+
+
+def test_what_is_hidden_is_not_counted(server: Server) -> None:
+    """Not in the lag of a subscription by pattern, not in a gap."""
+    url = f"{server.pubsub}/-/stream"
+    for actor, lag in (("ada", 2), ("bob", 1)):
+        with Sse(url, headers=headers(actor), pattern="*", subscription="all", ack="explicit") as reader:
+            reader.messages(lag)
+            listing = httpx.get(f"{server.pubsub}/-/subscriptions.json", headers=headers(actor)).json()
+            assert [row["lag"] for row in listing["subscriptions"]] == [lag]
+    subprocess.run(
+        [sys.executable, "-m", "datasette", "pubsub", "trim", str(server.path), "--pattern", "*", "--messages", "1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    sqlite_shell(server.path, "INSERT INTO vpubsub (channel, payload) VALUES ('secret', 's2'), ('open/1', 'o2')")
+    subprocess.run(
+        [sys.executable, "-m", "datasette", "pubsub", "trim", str(server.path), "--pattern", "*", "--messages", "1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for actor, missed in (("ada", "2"), ("bob", "1")):
+        with Sse(url, headers=headers(actor), pattern="*", subscription="all", ack="explicit") as reader:
+            assert reader.until("gap")["data"]["missed"] == missed
+    link = "/data/-/pubsub"
+    assert link in httpx.get(f"{server.url}/data", headers=headers("bob")).text
+
+
+def test_without_rules_a_visitor_can_do_only_what_he_could_do_before(serve: Callable[..., Server]) -> None:
+    server = serve(config={})
+    sqlite_shell(server.path, "INSERT INTO existing VALUES (1)")
+    for page in ("", "/data", "/data/existing", "/data/existing.json", "/-/actor.json"):
+        assert httpx.get(f"{server.url}{page}").status_code == 200
+    assert not publish_http(server, None, "a")
+    assert not publish_connect(server, None, "a")
+    assert not publish_sql_page(server, None, "a")
+    assert not publish_run(server, None, "a")
+    assert not publish_write_page(server, None, "a")
+    assert not publish_write_api(server, None, "a")
+    assert server.rows("SELECT name FROM sqlite_master WHERE name LIKE '%pubsub%'") == [], "nothing was even prepared"
+
+
+def test_a_stream_ends_when_its_right_ends(serve: Callable[..., Server], tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    revoked = tmp_path / "revoked"
+    (plugins / "rule.py").write_text(
+        "import os\nfrom datasette import hookimpl\nfrom datasette.permissions import PermissionSQL\n"
+        "@hookimpl\ndef permission_resources_sql(datasette, actor, action):\n"
+        f"    if action == 'view-channel' and os.path.exists({str(revoked)!r}):\n"
+        "        return PermissionSQL(sql=\"SELECT 'data' AS parent, 'a' AS child, 0 AS allow, 'r' AS reason\")\n"
+    )
+    config = {
+        "permissions": {"publish-message": True},
+        "plugins": {"datasette-pubsub": {"permission_recheck_seconds": 0.2}},
+    }
+    server = serve(config=config, options=["--plugins-dir", str(plugins)])
+    server.publish(channel="a", payload="x")
+    url = f"{server.pubsub}/-/stream"
+    with Sse(url, channel="a", start="earliest") as reader, Sse(url, pattern="*") as by_pattern:
+        reader.until("ready")
+        by_pattern.until("ready")
+        server.publish(channel="a", payload="y")
+        assert reader.messages(1)[0]["payload"] == by_pattern.messages(1)[0]["payload"] == "y"
+        revoked.touch()
+        for one in (reader, by_pattern):
+            assert "right" in one.until("bye")["data"]["reason"]
+            with pytest.raises(EOFError):
+                one.event()
+    assert httpx.get(url, params={"channel": "a"}).status_code == 403
+
+
+def test_who_may_publish_is_asked_about_once_a_moment(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """A right that has ended is soon gone; one that is new is there at once."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    granted, asked = tmp_path / "granted", tmp_path / "asked"
+    (plugins / "rule.py").write_text(
+        "import os\nfrom datasette import hookimpl\nfrom datasette.permissions import PermissionSQL\n"
+        "@hookimpl\ndef permission_resources_sql(datasette, actor, action):\n"
+        "    if action == 'publish-message':\n"
+        f"        open({str(asked)!r}, 'a').write('.')\n"
+        f"        if os.path.exists({str(granted)!r}):\n"
+        "            return PermissionSQL(sql=\"SELECT NULL AS parent, NULL AS child, 1 AS allow, 'r' AS reason\")\n"
+    )
+    server = serve(config={}, options=["--plugins-dir", str(plugins)])
+
+    def status(*channels: str) -> int:
+        body = {"items": [{"channel": channel, "payload": "x"} for channel in channels]}
+        return httpx.post(f"{server.pubsub}/-/publish", json=body).status_code
+
+    for channels in (["a"], ["a", "b"]):
+        granted.unlink(missing_ok=True)
+        wait_for(lambda channels=channels: status(*channels) == 403, "the right has ended")
+        granted.touch()
+        before = asked.stat().st_size
+        assert [status(*channels) for _ in range(50)] == [200] * 50
+        assert asked.stat().st_size - before < 50
+
+
+@pytest.mark.asyncio
+async def test_many_who_begin_at_once_are_asked_about_together(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """As after a restart of the server; each actor by itself."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    asked = tmp_path / "asked"
+    asked.touch()
+    (plugins / "rule.py").write_text(
+        "from datasette import hookimpl\nfrom datasette.permissions import PermissionSQL\n"
+        "@hookimpl\ndef permission_resources_sql(datasette, actor, action):\n"
+        "    if action == 'view-channel':\n"
+        f"        open({str(asked)!r}, 'a').write('.')\n"
+        "        if actor is None:\n"
+        "            return PermissionSQL(sql=\"SELECT 'data' AS parent, 'a' AS child, 0 AS allow, 'r' AS reason\")\n"
+        "@hookimpl\ndef actor_from_request(request):\n"
+        "    if request.headers.get('authorization'):\n"
+        "        return {'id': request.headers['authorization']}\n"
+    )
+    config = {"permissions": {"publish-message": True}}
+    server = serve(config=config, options=["--plugins-dir", str(plugins)])
+    server.publish(channel="a", payload="before")
+    answers: list[int] = []
+
+    async def read(client: httpx.AsyncClient, actor: str) -> None:
+        headers = {"Authorization": actor} if actor else {}
+        async with client.stream("GET", f"{server.pubsub}/-/stream?channel=a&format=raw", headers=headers) as response:
+            answers.append(response.status_code)
+            if response.status_code == 200:
+                async for line in response.aiter_lines():
+                    if line == "data: after":
+                        return
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=30, limits=limits) as client:
+        readers = [asyncio.ensure_future(read(client, actor)) for actor in 60 * ["ada", "bob", ""]]
+        while len(answers) < len(readers):  # noqa: ASYNC110 - the server decides
+            await asyncio.sleep(0.01)
+        assert sorted(answers) == [200] * 120 + [403] * 60
+        assert 3 <= asked.stat().st_size < 90
+        server.publish(channel="a", payload="after")
+        await asyncio.gather(*readers)
+
+
+def test_a_stream_ends_when_its_actor_loses_a_role(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """What a plugin says of the actor now is what counts, not what it said when the stream began."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    roles = tmp_path / "roles"
+    roles.write_text("reader")
+    (plugins / "roles.py").write_text(
+        "from pathlib import Path\nfrom datasette import hookimpl\n@hookimpl\ndef actor_from_request(request):\n"
+        "    if request.headers.get('authorization') == 'Basic ada':\n"
+        f"        return {{'id': 'ada', 'role': Path({str(roles)!r}).read_text()}}\n"
+    )
+    rules = {"*": {"view": {"role": "reader"}, "publish": True}}
+    config = {"plugins": {"datasette-pubsub": {"permission_recheck_seconds": 0.2, "channel_permissions": rules}}}
+    server = serve(config=config, options=["--plugins-dir", str(plugins)])
+    server.publish(channel="a", payload="x")
+    ada = {"Authorization": "Basic ada"}
+    with Sse(f"{server.pubsub}/-/stream", headers=ada, channel="a", start="earliest") as reader:
+        assert reader.messages(1)[0]["payload"] == "x"
+        roles.write_text("guest")
+        assert "right" in reader.until("bye")["data"]["reason"]
+
+
+def test_a_stream_ends_when_its_token_expires(serve: Callable[..., Server]) -> None:
+    """At its end, however long it is until rights are looked at again."""
+    config = {
+        "allow": {"id": "root"},
+        "plugins": {"datasette-pubsub": {"permission_recheck_seconds": 3600, "heartbeat_seconds": 3600}},
+    }
+    server = serve(config=config, options=["--root"])
+    command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", "--expires-after", "4"]
+    token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with Sse(f"{server.pubsub}/-/stream", headers={"Authorization": f"Bearer {token}"}, channel="a") as reader:
+        reader.until("ready")
+        reader.until("bye")
+
+
+def test_anonymous_subscriptions_can_be_turned_off(serve: Callable[..., Server]) -> None:
+    server = serve(config={"plugins": {"datasette-pubsub": {"allow_anonymous_subscriptions": False}}})
+    url = f"{server.pubsub}/-/stream"
+    refused = httpx.get(url, params={"channel": "a", "subscription": "s"})
+    assert (refused.status_code, "allow_anonymous_subscriptions" in refused.json()["error"]) == (403, True)
+    with Sse(url, channel="a") as reader:
+        reader.until("ready")
+    with Sse(url, headers=headers("ada"), channel="a", subscription="s") as reader:
+        reader.until("ready")
+    # Nor those that were there before.
+    sqlite_shell(server.path, "INSERT INTO pubsub_subscriptions (owner, name) VALUES ('', 'old')")
+    rpc = {"dbName": "data", "subscriptionName": "old", "messageId": "1"}
+    for path, body in (
+        ("data/-/pubsub/-/ack", {"subscription": "old", "message_id": 1}),
+        ("data/-/pubsub/-/subscriptions/delete", {"subscription": "old"}),
+        ("db.v1.DbService/Ack", rpc),
+    ):
+        answer = httpx.post(f"{server.url}/{path}", json=body)
+        assert (answer.status_code, "allow_anonymous_subscriptions" in answer.text) == (403, True), path
+
+
+def test_streams_per_actor_are_bounded(serve: Callable[..., Server]) -> None:
+    server = serve(config={"plugins": {"datasette-pubsub": {"max_streams_per_actor": 2, "max_streams": 4}}})
+    url = f"{server.pubsub}/-/stream"
+
+    def full(actor: str | None) -> httpx.Response:
+        return httpx.get(url, params={"channel": "a"}, headers=headers(actor))
+
+    with Sse(url, headers=headers("ada"), channel="a"), Sse(url, headers=headers("ada"), channel="a"):
+        refused = full("ada")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert "limit is 2 (max_streams_per_actor)" in refused.json()["error"]
+        with Sse(url, channel="a"), Sse(url, headers=headers("bob"), channel="a"):
+            assert "limit is 4 (max_streams)" in full("eve").json()["error"]
+    wait_for(lambda: view_sse(server, "ada", "a"), "a place is free again")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_crowd_that_comes_at_once_is_counted(serve: Callable[..., Server], named: bool) -> None:
+    """All are let in, or not, before the first of them is answered."""
+    server = serve(config={"plugins": {"datasette-pubsub": {"max_streams": 5}}})
+    path = f"/{server.database}/-/pubsub/-/stream?channel=a"
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(40)]
+        for number, sock in enumerate(crowd):
+            sock.settimeout(DEADLINE)
+            target = path + f"&subscription=s{number}" * named
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        answers = [sock.recv(12).decode() for sock in crowd]
+        assert Counter(answers) == {"HTTP/1.1 200": 5, "HTTP/1.1 429": 35}
+
+
+def test_tokens_with_restrictions(serve: Callable[..., Server]) -> None:
+    server = serve(config={}, options=["--root"])
+    server_publish = f"{server.pubsub}/-/publish"
+
+    def token(*options: str) -> dict[str, str]:
+        command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", *options]
+        made = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return {"Authorization": f"Bearer {made}"}
+
+    def publish(head: dict[str, str], channel: str) -> int:
+        return httpx.post(server_publish, json={"channel": channel, "payload": "x"}, headers=head).status_code
+
+    assert publish(token(), "a") == 200
+    assert publish(token("--all", "view-channel"), "a") == 403
+    assert publish(token("--all", "publish-message"), "a") == 200
+    assert publish(token("--database", "data", "publish-message"), "a") == 200
+    assert publish(token("--resource", "data", "a", "publish-message"), "a") == 200
+    assert publish(token("--resource", "data", "a", "publish-message"), "b") == 403

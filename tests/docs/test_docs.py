@@ -1,0 +1,441 @@
+"""Undocumented means red: whatever a user can name stands in the docs, and the docs name nothing else.
+
+Blocks under ``<!-- test: … -->`` are run, page by page, against a real server.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import httpx
+import pytest
+import yaml
+from every_page import PAGES
+from places import ROOT
+from servers import OPEN, Server, sqlite_shell
+
+from datasette_pubsub import hooks
+from datasette_pubsub.access import rules
+from datasette_pubsub.broadcast import definition, harmless, tables
+from datasette_pubsub.cli.main import pubsub
+from datasette_pubsub.core import errors, events, values
+from datasette_pubsub.core.settings import PLUGIN, Settings, read_settings
+from datasette_pubsub.gen import db_pb2
+from datasette_pubsub.http import api, messages, request, sse
+from datasette_pubsub.pages import broadcast as pages_broadcast
+from datasette_pubsub.pages import panel, publish_form, subscriptions, viewer
+from datasette_pubsub.protocol import frames, items
+from datasette_pubsub.publish_batch import aggregate
+from datasette_pubsub.storage import log, objects, schema
+
+DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+#: The README has tests of its own (test_readme.py); what it names must be there, too.
+ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
+BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
+#: The modules that read requests.
+WEB = (api, request, messages, panel, sse, viewer, publish_form, subscriptions)
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+def section(page: str, heading: str) -> str:
+    """What stands under a heading, up to the next of its level or above."""
+    match = re.search(rf"^(#+) {re.escape(heading)}$", DOCS[page], re.MULTILINE)
+    assert match, f"docs/{page}.md has no heading: {heading}"
+    rest = DOCS[page][match.end() :]
+    end = re.search(rf"^#{{1,{len(match[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def first_cells(text: str) -> list[str]:
+    """The names in the first cells of tables; a cell may hold several."""
+    cells = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
+    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+def table(text: str, head: str) -> list[list[str]]:
+    """The rows of the table with this head, as cells."""
+    rows = re.search(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert rows, head
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[1].splitlines()]
+
+
+# -- options -----------------------------------------------------------------
+
+
+def shown_default(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else value or "none"
+
+
+def test_every_option_with_its_default_unit_and_bounds() -> None:
+    rows = {row[0].strip("`"): row[1:] for row in table(DOCS["configuration"], "option")}
+    assert list(rows) == [option.name for option in fields(Settings)]
+    for option in fields(Settings):
+        default, unit, bounds, meaning, why = rows[option.name]
+        assert default == shown_default(option.default)
+        assert unit == option.metadata["unit"]
+        assert meaning == option.metadata["doc"]
+        assert why, f"{option.name} needs a reason"
+        if type(option.default) in (int, float):
+            low, high = option.metadata["low"], option.metadata["high"]
+            end = "or more" if high == float("inf") else f"to {high:,.15g}"
+            assert bounds == f"{low:,.15g} {end}", option.name
+
+
+def test_configurations_in_the_docs_are_valid() -> None:
+    found = [
+        yaml.safe_load(code) for text in ALL.values() for code in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    ]
+    assert len(found) >= 5
+    for config in found:
+        assert set(config) <= {"plugins", "databases", "permissions"}
+        instance = config.get("plugins", {}).get(PLUGIN)
+        read_settings(instance)
+        for database in config.get("databases", {}).values():
+            read_settings(instance, database["plugins"][PLUGIN])
+        assert set(config.get("permissions", {})) <= {action.name for action in rules.ACTIONS}
+
+
+def test_every_action() -> None:
+    assert [row[0].strip("`") for row in table(DOCS["configuration"], "action")] == [
+        action.name for action in rules.ACTIONS
+    ]
+
+
+# -- HTTP --------------------------------------------------------------------
+
+
+def addresses() -> list[str]:
+    """The routes, as the docs write them."""
+    found = []
+    for pattern, _ in hooks.ROUTES:
+        path = re.sub(r"\(\?P<(\w+)>(?:[^()]|\([^()]*\))*\)", r"<\1>", pattern)
+        found.append(path.removeprefix("^").removesuffix("$").removesuffix("/?").replace("\\", ""))
+    return found
+
+
+def test_every_route() -> None:
+    headings = re.findall(r"^## `(?:GET|POST) (.*)`$", DOCS["http"], re.MULTILINE)
+    assert sorted(headings) == sorted(addresses())
+
+
+def test_no_address_that_does_not_exist() -> None:
+    for page, text in ALL.items():
+        for found in re.findall(
+            r"(?:<database>|data|weather)(/-/pubsub[^\s\"'`?)|,>]*)|(/db\.v1\.DbService/\S+?)[\s`]", text
+        ):
+            path = f"/data{found[0]}" if found[0] else found[1]
+            assert any(re.match(pattern, path) for pattern, _ in hooks.ROUTES), (page, path)
+
+
+def asked_for(module: Any, holder: str) -> set[str]:
+    """The names that a module takes out of ``args`` or ``data``."""
+    names = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("get", "getlist"):
+            of = node.func.value
+            if (getattr(of, "attr", None) or getattr(of, "id", None)) == holder and isinstance(
+                node.args[0], ast.Constant
+            ):
+                names.add(node.args[0].value)
+    return names
+
+
+def test_every_parameter_and_field_of_requests() -> None:
+    parameters = set(request.LAST_EVENT_ID).union(*(asked_for(module, "args") for module in WEB))
+    assert {"channel", "since", "table", "before"} <= parameters
+    documented = {row[0].strip("`") for part in DOCS["http"].split("\n## ") if "| parameter |" in part
+                  for row in table(part, "parameter")}  # fmt: skip
+    assert documented == parameters
+    body = asked_for(api, "data") | items._ITEM_FIELDS | {"items"}
+    assert {"subscription", "message_id"} <= body
+    posts = [part for part in DOCS["http"].split("\n## ") if part.startswith("`POST") and "| field |" in part]
+    assert {row[0].strip("`") for part in posts for row in table(part, "field")} == body
+
+
+def test_every_field_of_the_form_that_broadcasts() -> None:
+    fields_of = section("http", "`GET /<database>/<table>/-/broadcast`")
+    rows = table(fields_of, "form field")
+    names = asked_for(pages_broadcast, "form") | {f"when_{operation}" for operation in definition.OPERATIONS}
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == names
+
+
+def test_every_field_of_a_broadcast() -> None:
+    """The messages in the docs are those that the triggers make."""
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    schema.install(conn, Settings(max_payload_bytes=2000))
+    conn.execute("CREATE TABLE totals (account TEXT PRIMARY KEY, amount INTEGER)")
+    tables.create(conn, "totals", definition.Broadcast("changes"))
+    conn.execute("INSERT INTO totals VALUES ('eve', 1)")
+    conn.execute("UPDATE totals SET amount = 2")
+    conn.execute("DELETE FROM totals")
+    conn.execute("INSERT INTO totals VALUES (?, 1)", ["x" * 1000])
+    made = [json.loads(row[0]) for row in conn.execute("SELECT payload FROM vpubsub")]
+    conn.close()
+    text = section("tables", "The messages")
+    (shown,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert [json.loads(line) for line in shown.splitlines()] == made[:3]
+    assert {row[0].strip("`") for row in table(text, "field")} == {name for message in made for name in message}
+
+
+def test_every_field_of_answers() -> None:
+    messages = [values.Message(1, "a", payload, "") for payload in ("x", b"x")]
+    names = {name for message in messages for name in frames.message_fields(message, 1)}
+    stream = section("http", "`GET /<database>/-/pubsub/-/stream`")
+    assert {row[0].strip("`") for row in table(stream, "field")} == names
+    for name in log.Channel("a", 1, 1, "").as_json():
+        assert f"`{name}`" in section("http", "`GET /<database>/-/pubsub/-/channels.json`")
+
+
+def test_every_event() -> None:
+    found = {}
+    for kind in get_args(events.Event):
+        for number in (1, events.AHEAD):
+            text = frames.SseEncoder().event(kind(*[number] * len(fields(kind)))).decode()
+            name, data = re.fullmatch(r"(?:retry: \d+\n)?event: (\w+)\ndata: (.*)\n\n", text).groups()
+            found[name] = found.get(name, set()) | set(re.findall(r'"(\w+)":', data))
+    rows = table(section("http", "`GET /<database>/-/pubsub/-/stream`"), "event")
+    assert {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows} == found
+
+
+def error_classes(base: type[errors.PubsubError] = errors.PubsubError) -> Iterator[type[errors.PubsubError]]:
+    yield base
+    for derived in base.__subclasses__():
+        yield from error_classes(derived)
+
+
+def test_every_error_with_its_status_and_code() -> None:
+    rows = [(int(row[0]), row[1].strip("`")) for row in table(section("http", "Errors"), "status")]
+    assert len(rows) == len(set(rows))
+    # Those of sqlite3 (sql.PublishFailed) are shown by Datasette.
+    assert set(rows) == {(error.status, error.code) for error in error_classes()}
+    for error in error_classes():
+        if error.retry_after is not None:
+            (row,) = [row for row in table(section("http", "Errors"), "status") if row[0] == str(error.status)]
+            assert "Retry-After" in row[2]
+
+
+# -- Connect -----------------------------------------------------------------
+
+
+def test_every_rpc_field_and_enum() -> None:
+    (service,) = db_pb2.DESCRIPTOR.services_by_name.values()
+    assert re.findall(r"^## `(\w+)`$", DOCS["connect"], re.MULTILINE) == [method.name for method in service.methods]
+    messages = db_pb2.DESCRIPTOR.message_types_by_name
+    assert sorted(re.findall(r"^### (\w+)$", DOCS["connect"], re.MULTILINE)) == sorted(messages)
+    for name, message in messages.items():
+        rows = [row[0].strip("`") for row in table(section("connect", name), "field")]
+        assert sorted(rows) == sorted(field.name for field in message.fields), name
+    values = {value for enum in db_pb2.DESCRIPTOR.enum_types_by_name.values() for value in enum.values_by_name}
+    named = set(re.findall(r"\b(?:START|ACK_MODE|KIND)_[A-Z]+\b", " ".join(ALL.values())))
+    assert named == values
+
+
+# -- SQL ---------------------------------------------------------------------
+
+
+def test_every_table_column_trigger_and_function() -> None:
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    schema.install(conn, Settings())
+    names = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE name GLOB '*pubsub*' AND sql <> ''")}
+    assert set(objects.TABLES) < names
+    assert {name for name in names if name[0] != "_"} <= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])) <= names
+    assert set(re.findall(r"`(_pubsub\w+)`", DOCS["sql"])) - {"_pubsub_", "_pubsub_run"} <= names
+    for name in (objects.LOG, objects.SUBSCRIPTIONS, objects.RELEASED, objects.TRIMS):
+        (heading,) = [text for text in HEADING.findall(DOCS["sql"]) if f"`{name}`" in text]
+        text = section("sql", heading)
+        for column in conn.execute(f"PRAGMA table_info({name})").fetchall():
+            assert f"`{column[1]}`" in text, (name, column[1])
+    conn.close()
+    functions = set(re.findall(r'create_(?:aggregate|function)\(\s*"(\w+)"', inspect.getsource(aggregate)))
+    assert functions == {"publish_batch"}
+    assert section("sql", "`publish_batch`")
+
+
+# -- command line ------------------------------------------------------------
+
+
+def test_every_command_and_option() -> None:
+    assert re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE) == [
+        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "demo",
+    ]  # fmt: skip
+    assert sorted(pubsub.commands) == sorted(re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE))
+    for name, command in pubsub.commands.items():
+        options = [param for param in command.params if isinstance(param, click.Option)]
+        flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+        text = section("cli", f"`{name}`")
+        assert set(first_cells(text)) == flags, name
+
+
+def test_no_command_or_option_that_does_not_exist() -> None:
+    for page, text in ALL.items():
+        for name, rest in re.findall(r"datasette pubsub ([a-z]+)([^\n`|]*)", text):
+            assert name in pubsub.commands, (page, name)
+            flags = {flag for param in pubsub.commands[name].params for flag in (*param.opts, *param.secondary_opts)}
+            for flag in re.findall(r"(?<=\s)--?[a-z][-a-z]*", rest):
+                assert flag in {*flags, "--help"}, (page, name, flag)
+
+
+# -- JavaScript --------------------------------------------------------------
+
+
+def test_every_export_option_and_status_of_the_module() -> None:
+    source = (ROOT / "static" / "pubsub.js").read_text()
+    assert re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", source, re.MULTILINE) == ["connect"]
+    text = section("javascript", "`connect(options)`")
+
+    def properties(name: str) -> list[str]:
+        (body,) = re.findall(rf"@typedef {{object}} {name}\n(.*?)\*/", source, re.DOTALL)
+        return re.findall(r"@property \{.*?\} \[?(\w+)\]?(?:\s|$)", body, re.MULTILINE)
+
+    assert len(properties("Options")) > 10
+    assert [row[0].strip("`") for row in table(text, "option")] == properties("Options")
+    statuses = re.search(r"@typedef \{((?:\"[a-z ]+\"(?: \| )?)+)\} Status", source)
+    assert statuses
+    assert [row[0].strip("`") for row in table(text, "status")] == re.findall(r'"([a-z ]+)"', statuses[1])
+    for name in ("Connection", "Message", "Gap"):
+        for entry in properties(name):
+            assert f"`{entry}" in text, (name, entry)
+
+
+# -- words and links ---------------------------------------------------------
+
+
+def test_no_name_that_does_not_exist() -> None:
+    """Every `name_with_underscores` in the docs is one of something."""
+    known = {option.name for option in fields(Settings)} | {error.code for error in error_classes()}
+    known |= {field.name for message in db_pb2.DESCRIPTOR.message_types_by_name.values() for field in message.fields}
+    known |= set().union(*(asked_for(module, holder) for module in WEB for holder in ("args", "data")))
+    known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds", "lag_is_more"}
+    known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])) | {"pubsub_messages"}
+    known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
+    # Connect's, and names of Datasette and SQLite.
+    known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
+    known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
+    known |= {"json_each", "sqlite_master", "cache_size_kb", *harmless.FUNCTIONS, *request.LAST_EVENT_ID}
+    for page, text in DOCS.items():
+        for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
+            assert name in known, (page, name)
+
+
+def anchors(text: str) -> set[str]:
+    """The headings as GitHub links to them."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(text)}
+
+
+def test_links_lead_somewhere() -> None:
+    for page, text in DOCS.items():
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            name, _, anchor = target.partition("#")
+            path = (ROOT / "docs" / name).resolve() if name else ROOT / "docs" / f"{page}.md"
+            assert path.exists(), (page, target)
+            if anchor:
+                assert anchor in anchors(path.read_text()), (page, target)
+    contents = set(re.findall(r"\]\((\w+)\.md\)", DOCS["README"]))
+    assert contents == set(DOCS) - {"README"}
+
+
+# -- examples ----------------------------------------------------------------
+
+
+SETUP = """
+CREATE TABLE totals (account TEXT PRIMARY KEY, amount INTEGER NOT NULL);
+INSERT INTO totals VALUES ('ada', 0), ('bob', 0);
+INSERT INTO vpubsub (channel, payload) VALUES ('orders', 'one'), ('orders', 'two');
+INSERT INTO pubsub_subscriptions (owner, name, reads) VALUES ('', 'billing', '{"channels": ["orders"]}');
+"""
+
+
+def test_every_page_is_shown_on_a_phone_and_a_desktop_light_and_dark() -> None:
+    shown = set(re.findall(r"\]\(pictures/(.+?)\.png\)", DOCS["pictures"]))
+    assert shown == {"-".join(kind) for kind in product(PAGES, ("phone", "desktop"), ("light", "dark"))}
+    assert shown == {path.stem for path in (ROOT / "docs" / "pictures").iterdir()}
+
+
+def test_blocks_are_of_a_kind_that_is_run() -> None:
+    # test_orms.py and test_node_orms.py run a page of their own.
+    kinds = {match["kind"] for page, text in DOCS.items() for match in BLOCK.finditer(text) if page != "orm"}
+    assert kinds == {"sh", "stream", "sqlite3", "query", "python", "file grpc_client.py", "browser", "uninstall"}
+
+
+@pytest.mark.parametrize(
+    "page", [page for page, text in DOCS.items() if BLOCK.search(text) and page not in ("javascript", "orm")]
+)
+def test_examples(serve: Callable[..., Server], tmp_path: Path, page: str) -> None:
+    server = serve(config=OPEN)
+    subprocess.run([sys.executable, "-m", "datasette", "pubsub", "install", str(server.path)], check=True, timeout=60)
+    sqlite_shell(server.path, SETUP)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(code: str) -> str:
+        done = subprocess.run(
+            ["bash", "-euc", code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (code, done.stdout, done.stderr)
+        return done.stdout
+
+    for match in BLOCK.finditer(DOCS[page]):
+        kind, code = match["kind"], match["code"].replace("127.0.0.1:8001", f"127.0.0.1:{server.port}")
+        if kind == "sh":
+            # Refused requests are failures.
+            run(code.replace("curl ", "curl -sS --fail-with-body "))
+        elif kind == "stream":
+            assert run(f"{code.strip().replace('curl -N', 'curl -sN')} | grep -m 1 '^id'") == "id: 1\n"
+        elif kind == "sqlite3":
+            sqlite_shell(server.path, code)
+        elif kind == "query":
+            answer = httpx.get(f"{server.url}/data/-/query.json", params={"sql": code})
+            assert list(answer.json()["rows"][0].values()) == [2]
+        elif kind == "python" or kind.startswith("file "):
+            (tmp_path / "example.py").write_text(code)
+            assert run(f"{sys.executable} example.py") == ("[4, 5]\n1 one\n" if kind == "python" else "")
+        elif kind == "uninstall":
+            server.stop()
+            sqlite_shell(server.path, code + "UPDATE totals SET amount = 6;")
+            assert server.rows("SELECT name FROM sqlite_master WHERE sql LIKE '%pubsub%'") == []
+            server.start()
+            assert server.publish(channel="a", payload="installed again") == [1]
+
+
+@pytest.mark.browser
+def test_the_javascript_example(serve: Callable[..., Server]) -> None:
+    from browsers import running
+
+    server = serve(config=OPEN)
+    server.publish(channel="orders", payload="one")
+    ((kind, code),) = BLOCK.findall(DOCS["javascript"])
+    assert kind == "browser"
+    script = code.strip().removeprefix('<script type="module">').removesuffix("</script>")
+    with running() as browser:
+        page = browser.new_page()
+        page.goto(server.url)
+        with page.expect_console_message(lambda message: message.text == "orders one"):
+            page.add_script_tag(content=script, type="module")
+        page.wait_for_function("document.title === 'live'")
+
+
+def test_every_function_that_an_expression_may_call() -> None:
+    text = section("tables", "What can be chosen")
+    assert [name for name in sorted(harmless.FUNCTIONS) if f"`{name}`" not in text] == []

@@ -1,0 +1,83 @@
+"""Every page of ours, with something on it: for the tests of how pages are made, and for the pictures of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from auth import cookie
+from playwright.sync_api import BrowserContext, Page, expect
+from servers import Server, sqlite_shell
+
+#: Everybody may publish; ada is logged in and may do everything else, in a database of either name.
+CONFIG = {
+    "permissions": {"publish-message": True, "alter-table": {"id": "ada"}},
+    "databases": {
+        name: {
+            "tables": {
+                "pubsub_subscriptions": {"allow": {"id": "ada"}, "permissions": {"delete-row": {"id": "ada"}}},
+            }
+        }
+        for name in ("data", "shop")
+    },
+    "plugins": {"datasette-pubsub": {"heartbeat_seconds": 1}},
+}
+
+TABLES = """
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT, total REAL, status TEXT);
+INSERT INTO orders VALUES (1, 'Ada', 12.5, 'paid'), (2, 'Grace', 80, 'sent'), (3, 'Edsger', 7.25, 'open');
+"""
+
+#: By name: where each page stands under the server's address, after the database's name.
+PAGES = {
+    "panel": "",
+    "live": "/-/pubsub",
+    "channel": "/-/pubsub/orders",
+    "publish": "/-/pubsub/-/publish-form?channel=alerts",
+    "subscriptions": "/-/pubsub/-/subscriptions",
+    "delete": "/-/pubsub/-/subscriptions?delete=billing&owner=ada",
+    "broadcast": "/orders/-/broadcast",
+    "table": "/orders",
+}
+
+
+def fill(server: Server) -> None:
+    """Tables, a broadcast, messages of several channels, subscriptions of several owners."""
+    sqlite_shell(server.path, TABLES)
+    pubsub = [sys.executable, "-m", "datasette", "pubsub"]
+    for command in (["install", str(server.path)], ["broadcast", str(server.path), "orders", "--channel", "orders"]):
+        subprocess.run([*pubsub, *command], check=True, timeout=60, capture_output=True)
+    sqlite_shell(
+        server.path,
+        "UPDATE orders SET status = 'sent' WHERE id = 3; INSERT INTO orders VALUES (4, 'Barbara', 19.99, 'open');",
+    )
+    reads = json.dumps({"channels": ["orders"], "patterns": ["alerts/*"]})
+    for owner, name, cursor in (("ada", "billing", 1), ("ada", "search-index", 2), ("", "public dashboard", 0)):
+        sqlite_shell(
+            server.path,
+            "INSERT INTO pubsub_subscriptions (owner, name, reads, cursor) "
+            f"VALUES ('{owner}', '{name}', '{reads}', {cursor});",
+        )
+    for n in range(12):
+        server.publish(
+            {"channel": "alerts/temperature", "payload": {"room": n % 3 + 1, "celsius": 20 + n, "limit": 25}},
+            {"channel": "log", "payload": f"worker {n} has started"},
+        )
+
+
+def log_in(context: BrowserContext, server: Server) -> None:
+    value = cookie("ada")["Cookie"].removeprefix("ds_actor=")
+    context.add_cookies([{"name": "ds_actor", "value": value, "url": server.url}])
+
+
+def show(context: BrowserContext, server: Server, name: str) -> Page:
+    """A tab with one of the pages, once it is as its reader sees it."""
+    page = context.new_page()
+    page.goto(f"{server.url}/{server.database}{PAGES[name]}")
+    if name in ("panel", "live", "channel"):
+        element = "pubsub-panel" if name == "panel" else "pubsub-viewer"
+        expect(page.locator(element)).to_have_attribute("data-status", "live")
+    elif name == "publish":
+        page.get_by_label("Payload").fill('{"text": "it\'s getting warm"}')
+    return page

@@ -1,0 +1,48 @@
+"""Clients of npm: their packages, installed and generated once for all tests that run side by side."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from places import NODE, ROOT
+from servers import DEADLINE
+
+PROTO = ROOT / "proto" / "db" / "v1" / "db.proto"
+
+
+def _run(command: list[str], folder: Path, timeout: float = 2 * DEADLINE) -> str:
+    """Run a command to its end; what it printed. Fails with all that it said when it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def _is_older(path: Path, *sources: Path) -> bool:
+    return not path.exists() or any(path.stat().st_mtime < source.stat().st_mtime for source in sources)
+
+
+def prepared(version: str) -> Path:
+    """The folder of these clients, with its packages installed and its code generated."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+    folder = NODE / version
+    # Tests run side by side, and one of them does it for all.
+    with (folder / "package.json").open() as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        _prepare(folder)
+    return folder
+
+
+def _prepare(folder: Path) -> None:
+    lock, installed = folder / "package-lock.json", folder / "node_modules" / ".package-lock.json"
+    if _is_older(installed, lock):
+        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder, timeout=300)
+        installed.touch()
+    if not (folder / "buf.gen.yaml").exists():
+        return
+    if _is_older(folder / "gen" / "db" / "v1" / "db_pb.ts", installed, folder / "buf.gen.yaml", PROTO):
+        _run(["npx", "--no", "buf", "generate"], folder, timeout=120)
