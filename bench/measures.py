@@ -7,6 +7,7 @@ compared is measured in turns within a repeat. ``Sizes`` says how much of it all
 from __future__ import annotations
 
 import random
+import select
 import sqlite3
 import statistics
 import subprocess
@@ -40,6 +41,8 @@ class Sizes:
     subscriptions: int = 10_000
     log: int = 10_000_000
     small_log: int = 10_000
+    direct_subscribers: int = 500
+    direct_messages: int = 200
     load_requests: int = 1_000  # of 100 messages each: about a second, longer than a checkpoint or a round of cursors
 
 
@@ -321,6 +324,50 @@ def large_log(folder: Path, sizes: Sizes) -> Values:
 
 # -- the peers ---------------------------------------------------------------
 
+# -- the direct send ----------------------------------------------------------
+
+
+def direct_send(folder: Path, sizes: Sizes) -> Values:
+    """CPU time of the server, in microseconds for each message to each subscriber, with the direct send and without.
+
+    Single publishes to many subscribers of one channel, each sent before the next.
+    """
+    with ExitStack() as stack:
+        measures = []
+        for name, on in (("direct", "true"), ("tasks", "false")):
+            path = folder / f"{name}.db"
+            remove(path)
+            server = stack.enter_context(Server(path, direct_send=on))
+            server.publish("all", PAYLOAD)
+            request = subscribe_request(server.database, "all", "sse")
+            socks = [stack.enter_context(connect(server.port, request)) for _ in range(sizes.direct_subscribers)]
+            wait_ready(socks)
+            measures.append(_microseconds_each(server, socks, sizes.direct_messages))
+        direct, tasks = _turns(sizes.repeats * 2, *measures)
+    return {"direct": direct, "tasks": tasks}
+
+
+def _microseconds_each(server: Server, socks: list[Any], messages: int) -> Callable[[], float]:
+    poll = select.poll()
+    for sock in socks:
+        poll.register(sock, select.POLLIN)
+    by_number = {sock.fileno(): sock for sock in socks}
+
+    def measure() -> float:
+        settle(server)
+        before = server.cpu_seconds()
+        for _ in range(messages):
+            server.publish("all", PAYLOAD)
+            waiting = set(by_number)
+            while waiting:
+                for number, _ in poll.poll(20_000):
+                    if b"~" in by_number[number].recv(1 << 16):
+                        waiting.discard(number)
+        return (server.cpu_seconds() - before) / messages / len(socks) * 1e6
+
+    return measure
+
+
 PARTS: dict[str, Callable[[Path, Sizes], Values]] = {
     "sql": sql,
     "other_process": other_process,
@@ -328,6 +375,7 @@ PARTS: dict[str, Callable[[Path, Sizes], Values]] = {
     "idle": idle,
     "channels": channels,
     "large_log": large_log,
+    "direct_send": direct_send,
 }
 
 

@@ -267,6 +267,14 @@ def size_rows(r: Results) -> list[Row]:
             "the rate with 10 and 10",
         )
     )
+    rows.append(
+        at_most(
+            "CPU time of a message to one of 500 waiting subscribers, by the direct send",
+            0.9,
+            r.ratio("direct_send", "direct", "tasks"),
+            "the same by the subscribers' tasks (`direct_send: false`)",
+        )
+    )
     for name, what in (("publish", "publishing"), ("read", "catch-up")):
         found = r.ratio("large_log", f"{name}_large", f"{name}_small")
         rows.append(at_least(f"{what} with a log of 10 million messages", 0.9, found, "the rate with 10,000"))

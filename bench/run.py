@@ -49,6 +49,8 @@ TINY = Sizes(
     subscriptions=12,
     log=4_000,
     small_log=1_000,
+    direct_subscribers=10,
+    direct_messages=5,
     load_requests=4,
 )
 

@@ -40,7 +40,8 @@ def remove(path: Path) -> None:
 class Server:
     """Serves one file, made if it is not there; everybody may publish, all else is as installed."""
 
-    def __init__(self, path: Path, plugins: Path | None = None) -> None:
+    def __init__(self, path: Path, plugins: Path | None = None, **options: str) -> None:
+        """``options`` are the plugin's, as JSON."""
         self.path, self.database = path, path.stem
         if not path.exists():
             with sqlite3.connect(path) as conn:
@@ -50,6 +51,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "datasette", "serve", str(path), "--port", str(self.port)]
         command += ["-s", "permissions.publish-message", "true"]
+        for name, value in options.items():
+            command += ["-s", f"plugins.datasette-pubsub.{name}", value]
         if plugins:
             command += ["--plugins-dir", str(plugins)]
         self.output = path.with_suffix(".server.txt")

@@ -379,7 +379,8 @@ async def test_many_who_begin_at_once_are_asked_about_together(serve: Callable[.
         while len(answers) < len(readers):  # noqa: ASYNC110 - the server decides
             await asyncio.sleep(0.01)
         assert sorted(answers) == [200] * 120 + [403] * 60
-        assert 3 <= asked.stat().st_size < 90
+        # By itself, each would have asked at least once.
+        assert 3 <= asked.stat().st_size < len(readers)
         server.publish(channel="a", payload="after")
         await asyncio.gather(*readers)
 
