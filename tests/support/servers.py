@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from zygote import ENVIRONMENT, Forked, Zygote
 
 #: How long anything that must happen may take before a test gives up, in seconds.
 DEADLINE = 30.0
@@ -74,6 +76,13 @@ def sqlite_shell(path: Path, sql: str) -> str:
     return subprocess.run(command, input=sql, text=True, capture_output=True, check=True, timeout=120).stdout
 
 
+@functools.cache
+def _zygote() -> Zygote:
+    found = Zygote()
+    atexit.register(found.close)
+    return found
+
+
 @dataclass
 class Server:
     """One Datasette, served by ``datasette serve`` or by hypercorn."""
@@ -84,7 +93,7 @@ class Server:
     http2: bool = False
     options: list[str] = field(default_factory=list)
     port: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     root_token: str | None = None
     prefix: list[str] = field(default_factory=list)
 
@@ -129,10 +138,19 @@ class Server:
         else:
             command = [sys.executable, "-m", "datasette", "serve", *names]
             command += ["-p", str(self.port), "-c", str(config), "--secret", "tests", *self.options]
-        environment = {**os.environ, "PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            [*self.prefix, *command], cwd=self.folder, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
+        environment = {**os.environ, **ENVIRONMENT}
+        zygote = None if self.prefix or "PUBSUB_TESTS_EXEC" in os.environ else _zygote()
+        if zygote is not None and zygote.knows(environment):
+            self.process = zygote.start(command[2], command[3:], self.folder, self.folder / "server.log")
+        else:
+            self.process = subprocess.Popen(
+                [*self.prefix, *command],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
         log.close()
         wait_for(self._answers, f"the server answers; its log: {self.log}")
         return self
