@@ -21,9 +21,9 @@
  * @module pubsub
  */
 
-import { Line } from "./pubsub_line.js";
-import { Reader } from "./pubsub_reader.js";
-import { Shared } from "./pubsub_share.js";
+import { Line } from "./client/connection.js";
+import { Reader } from "./client/subscriber.js";
+import { Shared } from "./client/shared_connection.js";
 
 /**
  * One message, with the field names of `SubscribeResponse`.

@@ -1,4 +1,4 @@
-"""How payloads and names look as text on a page; pubsub_text.js does the same for what arrives there.
+"""How payloads and names look as text on a page; ui/text.js does the same for what arrives there.
 
 The law of this module: texts in, texts out; it knows no page. What it gives
 back is bounded, whatever it was given.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-#: Payloads longer than this are folded, in characters and in lines; this and what follows is as in pubsub_text.js.
+#: Payloads longer than this are folded, in characters and in lines; this and what follows is as in ui/text.js.
 PLAIN_CHARACTERS = 500
 PLAIN_LINES = 10
 

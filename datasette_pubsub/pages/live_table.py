@@ -80,7 +80,7 @@ def found(request: Request | None) -> LiveTable | None:
 
 def script(request: Request | None) -> list[dict[str, Any]]:
     """The page's script, where it is of use."""
-    return [{"url": _static("pubsub_table.js"), "module": True}] if found(request) else []
+    return [{"url": _static("pages/live_table.js"), "module": True}] if found(request) else []
 
 
 def style(request: Request | None) -> list[str]:

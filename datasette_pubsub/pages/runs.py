@@ -4,7 +4,7 @@ A browser sends the same GET for a button, a reload, Back, a link and what it
 fetches in advance, so a page that a browser opens never publishes. Theory of
 operation:
 
-1. The button of the SQL page (``pubsub_run.js``), or the one that stands above
+1. The button of the SQL page (``pages/run_button.js``), or the one that stands above
    a query which was not run, sends the form as a POST to :func:`run`.
 2. That runs the query once, as a request of the same visitor to Datasette's own
    query page, notes what was published in a *receipt*, and leads the browser to
@@ -279,7 +279,7 @@ async def script(
         or not await permissions.publishes(datasette, request.actor, database)
     ):
         return []
-    return [{"url": "/-/static-plugins/datasette_pubsub/pubsub_run.js", "module": True}]
+    return [{"url": "/-/static-plugins/datasette_pubsub/pages/run_button.js", "module": True}]
 
 
 async def top(datasette: Datasette, request: Request, database: str, query: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Rates as small pictures: bars in SVG, and the same in words; pubsub_plot.js draws what arrives later.
+"""Rates as small pictures: bars in SVG, and the same in words; ui/sparkline.js draws what arrives later.
 
 The law of this module: numbers in, texts out. No picture without its words.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from ..storage.activity import SPAN_SECONDS, SPANS
 
-#: The picture's height, in its own units; each bar is one wide. As in pubsub_plot.js.
+#: The picture's height, in its own units; each bar is one wide. As in ui/sparkline.js.
 HEIGHT = 20
 
 #: Spans that make a minute: a channel's rate is what came in the last so many.

@@ -42,7 +42,7 @@ ROWS = 100
 #: Messages that a live page holds at most, in rows: few enough to be laid out ten times a second.
 LIVE_ROWS = 200
 
-#: Channels that are listed, the most recent ones, in channels; as in pubsub_channels.js.
+#: Channels that are listed, the most recent ones, in channels; as in pages/viewer_channels.js.
 LISTED_CHANNELS = 100
 
 

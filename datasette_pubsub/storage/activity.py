@@ -21,7 +21,7 @@ from .objects import LOG
 from .schema import installed
 
 #: How far back, in spans, and how long a span is, in seconds: ten minutes, in bars that a small picture can hold.
-#: As in pubsub_plot.js.
+#: As in ui/sparkline.js.
 SPANS = 60
 SPAN_SECONDS = 10
 

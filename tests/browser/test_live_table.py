@@ -118,7 +118,7 @@ def test_nothing_is_missed_between_the_page_and_the_stream(serve: Callable[..., 
         )
         route.continue_()
 
-    watched.context.route("**/pubsub_table.js*", late)
+    watched.context.route("**/pages/live_table.js*", late)
     page = opened(watched, f"{server.url}/data/items")
     expect(row(page, "4")).to_have_class(re.compile("pubsub-new"))
     expect(row(page, "1")).to_have_class(re.compile("pubsub-gone"))
@@ -206,7 +206,7 @@ def test_only_for_those_who_may_see_the_channel(serve: Callable[..., Server]) ->
     def parts(server: Server, path: str = "/data/items", **cookies: str) -> bool:
         response = httpx.get(f"{server.url}{path}", cookies=cookies)
         assert response.status_code == 200, response.text
-        assert ("pubsub_table.js" in response.text) == ("<pubsub-table" in response.text)
+        assert ("pages/live_table.js" in response.text) == ("<pubsub-table" in response.text)
         return "<pubsub-table" in response.text
 
     rules = {"channel_permissions": {"changes/*": {"view": {"id": "root"}}}}

@@ -189,7 +189,7 @@ def test_patterns_match_as_in_sqlite(serve: Callable[..., Server], watched: Watc
             const { matcher } = await import(module);
             return cases.map(([pattern, text]) => matcher({ channels: [], patterns: [pattern] })(text));
         }""",
-        [MODULE.replace("pubsub.js", "pubsub_reads.js"), cases],
+        [MODULE.replace("pubsub.js", "client/selection.js"), cases],
     )
     assert [(case, verdict) for case, verdict in zip(cases, found, strict=True)] == list(
         zip(cases, expected, strict=True)

@@ -101,7 +101,7 @@ def test_what_was_published_between_page_and_stream_is_shown_and_counted_once(
         server.publish(channel="a", payload="between")
         route.continue_()
 
-    watched.context.route("**/pubsub_viewer.js*", late)
+    watched.context.route("**/pages/viewer.js*", late)
     page = watched.open(server.pubsub)
     first(page, "between")
     assert payloads(page) == ["between", "before"]

@@ -25,7 +25,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served() -> set[str]:
     """The files that pages need."""
     names = {f"datasette_pubsub/templates/{path.name}" for path in (ROOT / "templates").iterdir()}
-    return names | {f"datasette_pubsub/static/{path.name}" for path in (ROOT / "static").iterdir()}
+    return names | {f"datasette_pubsub/{path.relative_to(ROOT)}" for path in (ROOT / "static").rglob("*.*")}
 
 
 def test_the_archives_hold_what_the_plugin_serves(dist: Path) -> None:
@@ -69,7 +69,7 @@ async def main():
 asyncio.run(main())
 """
     subprocess.run(["sqlite3", "data.db", "CREATE TABLE t (id)"], cwd=tmp_path, check=True)
-    files = [path.name for path in (ROOT / "static").iterdir()]
+    files = [str(path.relative_to(ROOT / "static")) for path in (ROOT / "static").rglob("*.*")]
     run = subprocess.run(
         [str(python), "-c", script, *files],
         cwd=tmp_path,

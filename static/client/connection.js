@@ -12,7 +12,7 @@
  * @module pubsub_line
  */
 
-import { Events } from "./pubsub_events.js";
+import { Events } from "./event_stream.js";
 
 /**
  * What a line reports. Every frame with `at` says after which position it is
@@ -31,7 +31,7 @@ import { Events } from "./pubsub_events.js";
  * @property {string} [channel]
  * @property {number} [missed]
  * @property {boolean} [told] of a message: the gap before it was reported already
- * @property {import("./pubsub.js").Status} [status]
+ * @property {import("../pubsub.js").Status} [status]
  * @property {{reason?: string, retryInMs?: number}} [detail]
  * @property {string} [reason]
  */
@@ -52,7 +52,7 @@ const PASSING = [408, 429];
 export class Line {
   /** @type {bigint | null} Where to resume: everything up to here was reported. */ position = null;
   /** How often this line was (re)opened: what concerns an earlier time is out of date. */ epoch = 0;
-  /** @type {import("./pubsub.js").Status} */ status = "connecting";
+  /** @type {import("../pubsub.js").Status} */ status = "connecting";
   detail = {};
   /** Whether the present connection has caught up. */ ready = false;
   /** Whether the present connection has been asked for, and not been answered. */ dialling = false;
@@ -162,7 +162,7 @@ export class Line {
     return undefined;
   }
 
-  /** @param {import("./pubsub_events.js").Event} event */
+  /** @param {import("./event_stream.js").Event} event */
   #take({ name, data, lastId }) {
     const fields = JSON.parse(data);
     if (name === "message") {
@@ -240,7 +240,7 @@ export class Line {
     }
   }
 
-  /** @param {import("./pubsub.js").Status} status */
+  /** @param {import("../pubsub.js").Status} status */
   #show(status, detail = {}) {
     this.status = status;
     this.detail = detail;

@@ -13,13 +13,13 @@
  * see it), `color` (the database's).
  */
 
-import { connect } from "./pubsub.js";
-import { ChannelList } from "./pubsub_channels.js";
-import { element, localise } from "./pubsub_dom.js";
-import { Finder } from "./pubsub_find.js";
-import { Clock, Rate } from "./pubsub_plot.js";
-import { contains, entryOf, RowMaker } from "./pubsub_rows.js";
-import { visible } from "./pubsub_text.js";
+import { connect } from "../pubsub.js";
+import { ChannelList } from "./viewer_channels.js";
+import { element, localise } from "../ui/dom.js";
+import { Finder } from "./viewer_search.js";
+import { Clock, Rate } from "../ui/sparkline.js";
+import { contains, entryOf, RowMaker } from "./viewer_rows.js";
+import { visible } from "../ui/text.js";
 
 /** Shortest time between two changes of the page, in ms: it stays usable at hundreds of messages a second. */
 const TICK_MS = 100;
@@ -52,7 +52,7 @@ const HIDDEN_MS = 60_000;
 
 class PubsubViewer extends HTMLElement {
   /** @type {AbortController | null} Ends all listeners and the connection; set while in a page. */ #life = null;
-  /** @type {import("./pubsub.js").Connection | null} Set while messages are followed. */ #connection = null;
+  /** @type {import("../pubsub.js").Connection | null} Set while messages are followed. */ #connection = null;
   #limit = 200;
   #body;
   #log;

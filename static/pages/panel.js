@@ -10,10 +10,10 @@
  * that are shown).
  */
 
-import { connect } from "./pubsub.js";
-import { element, localise, tildeEncode, timeElement } from "./pubsub_dom.js";
-import { Clock, plotElement, Rate } from "./pubsub_plot.js";
-import { previewOf, visible } from "./pubsub_text.js";
+import { connect } from "../pubsub.js";
+import { element, localise, tildeEncode, timeElement } from "../ui/dom.js";
+import { Clock, plotElement, Rate } from "../ui/sparkline.js";
+import { previewOf, visible } from "../ui/text.js";
 
 /** Shortest time between two changes of the panel, in ms, and how often pictures move on while nothing arrives. */
 const TICK_MS = 250;
@@ -33,7 +33,7 @@ const HIDDEN_MS = 5_000;
 
 class PubsubPanel extends HTMLElement {
   /** @type {AbortController | null} Ends all listeners and the connection; set while in a page. */ #life = null;
-  /** @type {import("./pubsub.js").Connection | null} */ #connection = null;
+  /** @type {import("../pubsub.js").Connection | null} */ #connection = null;
   #body;
   #limit = 5;
   #clock;

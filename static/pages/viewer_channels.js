@@ -7,9 +7,9 @@
  * @module pubsub_channels
  */
 
-import { element, tildeEncode, timeElement } from "./pubsub_dom.js";
-import { plotElement, Rate } from "./pubsub_plot.js";
-import { visible } from "./pubsub_text.js";
+import { element, tildeEncode, timeElement } from "../ui/dom.js";
+import { plotElement, Rate } from "../ui/sparkline.js";
+import { visible } from "../ui/text.js";
 
 /** Most channels that are listed. As in pages.py. */
 const LISTED_CHANNELS = 100;
@@ -26,7 +26,7 @@ export class ChannelList {
   /**
    * @param {Element} root around the table that the server rendered
    * @param {string} base the address of the database's channels
-   * @param {import("./pubsub_plot.js").Clock} clock
+   * @param {import("../ui/sparkline.js").Clock} clock
    * @param {number} span the one up to which the server has counted
    */
   constructor(root, base, clock, span) {

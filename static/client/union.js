@@ -9,9 +9,9 @@
  * @module pubsub_union
  */
 
-import { includes, same, together } from "./pubsub_reads.js";
+import { includes, same, together } from "./selection.js";
 
-/** @typedef {import("./pubsub_reads.js").Reads} Reads */
+/** @typedef {import("./selection.js").Reads} Reads */
 
 export class Union {
   /** @type {Map<string, {reads: Reads, proven: boolean}>} By reader; proven: the server has taken it. */

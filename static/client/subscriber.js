@@ -10,11 +10,11 @@
 /** One reader's position and callbacks. */
 export class Reader {
   /** @type {bigint | null} The last id that was handed over or passed by; null until one is known. */ position;
-  /** @type {import("./pubsub.js").Status} */ status = "connecting";
-  /** @type {import("./pubsub.js").Options} */ #options;
+  /** @type {import("../pubsub.js").Status} */ status = "connecting";
+  /** @type {import("../pubsub.js").Options} */ #options;
   #reason = "";
 
-  /** @param {import("./pubsub.js").Options} options */
+  /** @param {import("../pubsub.js").Options} options */
   constructor(options) {
     this.#options = options;
     // A named subscription begins at its cursor; `after` is for a new one and goes to the server as it is.
@@ -36,7 +36,7 @@ export class Reader {
    * Every frame says after which position it is complete (`prev`) and up to
    * which (`at`). So a frame that was had before is dropped, and one that does
    * not join on to what was had is refused.
-   * @param {import("./pubsub_line.js").Frame} frame
+   * @param {import("./connection.js").Frame} frame
    * @returns {boolean} false for a refused one: messages between are missing
    */
   take(frame) {

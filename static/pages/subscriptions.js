@@ -8,8 +8,8 @@
  * `everyones` (all owners are listed).
  */
 
-import { element, localise, timeElement } from "./pubsub_dom.js";
-import { visible } from "./pubsub_text.js";
+import { element, localise, timeElement } from "../ui/dom.js";
+import { visible } from "../ui/text.js";
 
 /** How often is asked, in ms: cursors are saved once a second, and counting a lag reads the log. */
 const EVERY_MS = 3_000;

@@ -19,9 +19,9 @@
  * @module pubsub_share
  */
 
-import { CHECK_MS, Line } from "./pubsub_line.js";
-import { matcher, same } from "./pubsub_reads.js";
-import { Union } from "./pubsub_union.js";
+import { CHECK_MS, Line } from "./connection.js";
+import { matcher, same } from "./selection.js";
+import { Union } from "./union.js";
 
 /** How long a leader whose subscription was superseded stays one, so that all its tabs hear of it first, in ms. */
 const LAST_WORD_MS = 1_000;
@@ -37,7 +37,7 @@ export class Shared {
   #reader;
   #how;
   #named;
-  /** @type {import("./pubsub_reads.js").Reads} */ #reads;
+  /** @type {import("./selection.js").Reads} */ #reads;
   #follows;
   /** Whether to be in a group of those alone that follow the same. */ #exact;
   #name = "";
@@ -60,7 +60,7 @@ export class Shared {
 
   /**
    * @param {URL} url
-   * @param {import("./pubsub_reader.js").Reader} reader
+   * @param {import("./subscriber.js").Reader} reader
    * @param {{named: boolean, silence: number, credentials: boolean, token?: string}} how
    */
   constructor(url, reader, how) {
@@ -212,7 +212,7 @@ export class Shared {
     navigator.locks.request(this.#lockOf(id), { signal: this.#group.signal }, gone).catch(() => {});
   }
 
-  /** @param {import("./pubsub_line.js").Frame} frame */
+  /** @param {import("./connection.js").Frame} frame */
   #lineSays(frame) {
     if (frame.kind === "refused" && !this.#exact) return this.#refused();
     if (frame.kind === "dial") {

@@ -11,8 +11,8 @@
  * before the rows were read).
  */
 
-import { connect } from "./pubsub.js";
-import { element, tildeEncode } from "./pubsub_dom.js";
+import { connect } from "../pubsub.js";
+import { element, tildeEncode } from "../ui/dom.js";
 
 /** Changes that come together are shown together, in ms; short enough to seem at once. */
 const GATHER_MS = 50;

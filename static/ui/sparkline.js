@@ -1,5 +1,5 @@
 /**
- * Rates as small pictures: bars in SVG, and the same in words; plot.py draws what the page begins with.
+ * Rates as small pictures: bars in SVG, and the same in words; pages/sparkline.py draws what the page begins with.
  *
  * The law of this module: counts of messages in, a picture and its words out. It
  * keeps sixty numbers for each channel, however many messages come.

@@ -7,12 +7,12 @@
  * @module pubsub_rows
  */
 
-import { element, tildeEncode, timeElement } from "./pubsub_dom.js";
-import { isLong, present, visible } from "./pubsub_text.js";
+import { element, tildeEncode, timeElement } from "../ui/dom.js";
+import { isLong, present, visible } from "../ui/text.js";
 
 /**
  * What is kept of a message until it is shown: bounded, since any number of long ones may come before that.
- * @param {import("./pubsub.js").Message} message
+ * @param {import("../pubsub.js").Message} message
  */
 export function entryOf({ messageId, channel, payload, blob, createdAt }) {
   const entry = { id: BigInt(messageId), channel, createdAt };

@@ -10,8 +10,8 @@
  * `token` (publishing needs one).
  */
 
-import { element, tildeEncode } from "./pubsub_dom.js";
-import { curl, sql, typescript } from "./pubsub_statements.js";
+import { element, tildeEncode } from "../ui/dom.js";
+import { curl, sql, typescript } from "./publish_snippets.js";
 
 /** Most that is shown as statements, in characters: nobody pastes more, and a command of 128 KiB is too long for Linux. */
 const MAX_SHOWN = 50_000;
