@@ -24,6 +24,7 @@ lint:
 
 types:
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 generated:
 	proto/generate --check

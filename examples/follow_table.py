@@ -40,7 +40,7 @@ def follow(base: str, table: str, until: Callable[[Rows, int], bool]) -> Rows:
     if until(rows, position):
         return rows
     stream = f"{base}/-/pubsub/-/stream"
-    params = {"channel": f"changes/{table}", "after": position}
+    params: dict[str, str | int] = {"channel": f"changes/{table}", "after": position}
     with httpx.stream("GET", stream, params=params, timeout=60) as response:
         for line in response.iter_lines():
             if not line.startswith('data: {"messageId"'):

@@ -299,8 +299,8 @@ class Bench:
     repeats: int
     folder: Path
     tables: list[Table] = field(default_factory=list)
-    requests: dict[tuple, int] = field(default_factory=dict)  # calibrated counts
-    slow: set[tuple] = field(default_factory=set)  # calibrated runs above SLOW_SECONDS
+    requests: dict[tuple[Any, ...], int] = field(default_factory=dict)  # calibrated counts
+    slow: set[tuple[Any, ...]] = field(default_factory=set)  # calibrated runs above SLOW_SECONDS
 
     def table(self, scenario: str, unit: str) -> Table:
         self.tables.append(Table(scenario, unit))

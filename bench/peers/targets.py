@@ -16,6 +16,7 @@ import time
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Every message contains the marker "~ exactly once, also when the payload is
 # escaped inside another JSON text; sink.c counts it. The run of x is where the
@@ -176,8 +177,8 @@ class ProjectConnect(Project):
             headers = self.headers | {"Content-Type": "application/json"}
             return Publish(http_request("POST", path, headers, body), b'"messageIds"', abort=HTTP_REFUSALS)
         # db_name is field 1, items is field 2; channel and payload are fields 1 and 2 of an item.
-        items = [proto_text(1, channel) + proto_text(2, payload) for payload in payloads]
-        body = proto_text(1, self.database) + b"".join(proto_bytes(2, item) for item in items)
+        parts = [proto_text(1, channel) + proto_text(2, payload) for payload in payloads]
+        body = proto_text(1, self.database) + b"".join(proto_bytes(2, part) for part in parts)
         headers = self.headers | {"Content-Type": "application/proto"}
         return Publish(http_request("POST", path, headers, body), b"HTTP/1.1 200", abort=HTTP_REFUSALS)
 
@@ -316,7 +317,7 @@ class JetStream(Target):
             ]
         )
 
-    def _api(self, calls: list[tuple[str, dict]], *, may_fail: bool = False) -> None:
+    def _api(self, calls: list[tuple[str, dict[str, Any]]], *, may_fail: bool = False) -> None:
         """Sends JetStream API requests and waits for as many answers."""
         with socket.create_connection(("127.0.0.1", self.port), SOCKET_TIMEOUT) as connection:
             requests = NATS_CONNECT + "SUB _INBOX.api 1\r\n"

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import TypeVar
 
 from ..core.glob import glob_regex
 from ..core.selector import Selector
@@ -157,13 +158,16 @@ def _hold(conn: sqlite3.Connection, found: dict[Name, int], hold_bytes: int) -> 
             del found[channel]
 
 
-def trim(conn: sqlite3.Connection, left: dict[Name, int], limit: int = TRIM_MESSAGES) -> Counter[Name]:
+AnyName = TypeVar("AnyName", bound=Name)
+
+
+def trim(conn: sqlite3.Connection, left: dict[AnyName, int], limit: int = TRIM_MESSAGES) -> Counter[AnyName]:
     """Remove the oldest messages of the channels in ``left``, at most ``limit``, inside the caller's transaction.
 
     ``left`` maps channels to goals, as :func:`goals` returns them; what is done
     is taken out of it. Returns how many messages of each channel were removed.
     """
-    removed: Counter[Name] = Counter()
+    removed: Counter[AnyName] = Counter()
     room = limit
     end = time.monotonic() + TRIM_SECONDS
     for channel, goal in list(islice(left.items(), limit)):

@@ -316,7 +316,7 @@ def test_the_same_requests_work_from_the_servers_own_pages(
     assert page.evaluate(request, [f"{server.pubsub}/-/publish", item]) == 200
     assert page.evaluate(request, [select(server, "2"), None]) == 200
     rpc = f"{server.url}/db.v1.DbService"
-    batch = {"dbName": "data", "items": [{"channel": "a", "payload": "3"}]}
+    batch: dict[str, Any] = {"dbName": "data", "items": [{"channel": "a", "payload": "3"}]}
     assert page.evaluate(RPC, [f"{rpc}/PublishBatch", batch, False, "", "include"]).startswith("200")
     assert SECRET in page.evaluate(EVENTS, [f"{server.pubsub}/-/stream?channel=a&start=earliest", True])
     follow = {"dbName": "data", "channel": "a", "start": "START_EARLIEST"}
@@ -349,7 +349,7 @@ def test_with_cors_another_origin_reads_what_is_public_or_has_a_token(
     assert SECRET in page.evaluate(RPC, [f"{rpc}/Subscribe", follow, True, token, "omit"])
     assert SECRET not in page.evaluate(RPC, [f"{rpc}/Subscribe", follow, True, "", "omit"])
     assert page.evaluate(RPC, [f"{rpc}/Subscribe", follow, True, "", "include"]) == "refused"
-    batch = {"dbName": "data", "items": [{"channel": "a", "payload": FORGED}]}
+    batch: dict[str, Any] = {"dbName": "data", "items": [{"channel": "a", "payload": FORGED}]}
     assert not page.evaluate(RPC, [f"{rpc}/PublishBatch", batch, False, "", "omit"]).startswith("200")
     assert page.evaluate(RPC, [f"{rpc}/PublishBatch", batch, False, "", "include"]) == "refused"
     assert published(server) == [SECRET]

@@ -106,7 +106,8 @@ def restricted(actor: str, restrictions: dict[str, Any] | None) -> dict[str, str
 
 def crawl(server: Server, actor: str | None, begin: list[str], most: int) -> Iterator[tuple[str, httpx.Response]]:
     """These pages, and what they link to, up to so many."""
-    waiting, seen = list(begin), set()
+    seen: set[str] = set()
+    waiting = list(begin)
     with httpx.Client(base_url=server.url, headers=headers(actor), timeout=30) as client:
         while waiting and len(seen) < most:
             address = waiting.pop(0)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import browsers as chromium
 import httpx
@@ -17,7 +18,7 @@ from servers import OPEN, Server, sqlite_shell
 #: Anonymous visitors see what is public, of which there may be nothing yet.
 RULES = {"channel_permissions": {"public/*": {"view": True}, "*": {"view": {"id": "root"}}}}
 PARTLY = {**OPEN, "databases": {"data": {"plugins": {"datasette-pubsub": RULES}}}}
-NONE = {
+NONE: dict[str, Any] = {
     **OPEN,
     "databases": {"data": {"plugins": {"datasette-pubsub": {"channel_permissions": {"*": {"view": {"id": "root"}}}}}}},
 }

@@ -108,9 +108,9 @@ def test_the_form_is_for_those_who_may_publish(serve: Callable[..., Server]) -> 
         assert httpx.get(form, headers=headers).status_code == status
         for page in (menu, server.pubsub):
             assert ("/-/pubsub/-/publish-form" in httpx.get(page, headers=headers).text) == (status == 200), page
-    page = httpx.get(form, headers=cookie("bob"))
-    assert "You may publish to <code>open/*</code>" in page.text
-    assert "script-src 'self'" in page.headers["content-security-policy"]
+    shown = httpx.get(form, headers=cookie("bob"))
+    assert "You may publish to <code>open/*</code>" in shown.text
+    assert "script-src 'self'" in shown.headers["content-security-policy"]
 
     def post(body: dict[str, str], **headers: str) -> httpx.Response:
         return httpx.post(form, data=body, headers={**cookie("bob"), **headers})

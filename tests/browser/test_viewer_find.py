@@ -8,7 +8,9 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import browsers as chromium
@@ -22,10 +24,11 @@ from servers import Server, wait_for
 from world import make_file
 
 from datasette_pubsub.core.selector import Selector
+from datasette_pubsub.core.validation import utc_text
 from datasette_pubsub.core.values import Item
 from datasette_pubsub.storage import activity, log, search
 
-MATERIAL = [
+MATERIAL: list[dict[str, Any]] = [
     {"channel": "orders/1", "payload": "Ärger mit ÄPFELN"},
     {"channel": "orders/2", "payload": {"fruit": "apple", "n": 1}},
     {"channel": "users", "payload": "Apple"},
@@ -96,7 +99,7 @@ def test_counts_are_those_of_the_log(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "data.db", isolation_level=None)) as conn:
         offsets = [-700, -599, -598, -300, -290, -10, -9, 0, 1, 2, 5, 30]
         for n, offset in enumerate(offsets):
-            at = log.utc_text(log.datetime.fromtimestamp(span * activity.SPAN_SECONDS + offset, log.UTC))
+            at = utc_text(datetime.fromtimestamp(span * activity.SPAN_SECONDS + offset, UTC))
             log.append(conn, [Item("ab"[n % 2], str(n))] * (n + 1), at)
         for channel in "ab":
             expected = [0] * activity.SPANS

@@ -59,7 +59,7 @@ def _follow(server: Server, **fields: Any) -> SubscribeRequest:
 
 async def _backlog(stream: AsyncIterator[SubscribeResponse]) -> list[SubscribeResponse]:
     """Everything that is there for the subscriber: all messages up to READY."""
-    found = []
+    found: list[SubscribeResponse] = []
     async for message in stream:
         if message.kind == Kind.KIND_READY:
             return found

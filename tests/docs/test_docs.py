@@ -153,7 +153,7 @@ def asked_for(module: Any, holder: str) -> set[str]:
             if (getattr(of, "attr", None) or getattr(of, "id", None)) == holder and isinstance(
                 node.args[0], ast.Constant
             ):
-                names.add(node.args[0].value)
+                names.add(str(node.args[0].value))
     return names
 
 
@@ -204,7 +204,7 @@ def test_every_field_of_answers() -> None:
 
 
 def test_every_event() -> None:
-    found = {}
+    found: dict[str, set[str]] = {}
     for kind in get_args(events.Event):
         for number in (1, events.AHEAD):
             text = frames.SseEncoder().event(kind(*[number] * len(fields(kind)))).decode()

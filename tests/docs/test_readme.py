@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -141,7 +142,8 @@ def test_the_browser_example(serve: Callable[..., Server]) -> None:
 def test_the_options_table_is_complete() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.MULTILINE))
     for option in fields(Settings):
-        default = option.default
+        default: Any = option.default
+        shown: str
         if isinstance(default, bool):
             shown = str(default).lower()
         elif isinstance(default, int):

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import termios
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from datasette_pubsub.asgi.acknowledged import Acknowledged, Outstanding, OverTc
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere less is known of a connection")
 
-LOOPS: dict[str, Callable[[Awaitable[Any]], Any]] = {"asyncio": asyncio.run, "uvloop": uvloop.run}
+LOOPS: dict[str, Callable[..., Any]] = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
 #: Bodies around the sizes at which the framing of a chunk gets longer.
 SIZES = [1, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097, 65535, 65536]
@@ -93,7 +93,7 @@ async def served(app: Any, http: str = "httptools", **options: Any) -> Any:
     """A uvicorn in this event loop; where it listens."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, http=http, lifespan="off", log_level="error", **options))
     # The signals are the tests'.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve())
     await until(lambda: server.started or task.done(), "the server listens")
     try:

@@ -18,7 +18,8 @@ from trims import trimmed
 def test_explicit_acks_are_cumulative_and_at_least_once(serve: Callable[..., Server]) -> None:
     server = serve()
     ids = server.publish(*[{"channel": "a", "payload": str(n)} for n in range(10)])
-    url, subscription = f"{server.pubsub}/-/stream", {"channel": "a", "subscription": "s", "ack": "explicit"}
+    url = f"{server.pubsub}/-/stream"
+    subscription: dict[str, Any] = {"channel": "a", "subscription": "s", "ack": "explicit"}
     for _ in range(2):
         with Sse(url, **subscription) as reader:
             assert [m["payload"] for m in reader.messages(10)] == [str(n) for n in range(10)]
@@ -225,7 +226,7 @@ def test_a_gap_is_told_with_the_right_number(serve: Callable[..., Server], named
     server = serve(config=options(channel_retention={"[ab]": {"messages": 10}}, trim_interval_seconds=0.1))
     items = [{"channel": "abc"[n % 3], "payload": str(n)} for n in range(90)]
     server.publish(items[0])
-    where = {"subscription": "s", "ack": "explicit"} if named else {}
+    where: dict[str, Any] = {"subscription": "s", "ack": "explicit"} if named else {}
     url = f"{server.pubsub}/-/stream"
     with Sse(url, channel="a", **where, start="earliest") as reader:
         last = int(reader.messages(1)[0]["messageId"])
@@ -233,7 +234,7 @@ def test_a_gap_is_told_with_the_right_number(serve: Callable[..., Server], named
     wait_for(trimmed(server, 50), "10 of a, 10 of b, 30 of c")
     if named:
         assert httpx.post(f"{server.pubsub}/-/ack", json={"subscription": "s", "message_id": last}).status_code == 200
-    resume = {} if named else {"last_event_id": last}
+    resume: dict[str, Any] = {} if named else {"last_event_id": last}
     for channels, missed in ((["a"], 19), (["a", "b"], 39), (["b", "c"], 20)):
         first = items.index({"channel": channels[0], "payload": "1"}) if channels[0] == "b" and not named else None
         with Sse(url, channel=channels, **where, **resume) as reader:
@@ -256,7 +257,8 @@ def test_a_new_subscription_is_not_told_of_what_was_before_it(serve: Callable[..
     server = serve(config=options(retention_messages=5, trim_interval_seconds=0.1))
     server.publish(*[{"channel": "a", "payload": str(n)} for n in range(20)])
     wait_for(trimmed(server, 5), "the trim")
-    for params in ({"subscription": "s"}, {"start": "earliest"}, {"since": "2020-01-01T00:00:00Z"}):
+    begins: list[dict[str, Any]] = [{"subscription": "s"}, {"start": "earliest"}, {"since": "2020-01-01T00:00:00Z"}]
+    for params in begins:
         with Sse(f"{server.pubsub}/-/stream", channel="a", **params) as reader:
             assert reader.event()["data"]["payload"] == "15"
 

@@ -83,7 +83,7 @@ def test_numbers_and_text_that_json_or_utf8_do_not_have(serve: Callable[..., Ser
 def test_half_surrogates_elsewhere(serve: Callable[..., Server]) -> None:
     server = serve()
     half = "\\ud800"
-    bodies = {
+    bodies: dict[str, list[tuple[dict[str, Any], str]]] = {
         "/-/ack": [({"subscription": half, "message_id": 1}, "subscription")],
         "/-/subscriptions/delete": [
             ({"subscription": half}, "subscription"),

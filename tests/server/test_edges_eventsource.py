@@ -134,7 +134,7 @@ def test_a_stream_begins_with_when_to_come_back(serve: Callable[..., Server], fo
         times.append(milliseconds(first))
         assert second.startswith("id: 1\n"), "and what has an id has nothing else"
         assert "retry" not in second
-        stream.close()
+        stream.close()  # type: ignore[attr-defined]
     assert RETRY_MS[0] <= min(times) < max(times) <= RETRY_MS[1], "eight of them are not all alike"
 
 

@@ -110,10 +110,11 @@ class Rules:
     def _place(self, action: str) -> tuple[str, str]:
         children = (LOG, LOG.upper()) if action == "view-table" else CHANNELS
         parent, child = (None, *NAMES), (None, *children)
-        return tuple(
+        one, other = (
             "NULL" if found is None else f"'{found}'"
             for found in (self.chance.choice(parent), self.chance.choice(child))
         )
+        return one, other
 
     def _some(self, action: str) -> list[tuple[str | None, str | None]]:
         found: list[tuple[str | None, str | None]] = []

@@ -50,8 +50,8 @@ def test_the_log_refuses_them_with_the_field_named(tmp_path: Path, verb: str, fi
         for name in (*BROKEN, b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80", b"end\xc3"):
             with pytest.raises(sqlite3.IntegrityError, match=f"{field} is not valid UTF-8"):
                 conn.execute(statement, [name])
-        for name in GOOD:
-            conn.execute(statement, [name.encode()])
+        for good in GOOD:
+            conn.execute(statement, [good.encode()])
         assert [row[0] for row in conn.execute(f"SELECT {field} FROM vpubsub ORDER BY id")] == GOOD
 
 

@@ -19,7 +19,9 @@ GRANT: dict[str, Any] = {"permissions": {"publish-message": {"id": ["writer", "r
 
 GROUPS = "SELECT g, publish_batch('g', x) AS n FROM t GROUP BY g"
 
-GET, POST, HEAD = (functools.partial(method, timeout=60) for method in (httpx.get, httpx.post, httpx.head))
+GET = functools.partial(httpx.get, timeout=60)
+POST = functools.partial(httpx.post, timeout=60)
+HEAD = functools.partial(httpx.head, timeout=60)
 
 #: What Chromium sends with a link, a reload, a picture, and what is fetched in advance; and browsers on plain HTTP.
 OPENED: list[dict[str, str]] = [

@@ -181,7 +181,7 @@ def test_a_server(tmp_path: Path, name: str, number: signal.Signals) -> None:
             stream.close()
 
         # A subscription goes on where its acks ended.
-        named = {"channel": "a", "subscription": "s", "ack": "explicit", "start": "earliest"}
+        named: dict[str, Any] = {"channel": "a", "subscription": "s", "ack": "explicit", "start": "earliest"}
         with Sse(f"{server.pubsub}/-/stream", **named) as reader:
             assert [each["messageId"] for each in reader.messages(4)] == ["1", "2", "3", "4"]
         acked = {"subscription": "s", "message_id": 2}

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -189,7 +189,7 @@ async def run(steps: list[tuple[str, object]], tail_bytes: int, send_bytes: int,
         elif name == "notice":
             world.refresh()
         elif name == "read":
-            may_read[value].release()  # type: ignore[index]
+            may_read[cast(int, value)].release()
         else:
             await asyncio.sleep(0)
     world.refresh()

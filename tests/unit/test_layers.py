@@ -142,7 +142,7 @@ def private(package: Path) -> list[str]:
             ):
                 names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
             found += [
-                f"{name}:{node.lineno} uses {each}"
+                f"{name}:{getattr(node, 'lineno', 0)} uses {each}"
                 for each in names
                 if each.startswith("_") and not each.startswith("__") and each not in ours
             ]

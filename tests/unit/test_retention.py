@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -134,7 +135,8 @@ def test_records_are_dropped_beyond_their_number(conn: sqlite3.Connection, monke
 
 def test_a_reader_by_pattern_learns_of_channels_that_come_between_its_pages(conn: sqlite3.Connection) -> None:
     log.append(conn, [Item(f"c{n % 70}", str(n)) for n in range(500)], log.now())
-    reader, position, read, count = Reader(Selector.of((), ["c*"])), 0, [], 500
+    read: list[Any] = []
+    reader, position, count = Reader(Selector.of((), ["c*"])), 0, 500
     while len(read) < 2000:
         page = reader.page(conn, position, 10_000, limit=100)
         read.extend(message.payload for message in page.messages)

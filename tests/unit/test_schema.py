@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import sqlite_shell
@@ -229,7 +230,8 @@ def test_reading_by_pages_leaves_nothing_out(conn: sqlite3.Connection) -> None:
         Selector.of([f"c{n}" for n in range(60)]),
         Selector.of(["unknown"]),
     ):
-        reader, position, read = Reader(selector), 0, []
+        read: list[Any] = []
+        reader, position = Reader(selector), 0
         while True:
             page = reader.page(conn, position, 5000, limit=100)
             read.extend(message.payload for message in page.messages)
