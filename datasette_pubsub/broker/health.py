@@ -48,11 +48,16 @@ class Health:
 
     async def run(self) -> None:
         """Look for ever; an error of one look is logged, and the next one comes."""
-        while not self._removed():
+        while True:
             await asyncio.sleep(HEALTH_SECONDS)
+            if self._removed():
+                return
             try:
                 await self._look()
             except Exception:
+                if self._removed():
+                    # While it was looked after.
+                    return
                 logger.exception("database %s: could not look after it; trying again", self._name)
 
     async def _look(self) -> None:

@@ -14,14 +14,14 @@ from .values import Item
 def check_channel(channel: object, field: str = "channel") -> str:
     """Return the channel if it is a valid name, else raise :class:`InvalidArgument` naming the field."""
     if not isinstance(channel, str):
-        raise InvalidArgument(f"{field} must be text")
+        raise InvalidArgument(f"{field} must be text", field=field)
     if not channel:
-        raise InvalidArgument(f"{field} is empty")
+        raise InvalidArgument(f"{field} is empty", field=field)
     if "\0" in channel:
-        raise InvalidArgument(f"{field} must not contain NUL")
+        raise InvalidArgument(f"{field} must not contain NUL", field=field)
     size = _utf8_length(channel, field)
     if size > MAX_CHANNEL_BYTES:
-        raise InvalidArgument(f"{field} has {size} bytes; the limit is {MAX_CHANNEL_BYTES} bytes")
+        raise InvalidArgument(f"{field} has {size} bytes; the limit is {MAX_CHANNEL_BYTES} bytes", field=field)
     return channel
 
 
@@ -35,7 +35,7 @@ def check_since(text: object, field: str = "since") -> str:
             moment = moment.replace(tzinfo=UTC)
         return utc_text(moment)
     except (ValueError, OverflowError):
-        raise InvalidArgument(f"{field} must be an ISO 8601 time like 2026-01-31T12:00:00Z") from None
+        raise InvalidArgument(f"{field} must be an ISO 8601 time like 2026-01-31T12:00:00Z", field=field) from None
 
 
 def utc_text(moment: datetime) -> str:
@@ -48,19 +48,21 @@ def check_message_id(value: object, field: str) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InvalidArgument(f"{field} must be a message id: a whole number, 0 or more")
+        raise InvalidArgument(f"{field} must be a message id: a whole number, 0 or more", field=field)
     return value
 
 
 def check_subscription_name(name: object, field: str = "subscription") -> str:
     """Return the name if it is valid, else raise :class:`InvalidArgument` naming the field."""
     if not isinstance(name, str) or not name:
-        raise InvalidArgument(f"{field} is empty")
+        raise InvalidArgument(f"{field} is empty", field=field)
     if "\0" in name:
-        raise InvalidArgument(f"{field} must not contain NUL")
+        raise InvalidArgument(f"{field} must not contain NUL", field=field)
     size = _utf8_length(name, field)
     if size > MAX_SUBSCRIPTION_NAME_BYTES:
-        raise InvalidArgument(f"{field} has {size} bytes; the limit is {MAX_SUBSCRIPTION_NAME_BYTES} bytes")
+        raise InvalidArgument(
+            f"{field} has {size} bytes; the limit is {MAX_SUBSCRIPTION_NAME_BYTES} bytes", field=field
+        )
     return name
 
 
@@ -72,16 +74,16 @@ def check_item(item: Item, settings: Settings) -> int:
     check_channel(item.channel)
     payload = item.payload
     if payload is None:
-        raise InvalidArgument("payload is NULL")
+        raise InvalidArgument("payload is NULL", field="payload")
     if isinstance(payload, str):
         size = len(payload) if payload.isascii() else _utf8_length(payload, "payload")
     elif isinstance(payload, (bytes, bytearray, memoryview)):
         size = len(payload)
     elif isinstance(payload, bool) or not isinstance(payload, (int, float)):
-        raise InvalidArgument("payload must be text, bytes or a number")
+        raise InvalidArgument("payload must be text, bytes or a number", field="payload")
     else:
         if isinstance(payload, int) and not -(2**63) <= payload < 2**63:
-            raise InvalidArgument("payload is an integer of more than 64 bits")
+            raise InvalidArgument("payload is an integer of more than 64 bits", field="payload")
         if not math.isfinite(payload):
             raise not_finite("payload")
         size = 8

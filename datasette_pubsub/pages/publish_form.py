@@ -118,7 +118,7 @@ async def _publish(datasette: Datasette, request: Request, broker: Broker, typed
         try:
             check_item(item, broker.settings)
         except PubsubError as error:
-            if typed.lines and not error.message.startswith("channel"):
+            if typed.lines and error.field != "channel":
                 error.message = f"line {number}: {error.message}"
             raise
     return await gateway.publish(datasette, request, broker, items)

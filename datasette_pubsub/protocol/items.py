@@ -108,13 +108,15 @@ def item_of_fields(entry: Any, field: str) -> Item:
     unknown = sorted(set(entry) - _ITEM_FIELDS)
     if unknown:
         name = field + unknown[0].encode(errors="backslashreplace").decode()
-        raise InvalidArgument(f"{name} is not a field of a message; it has {', '.join(sorted(_ITEM_FIELDS))}")
+        raise InvalidArgument(
+            f"{name} is not a field of a message; it has {', '.join(sorted(_ITEM_FIELDS))}", field=name
+        )
     if not isinstance(entry.get("channel"), str):
-        raise InvalidArgument(f"{field}channel is required, as text")
+        raise InvalidArgument(f"{field}channel is required, as text", field=f"{field}channel")
     check_unicode(entry["channel"], f"{field}channel")
     key = entry.get("key")
     if key is not None and not isinstance(key, str):
-        raise InvalidArgument(f"{field}key must be text")
+        raise InvalidArgument(f"{field}key must be text", field=f"{field}key")
     if key is not None:
         check_unicode(key, f"{field}key")
     expected = entry.get("expected_last_id")
@@ -126,10 +128,10 @@ def item_of_fields(entry: Any, field: str) -> Item:
         try:
             return Item(entry["channel"], base64.b64decode(entry["blob"], validate=True), key, expected)
         except (TypeError, ValueError, binascii.Error):
-            raise InvalidArgument(f"{field}blob must be base64 text") from None
+            raise InvalidArgument(f"{field}blob must be base64 text", field=f"{field}blob") from None
     payload = entry.get("payload")
     if payload is None:
-        raise InvalidArgument(f"{field}payload is required and must not be null")
+        raise InvalidArgument(f"{field}payload is required and must not be null", field=f"{field}payload")
     stored = _stored(payload, f"{field}payload")
     if isinstance(stored, str):
         check_unicode(stored, f"{field}payload")
