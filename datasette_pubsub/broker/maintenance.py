@@ -77,6 +77,8 @@ class Maintenance:
                 # Locked, or full: told where it was found, and the next round comes soon.
                 continue
             except Exception:
+                if self._removed():
+                    return
                 logger.exception("database %s: could not look after its subscriptions; trying again", self._name)
 
     async def _tell_lost_broadcasts(self) -> None:
@@ -125,6 +127,8 @@ class Maintenance:
             except PubsubError as error:
                 logger.warning("database %s: not trimmed: %s", self._name, error.message)
             except Exception:
+                if self._removed():
+                    return
                 logger.exception("database %s: not trimmed; trying again later", self._name)
             await asyncio.sleep(self._settings.trim_interval_seconds)
 
