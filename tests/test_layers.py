@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from architecture import PAGE, WALKS, functions, part
 
 import datasette_pubsub
 
 PACKAGE = Path(datasette_pubsub.__file__).parent
-PAGE = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
 
 #: From the ground up; rooms in one line know nothing of each other.
 FLOORS = [
@@ -120,13 +120,6 @@ def test_an_import_up_is_found(tmp_path: Path, file: str, line: str, fault: str)
 # -- what docs/architecture.md says of the rooms ------------------------------
 
 
-def part(heading: str) -> str:
-    """What stands under a heading of the page, up to the next one of its level or above."""
-    match = re.search(rf"^(#+) {re.escape(heading)}$", PAGE, re.MULTILINE)
-    assert match, f"docs/architecture.md has no heading: {heading}"
-    return re.split(rf"^#{{1,{len(match[1])}}} ", PAGE[match.end() :], maxsplit=1, flags=re.MULTILINE)[0]
-
-
 def test_the_picture_shows_these_rooms_on_these_floors() -> None:
     (picture,) = re.findall(r"```text\n(.*?)```", part("The rooms"), re.DOTALL)
     shown = {
@@ -152,9 +145,6 @@ def as_written(wall: str) -> str:
     return wall.removeprefix("datasette_pubsub.").replace("_", "-")
 
 
-WALKS = re.findall(r"^### (.*)$", part("Three walks"), re.MULTILINE)
-
-
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_walk_has_at_most_eight_rooms_and_none_twice_without_a_reason(walk: str) -> None:
     steps = re.findall(r"^\d+\. \*\*(\w+)\*\*(, again, because)?", part(walk), re.MULTILINE)
@@ -176,7 +166,7 @@ def test_the_page_names_what_there_is() -> None:
             elif isinstance(node, ast.ClassDef):
                 inside = [each for each in node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))]
                 known |= {f"{node.name}.{each.name}" for each in inside}
-    named = re.findall(r"`([A-Za-z_][\w.]*)\(\)`", PAGE)
+    named = functions(PAGE)
     assert len(named) > 40
     assert [name for name in named if name not in known and name not in ("open", "last_insert_rowid")] == []
     files = re.findall(r"`((?:\w+/)*\w+\.(?:py|js|toml|proto))`", PAGE)
