@@ -4,18 +4,18 @@ VENV = .venv
 BIN = $(VENV)/bin
 PORT ?= 8001
 
-.PHONY: demo test check lint types generated slow clean
+.PHONY: demo test check lint types generated proto slow clean
 
 # The live page, full of arriving messages: http://127.0.0.1:8001/weather/-/pubsub
 demo: $(VENV)/demo-installed
 	@exec env PORT=$(PORT) BIN=$(BIN) sh demo/run
 
-# Every test: lint, types, generated code, tests, real browser, TypeScript clients.
+# Every test: lint, types, generated code, the service's definition, tests, real browser, TypeScript clients.
 test: system-packages $(VENV)/test-installed
 	$(MAKE) check
 
 # Three at a time: the tests mostly wait for servers, browsers and clients.
-check: lint types generated
+check: lint types generated proto
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint:
@@ -28,6 +28,10 @@ types:
 
 generated:
 	proto/generate --check
+
+# Lint of db.proto, and that it breaks no client.
+proto:
+	proto/check
 
 # The pictures in the docs: every page, on a phone and a desktop, light and dark.
 .PHONY: pictures

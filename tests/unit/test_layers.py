@@ -7,10 +7,12 @@ stand in an earlier line.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from architecture import PAGE, WALKS, functions, part
 
 import datasette_pubsub
 
@@ -113,6 +115,63 @@ def test_an_import_up_is_found(tmp_path: Path, file: str, line: str, fault: str)
     path.write_text(line)
     (found,) = faults(tmp_path)
     assert found.startswith(fault)
+
+
+# -- what docs/architecture.md says of the rooms ------------------------------
+
+
+def test_the_picture_shows_these_rooms_on_these_floors() -> None:
+    (picture,) = re.findall(r"```text\n(.*?)```", part("The rooms"), re.DOTALL)
+    shown = {
+        int(number): set(rooms.split()) for number, rooms in re.findall(r"^ *(\d+) │([^│]*)│", picture, re.MULTILINE)
+    }
+    assert shown == dict(enumerate(FLOORS))
+
+
+def test_the_table_says_what_each_room_imports_and_must_not_know() -> None:
+    found: dict[str, set[str]] = {room: set() for room in FLOOR}
+    for name, path in modules(PACKAGE):
+        ours = [imported.split(".") for imported in imports(path, name) if imported.startswith("datasette_pubsub.")]
+        found[name.split(".")[0]] |= {parts[1] for parts in ours}
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| (.+?) \| (.*?) ?\|$", part("The rooms"), re.MULTILINE)
+    shown = {room: set(re.findall(r"\w+", said)) - {"nothing"} for room, _, said, _ in rows if room != "room"}
+    assert shown == {room: others - {room} for room, others in found.items()}
+    walls = {room: set(re.findall(r"`(.+?)`", said)) for room, *_, said in rows if room != "room"}
+    assert walls == {room: {as_written(wall) for wall in WALLS.get(room, ())} for room in FLOOR}
+
+
+def as_written(wall: str) -> str:
+    """A wall as the page names it: our rooms by themselves, packages as they are installed."""
+    return wall.removeprefix("datasette_pubsub.").replace("_", "-")
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_walk_has_at_most_eight_rooms_and_none_twice_without_a_reason(walk: str) -> None:
+    steps = re.findall(r"^\d+\. \*\*(\w+)\*\*(, again, because)?", part(walk), re.MULTILINE)
+    rooms = [room for room, _ in steps]
+    assert len(rooms) > 5
+    assert len(set(rooms)) <= 8
+    assert set(rooms) <= set(FLOOR)
+    for number, (room, again) in enumerate(steps):
+        assert bool(again) == (room in rooms[:number]), f"{room}: a second visit says why, and a first one does not"
+
+
+def test_the_page_names_what_there_is() -> None:
+    """Functions with their parentheses, methods with their class, modules and files by their path."""
+    known = set()
+    for _, path in modules(PACKAGE):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                known.add(node.name)
+            elif isinstance(node, ast.ClassDef):
+                inside = [each for each in node.body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))]
+                known |= {f"{node.name}.{each.name}" for each in inside}
+    named = functions(PAGE)
+    assert len(named) > 40
+    assert [name for name in named if name not in known and name not in ("open", "last_insert_rowid")] == []
+    files = re.findall(r"`((?:\w+/)*\w+\.(?:py|js|toml|proto))`", PAGE)
+    root = PACKAGE.parent
+    assert [name for name in files if not any((base / name).exists() for base in (PACKAGE, root))] == []
 
 
 def private(package: Path) -> list[str]:
