@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from architecture import WALKS, functions, part
-from conftest import free_port
+from servers import free_port
 
 #: Serves a database, takes the walks, and prints what was called on each, by qualified names, in the page's order.
 SCRIPT = """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-PAGE = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text()
+from places import ROOT
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def part(heading: str) -> str:
