@@ -191,7 +191,7 @@ def _farewell(publish_stream: PublishStream) -> bytes:
     """The last line of a stream that was told to end."""
     number = publish_stream.taken + 1
     if isinstance(publish_stream.end, Bye):
-        return _error_line(number, Unavailable("the server is going away; from this line on nothing was published"))
+        return _error_line(number, Unavailable("the server is shutting down; from this line on nothing was published"))
     if isinstance(publish_stream.end, Revoked):
         return _error_line(
             number, PermissionDenied("the right to publish has ended; from this line on nothing was published")

@@ -139,7 +139,7 @@ class SseEncoder:
             case Superseded():
                 name, data = "superseded", {"reason": "a newer connection has taken over this subscription"}
             case Bye():
-                name, data = "bye", {"reason": "the server is going away; connect again"}
+                name, data = "bye", {"reason": "the server is shutting down; connect again"}
                 retry = retry_line(RETRY_AFTER_BYE_MS)
             case Revoked():
                 name, data = "bye", {"reason": "the right to receive these messages has ended or changed"}

@@ -129,7 +129,7 @@ class Bridge:
                 return future.result(WAIT_SECONDS)
             except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
                 future.cancel()
-                raise Unavailable("the server is going away; whether this was published is not known") from None
+                raise Unavailable("the server is shutting down; whether this was published is not known") from None
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

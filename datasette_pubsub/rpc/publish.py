@@ -73,7 +73,7 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
     number = publish_stream.taken + 1
     if isinstance(publish_stream.end, Bye):
         raise ConnectError(
-            Code.UNAVAILABLE, f"the server is going away; from request {number} on nothing was published"
+            Code.UNAVAILABLE, f"the server is shutting down; from request {number} on nothing was published"
         )
     if isinstance(publish_stream.end, Revoked):
         raise ConnectError(

@@ -149,7 +149,7 @@ class Service:
             raise ConnectError(Code.PERMISSION_DENIED, "the right to receive these messages has ended or changed")
         if isinstance(end, Changed):
             raise ConnectError(Code.UNAVAILABLE, "what the subscription reads was changed; connect again")
-        raise ConnectError(Code.UNAVAILABLE, "the server is going away; connect again")
+        raise ConnectError(Code.UNAVAILABLE, "the server is shutting down; connect again")
 
 
 def _where(request: SubscribeRequest) -> Where:
