@@ -216,9 +216,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
             bridge.current.reset(token)
         if broadcasts:
             for table, reason in broadcast_tables.restore(conn, broadcasts).items():
-                logger.warning(
-                    "database %s: %r was built anew and is not broadcast any more: %s", database, table, reason
-                )
+                logger.warning("database %s: %r was rebuilt and is not broadcast any more: %s", database, table, reason)
         head = log.head(conn)
         if head != before:
             actor = request.actor if request is not None else None

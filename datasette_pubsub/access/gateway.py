@@ -239,7 +239,7 @@ def cut_off(request: Request, broker: Broker, who: str) -> None:
     """Disconnect a subscriber or publisher (``who``) that has not accepted data for ``send_timeout_seconds``."""
     shutdown.cut_off(request.scope)
     logger.info(
-        "database %s: a %s was cut off: it took nothing for %s s (send_timeout_seconds)",
+        "database %s: a %s was disconnected: it accepted no data for %s s (send_timeout_seconds)",
         broker.name,
         who,
         broker.settings.send_timeout_seconds,
