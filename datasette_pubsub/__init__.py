@@ -54,7 +54,8 @@ __all__ = [
     "write_wrapper",
 ]
 
-# Who imports this package before Datasette makes Datasette find it half done, without its hooks.
+# When a program imports this package before it imports Datasette, Datasette registers the module while it is still
+# half loaded, and finds no hooks in it. Registering it again makes Datasette find them.
 _this = sys.modules[__name__]
 if pm.is_registered(_this) and not pm.get_hookcallers(_this):
     _name = pm.get_name(_this)

@@ -1,8 +1,8 @@
-"""What leans on more than a documented interface: of Datasette, asyncio, uvicorn, hypercorn and Linux.
+"""Every use of undocumented behaviour of Datasette, asyncio, uvicorn, hypercorn and Linux.
 
-Each function says why it is needed and what it does where the thing is not there.
+Each function says why the plugin needs it, and what it does if the undocumented part is missing.
 ``tests/server/test_acked_compat.py``, ``tests/unit/test_health_compat.py`` and
-``tests/unit/test_compat_permissions.py`` fail when one of them changes.
+``tests/unit/test_compat_permissions.py`` fail when upstream changes one of them.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 _skip_checks: ContextVar[bool] | None = getattr(_permissions, "_skip_permission_checks", None)
 _answers: ContextVar[dict[Any, Any] | None] | None = getattr(_permissions, "_permission_check_cache", None)
 
-#: Where a request's scope holds the server's own ``receive`` and ``send``; see :func:`with_server`.
+#: The key in a request's scope for the server's own ``receive`` and ``send``; see :func:`with_server`.
 _SERVER = "datasette_pubsub.server"
 
 #: Called with the error that ended a connection, or ``None``.
 Lost = Callable[[Exception | None], None]
 
-#: ``struct tcp_info`` in linux/tcp.h: where ``tcpi_bytes_acked``, a ``__u64``, begins (Linux 4.1), in bytes.
+#: The offset of ``tcpi_bytes_acked``, a ``__u64``, in ``struct tcp_info`` of linux/tcp.h (Linux 4.1), in bytes.
 _TCPI_BYTES_ACKED = 120
 _TCP_INFO_BYTES = _TCPI_BYTES_ACKED + 8
 
-#: linux/sockios.h: the bytes of a socket's send queue, of TCP those that are not acknowledged.
+#: linux/sockios.h: the bytes in a socket's send queue; for TCP, the bytes that are not acknowledged.
 _SIOCOUTQ = 0x5411
 
-#: macOS, sys/socket.h: the bytes in a socket's send buffer, of TCP those that are not acknowledged.
+#: macOS, sys/socket.h: the bytes in a socket's send buffer; for TCP, the bytes that are not acknowledged.
 _SO_NWRITE = 0x1024
 
 LINUX = sys.platform == "linux"
@@ -52,20 +52,21 @@ MACOS = sys.platform == "darwin"
 
 
 def with_server(scope: Mapping[str, Any], receive: Any, send: Any) -> dict[str, Any]:
-    """The scope of a request, from which the functions below find the server. For the outermost wrapper.
+    """A copy of a request's scope that holds the server's ``receive`` and ``send``, for the functions below.
 
-    ASGI has no way from a request to its connection. The ``receive`` and ``send`` that a server calls an application
-    with are methods of the server's objects; a wrapper's own are not.
+    The outermost ASGI wrapper calls this. ASGI does not lead from a request to its connection, but the ``receive``
+    and ``send`` that a server passes are methods of the server's objects; those that a wrapper passes on are not.
     """
     return {**scope, _SERVER: (receive, send)}
 
 
 def transport_of(scope: Mapping[str, Any]) -> asyncio.Transport | None:
-    """asyncio's transport of the connection that a request came with; ``None`` where it cannot be reached.
+    """The asyncio transport of a request's connection; ``None`` if it cannot be reached.
 
-    Needed because the server's buffers and the socket tell what has arrived, and because nothing in ASGI ends a
-    connection whose peer takes nothing. Found under uvicorn (both HTTP implementations) and hypercorn on asyncio or
-    uvloop; not under granian, hypercorn on trio, or a wrapper outside of Datasette that has a ``receive`` of its own.
+    The plugin needs the server's buffers and the socket to learn what has arrived, and ASGI cannot end a connection
+    whose peer accepts no data. The transport is found under uvicorn (both HTTP implementations) and under hypercorn on
+    asyncio or uvloop. It is not found under granian, hypercorn on trio, or a wrapper outside Datasette that passes its
+    own ``receive``.
     """
     receive, send = scope.get(_SERVER, (None, None))
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
@@ -77,17 +78,17 @@ def transport_of(scope: Mapping[str, Any]) -> asyncio.Transport | None:
 
 
 def server_of(handler: object) -> object:
-    """The server whose signal handler this is: uvicorn's is a method of its ``Server``. ``None`` for others.
+    """The server that a signal handler belongs to: uvicorn's handler is a method of its ``Server``. Else ``None``.
 
-    Needed to reach all connections of a server that is told to end.
+    The plugin needs it to reach all connections of a server that is shutting down.
     """
     return getattr(handler, "__self__", None)
 
 
 def transports_of(server: object) -> list[asyncio.Transport]:
-    """The connections of a uvicorn server; none of another's.
+    """The transports of a uvicorn server's connections; an empty list for other servers.
 
-    Needed because a server that ends waits for peers that take nothing.
+    The plugin needs them because a server that shuts down waits for peers that accept no data.
     """
     connections = list(getattr(getattr(server, "server_state", None), "connections", ()))
     found = [getattr(connection, "transport", None) for connection in connections]
@@ -100,7 +101,7 @@ def _hypercorn_protocol(send: Any) -> Any:
 
 
 def _hypercorn_server(send: Any) -> Any:
-    """Hypercorn's ``TCPServer``, of one connection."""
+    """Hypercorn's ``TCPServer``, which serves one connection."""
     return getattr(getattr(_hypercorn_protocol(send), "send", None), "__self__", None)
 
 
@@ -110,10 +111,10 @@ def is_multiplexed(scope: Mapping[str, Any]) -> bool:
 
 
 def held_back(scope: Mapping[str, Any]) -> Callable[[], int | None]:
-    """How many bytes of a response the server has taken and not given to the transport; ``None`` while unknown.
+    """A function that counts the bytes that the server has buffered and not yet passed to the transport.
 
-    Hypercorn keeps what is sent over HTTP/2 in a buffer of each stream, and writes it in a task of its own. Other
-    servers keep nothing: they have written when a send returns.
+    It returns ``None`` while the number is unknown. Hypercorn keeps the data of each HTTP/2 stream in a buffer, and
+    writes it in another task. Other servers have passed all data on when a send returns.
     """
     if not is_multiplexed(scope):
         return lambda: 0
@@ -123,7 +124,7 @@ def held_back(scope: Mapping[str, Any]) -> Callable[[], int | None]:
 
     def held() -> int | None:
         try:
-            # While one task writes, another may have taken bytes from the buffer and wait for its turn.
+            # While one task writes, another may have taken bytes from the buffer and may be waiting for the lock.
             return None if server.send_lock.locked() else len(protocol.stream_buffers[number].buffer)
         except (AttributeError, KeyError):
             return None
@@ -132,17 +133,17 @@ def held_back(scope: Mapping[str, Any]) -> Callable[[], int | None]:
 
 
 def beneath_tls(transport: asyncio.Transport) -> asyncio.Transport | None:
-    """The transport that asyncio's TLS writes to; ``None`` for another TLS.
+    """The transport below asyncio's TLS layer; ``None`` for other implementations of TLS.
 
-    Needed because what has been encrypted waits there, and because it is told of the connection's end before the
-    socket is closed, where the one above is told later.
+    The plugin needs it because encrypted data waits in its buffer, and because it learns of the connection's end
+    before the socket is closed; the TLS transport learns of it later.
     """
     found = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     return found if isinstance(found, asyncio.Transport) else None
 
 
 class _WhenLost:
-    """Stands in for a protocol's ``connection_lost``, and tells others first."""
+    """Replaces a protocol's ``connection_lost``: it calls the watchers first, then the original."""
 
     def __init__(self, protocol: asyncio.BaseProtocol) -> None:
         self.watchers: dict[object, Lost] = {}
@@ -160,11 +161,12 @@ class _WhenLost:
 
 
 def when_lost(transport: asyncio.BaseTransport, tell: Lost) -> Callable[[], None]:
-    """Have a function called when the connection has ended and its socket is still open; returns what undoes that.
+    """Call a function when the connection has ended and its socket is still open; returns a function to undo this.
 
     asyncio and uvloop close the socket as soon as the protocol's ``connection_lost`` returns, long before the
-    application hears of it; only until then the kernel says what has arrived. A descriptor of our own for each
-    stream (``dup``) would need twice as many. Raises ``TypeError`` for a protocol that takes no attribute.
+    application learns of it, and the kernel reports what has arrived only while the socket is open. A duplicate
+    descriptor (``dup``) for each stream would double their number. Raises ``TypeError`` for a protocol that does not
+    allow attributes to be set.
     """
     protocol = transport.get_protocol()
     if not hasattr(protocol, "__dict__"):
@@ -184,9 +186,9 @@ def when_lost(transport: asyncio.BaseTransport, tell: Lost) -> Callable[[], None
 
 
 def abort(transport: asyncio.Transport) -> None:
-    """Close a connection with all that waits in its buffers; who watches it is told first, while they are full.
+    """Close a connection and drop its buffers; the functions that watch it are called first, while these are full.
 
-    The protocol is told of no error then, as when everything was written.
+    asyncio then reports no error to the protocol, as if all data had been written.
     """
     for each in (beneath_tls(transport), transport):
         hook = getattr(each and each.get_protocol(), "connection_lost", None)
@@ -196,9 +198,10 @@ def abort(transport: asyncio.Transport) -> None:
 
 
 def bytes_acknowledged(sock: socket.socket) -> int:
-    """How many bytes the peer's TCP has acknowledged since the connection began. Linux; raises ``OSError``.
+    """How many bytes the peer's TCP has acknowledged since the connection began. Linux only; raises ``OSError``.
 
-    Python has no name for the fields of ``TCP_INFO``. Still right after a reset, as long as the socket is open.
+    Python has no names for the fields of ``TCP_INFO``. The number is still right after a reset, while the socket is
+    open.
     """
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     if len(info) < _TCP_INFO_BYTES:
@@ -209,8 +212,8 @@ def bytes_acknowledged(sock: socket.socket) -> int:
 def bytes_outstanding(sock: socket.socket) -> int:
     """How many bytes the kernel holds that the peer has not acknowledged. Raises ``OSError``.
 
-    On a Unix socket (Linux only) it is the memory of what the peer's process has not read, which is more than the
-    bytes; 0 means 0.
+    On a Unix socket (Linux only) it is the memory that unread data takes, which is more than its bytes; 0 means that
+    the peer's process has read everything.
     """
     if LINUX:
         import fcntl
@@ -218,11 +221,11 @@ def bytes_outstanding(sock: socket.socket) -> int:
         return int(struct.unpack("=i", fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4)))[0])
     if MACOS and sock.family != socket.AF_UNIX:
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
-    raise OSError("this system does not tell what was acknowledged")
+    raise OSError("this system does not report acknowledged bytes")
 
 
 def has_hung_up(sock: socket.socket) -> bool:
-    """Whether the connection has ended, which the event loop may not know yet. Leaves a pending error in place."""
+    """Whether the connection has ended, even if the event loop does not know it yet. Does not clear a pending error."""
     poller = select.poll()
     poller.register(sock.fileno(), 0)
     return bool(poller.poll(0))
@@ -232,26 +235,26 @@ def has_hung_up(sock: socket.socket) -> bool:
 
 try:
     from asyncio.tasks import _enter_task, _leave_task
-except ImportError:  # pragma: no cover - they have been there since Python 3.7
-    #: Whether code can run in a task's name outside of it; see :func:`enter_task`.
+except ImportError:  # pragma: no cover - they have existed since Python 3.7
+    #: Whether code outside a task can run as that task; see :func:`enter_task`.
     CAN_ENTER_TASKS = False
 else:
     CAN_ENTER_TASKS = True
 
 
 def enter_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    """Let ``asyncio.current_task()`` be a task that waits at this moment, until :func:`leave_task`.
+    """Make a suspended task the one that ``asyncio.current_task()`` returns, until :func:`leave_task`.
 
-    Needed by the direct send: what a server awaits while it sends (a timeout, a lock) belongs to the task of the
-    stream. The functions are documented for other event loops, with an underscore, and may change
-    (https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support). Where they are missing,
+    The direct send needs this: what a server awaits while it sends (a timeout, a lock) belongs to the stream's task.
+    The functions are documented for authors of event loops, with an underscore, and may change
+    (https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support). If they are missing,
     :data:`CAN_ENTER_TASKS` is false, and each stream's own task sends.
     """
     _enter_task(loop, task)
 
 
 def leave_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
-    """The end of what :func:`enter_task` began."""
+    """Undo :func:`enter_task`."""
     _leave_task(loop, task)
 
 
@@ -259,21 +262,22 @@ def leave_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None
 
 
 def write_thread_died(db: Database) -> bool:
-    """Whether the thread that writes has ended though nobody ended it; ``False`` where that cannot be known.
+    """Whether Datasette's write thread has died; ``False`` if that cannot be known.
 
-    Datasette prints the errors of writes to standard error. Where that fails (a pipe whose reader has gone, a full
-    disk), the thread ends, and no write is ever answered again.
+    Datasette prints the errors of writes to standard error. If printing fails (a closed pipe, a full disk), the thread
+    dies, and no later write gets an answer.
     """
     thread = getattr(db, "_write_thread", None)
     return thread is not None and not thread.is_alive() and not getattr(db, "_closed", False)
 
 
 def forget_write_thread(db: Database) -> None:
-    """Let the next write start a new thread, which goes on with the queue of one that has ended.
+    """Make the next write start a new write thread, which continues with the queue of the dead one.
 
-    Datasette starts one only where there was none. Without this attribute, :func:`write_thread_died` is ``False``.
+    Datasette starts a thread only if it knows of none. If the attribute is missing, :func:`write_thread_died` is
+    ``False``.
     """
-    # A thread that died has left its connection open, maybe inside a transaction.
+    # The dead thread has left its connection open, perhaps inside a transaction.
     for conn in [conn for conn in getattr(db, "_all_connections", []) if conn.isolation_level == "IMMEDIATE"]:
         db._all_connections.remove(conn)
         conn.close()
@@ -281,26 +285,26 @@ def forget_write_thread(db: Database) -> None:
 
 
 def can_reopen(db: Database) -> bool:
-    """Whether the connections of a database can be closed and opened anew: all that the two below need is there."""
+    """Whether the connections of a database can be reopened: whether the next two functions find what they need."""
     needed = ("_write_thread", "_write_queue", "_all_connections", "_pending_execute_futures", "_thread_local_id")
     return hasattr(_database, "_SHUTDOWN") and all(hasattr(db, name) for name in needed)
 
 
 def end_write_thread(db: Database) -> None:
-    """Have the write thread close its connection and end, after what is in its queue. Does not wait for it.
+    """Ask the write thread to finish its queue, close its connection and end. Does not wait for it.
 
-    Needed since the thread keeps one connection for ever, also one that could not be opened, or whose file was
-    replaced. ``Database.close()`` does it, too, but a closed database cannot be used any more.
+    The thread keeps one connection for ever, even if it could not open it, or if the file was replaced.
+    ``Database.close()`` ends the thread as well, but a closed database cannot be used again.
     """
     if db._write_thread is not None and db._write_thread.is_alive():
         db._write_queue.put(_database._SHUTDOWN)
 
 
 def leave_connections(db: Database) -> tuple[list[sqlite3.Connection], list[object]]:
-    """Let every thread open a connection of its own anew; the old ones, and the reads that may still use them.
+    """Make every thread open a new connection; returns the old connections, and the reads that may still use them.
 
-    Datasette keeps read connections by thread, under a name that is the database's. Call it when no write thread
-    lives.
+    Datasette keeps one read connection for each thread, under the database's name. Call this when no write thread is
+    alive.
     """
     pending = list(db._pending_execute_futures)
     old, db._all_connections = db._all_connections, []
@@ -312,27 +316,27 @@ def leave_connections(db: Database) -> tuple[list[sqlite3.Connection], list[obje
 
 
 def checks_are_off() -> bool:
-    """Whether Datasette has been told to check no permission (``with datasette.permissions.SkipPermissions()``).
+    """Whether Datasette skips permission checks (``with datasette.permissions.SkipPermissions()``).
 
-    Needed since the plugin's own questions must then be answered with yes, too, and nothing public says so. Where the
-    variable is missing, checks are on.
+    The plugin must then skip its own checks as well, and Datasette has no public way to ask. If the variable is
+    missing, the checks are on.
     """
     return bool(_skip_checks is not None and _skip_checks.get())
 
 
 def permission_cache() -> dict[Any, Any] | None:
-    """What Datasette has answered in this request: the same object for as long as its answers count, else ``None``.
+    """Datasette's cache of permission checks in this request: the same object while it is valid, else ``None``.
 
-    Needed to keep answers of our own exactly as long: Datasette has a new one where it wants to ask anew.
+    The plugin keeps its own verdicts exactly as long: Datasette makes a new cache when it wants to check again.
     """
     return None if _answers is None else _answers.get()
 
 
 @contextlib.contextmanager
 def without_permission_cache() -> Iterator[None]:
-    """Within it, Datasette asks its plugins anew instead of repeating what it answered in this request.
+    """Within this block, Datasette checks permissions again instead of using the request's cache.
 
-    Needed to look at rights again for a stream, whose request may be days old.
+    A stream needs this to re-check permissions: its request may be days old.
     """
     if _answers is None:
         yield
@@ -345,25 +349,25 @@ def without_permission_cache() -> Iterator[None]:
 
 
 async def permission_rules(datasette: Datasette, actor: dict[str, Any] | None, action: str) -> list[Any] | None:
-    """The rules (``PermissionSQL``) of Datasette and of all plugins; ``None`` where nothing is checked.
+    """The permission rules (``PermissionSQL``) of Datasette and all plugins; ``None`` while checks are skipped.
 
-    Needed to answer for all databases with one query, where ``datasette.allowed()`` asks about one after the other.
+    The plugin needs them to decide for all databases with one query; ``datasette.allowed()`` checks one at a time.
     """
     found = await _gather(datasette=datasette, actor=actor, action=action)
     return None if found is _SKIP_ALL else list(found)
 
 
 def write_thread_lives(db: Database) -> bool:
-    """Whether there is a thread that writes."""
+    """Whether the write thread is alive."""
     thread = getattr(db, "_write_thread", None)
     return thread is not None and thread.is_alive()
 
 
 def prepare_isolated(db: Database, prepare: Callable[[sqlite3.Connection], None]) -> None:
-    """Have the connections prepared that Datasette analyses SQL on; once, from then on.
+    """Prepare, from now on, the connections on which Datasette analyses SQL. A second call does nothing.
 
-    Needed since Datasette compiles stored queries and its write page's SQL in ``execute_isolated_fn``, on connections
-    that the hook ``prepare_connection`` never sees: our SQL function would not exist there.
+    Datasette compiles stored queries and the SQL of its write page in ``execute_isolated_fn``, on connections that the
+    hook ``prepare_connection`` never sees: the plugin's SQL function would not exist there.
     """
     isolated = db.execute_isolated_fn
     if getattr(isolated, "pubsub", False):

@@ -1,4 +1,4 @@
-"""The Datasette hooks, and nothing else."""
+"""The plugin's implementations of Datasette's hooks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
 
 
 def registry(datasette: Datasette) -> Registry:
-    """The brokers of this Datasette."""
+    """The registry of this Datasette's brokers."""
     from .broker.registry import registry as known
 
     return known(datasette)
@@ -88,11 +88,35 @@ def registry(datasette: Datasette) -> Registry:
 class PublishMessages(Event):
     """Event name: ``publish-messages``
 
-    Messages were committed by a write of Datasette's own that did not come
-    through the batcher: the write page, the write API, a plugin.
+    Messages were committed by one of Datasette's own writes, not by the
+    batcher: by the write page, the write API or a plugin. Another plugin
+    receives it in its hook ``track_event``.
 
     :ivar database: the database's name
     :ivar head: the log's newest message id after the write
+
+    Example::
+
+        from datasette import hookimpl
+        from datasette.plugins import pm
+        from datasette_pubsub.hooks import PublishMessages
+
+        heads = []
+
+        class MyPlugin:
+            @hookimpl
+            def track_event(self, event):
+                if isinstance(event, PublishMessages):
+                    heads.append((event.database, event.head))
+
+        pm.register(MyPlugin(), name="my-plugin")
+        try:
+            await datasette.get_database("data").execute_write(
+                "INSERT INTO vpubsub (channel, payload) VALUES ('news', 'hello')"
+            )
+        finally:
+            pm.unregister(name="my-plugin")
+        assert heads == [("data", 1)]
     """
 
     name = "publish-messages"
@@ -107,7 +131,7 @@ def register_events() -> list[type[Event]]:
 
 @hookimpl
 def track_event(datasette: Datasette, event: Event) -> Any:
-    """After the commit: wake the hub."""
+    """After the commit, bring the hub up to the log's head."""
     if isinstance(event, PublishMessages):
         broker = registry(datasette).find(event.database)
         if broker is not None:
@@ -161,17 +185,18 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
 
 @hookimpl
 def write_wrapper(datasette: Datasette, database: str, request: Request | None) -> Any:
-    """Tell the batcher that others write, publish_batch whose request it runs for, and the hub what was committed.
+    """Run around each write of Datasette that is not the batcher's.
 
-    Datasette's "Alter table" builds a table anew, which loses its triggers: a
-    broadcast is made again, in the same transaction.
+    It ends the batcher's session, gives ``publish_batch`` the request context, and after the commit tracks
+    :class:`PublishMessages`, which brings the hub up to date. Datasette's "Alter table" rebuilds a table and so drops
+    its triggers; the broadcast of such a table is made again in the same transaction.
     """
     if database == INTERNAL or broker_module.in_batcher.get():
         return None
     broker = registry(datasette).find(database)
     if broker is None:
         return None
-    # Datasette puts the write into its queue right after this, without a turn of the event loop between.
+    # Datasette queues the write right after this call, before the event loop runs anything else.
     broker.make_way()
 
     def wrapper(conn: sqlite3.Connection, track_event: Callable[[Event], None]) -> Iterator[None]:
@@ -191,9 +216,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
             bridge.current.reset(token)
         if broadcasts:
             for table, reason in broadcast_tables.restore(conn, broadcasts).items():
-                logger.warning(
-                    "database %s: %r was built anew and is not broadcast any more: %s", database, table, reason
-                )
+                logger.warning("database %s: %r was rebuilt and is not broadcast any more: %s", database, table, reason)
         head = log.head(conn)
         if head != before:
             actor = request.actor if request is not None else None
@@ -204,7 +227,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
 
 @hookimpl
 def actor_from_request(datasette: Datasette, request: Request) -> None:
-    """Not to name an actor, but to learn which request the SQL that follows runs for."""
+    """Name no actor; remember the request that the following SQL runs for."""
     found = bridge.current.get()
     if found is not None:
         found.request = request
@@ -216,7 +239,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
                 if scope["type"] == "lifespan":
-                    # A server begins: its first requests should not wait for modules.
+                    # A server starts: its first requests should not wait for modules to load.
                     lazy.load()
                 await app(scope, receive, send)
                 return
@@ -233,7 +256,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
 
         return wrapped
 
-    # The first is the innermost: other plugins' wrappers are around a stream for as long as it lives.
+    # The first wrapper is the innermost: other plugins' wrappers stay around a stream for its whole life.
     others = yield
     return [run_deferred, *others, wrap]
 
@@ -272,7 +295,7 @@ def table_actions(datasette: Datasette, actor: dict[str, Any] | None, database: 
 
 @hookimpl
 def filters_from_request(request: Request, database: str, table: str, datasette: Datasette) -> Any:
-    """Not to filter, but because it is called before Datasette reads the rows of a table's page."""
+    """Filter nothing; Datasette calls this hook before it reads the rows of a table's page."""
     runs.note_table_page()
     return live_table.look(request, datasette, database, table)
 

@@ -1,7 +1,7 @@
-"""Modules that are loaded when something of them is first used.
+"""Modules that are loaded on first use.
 
-Datasette imports every plugin whatever it is started for: ``datasette --version`` should not wait for Protobuf.
-A server loads everything before its first request (:func:`load`).
+Datasette imports every plugin for every command: ``datasette --version`` should not wait for Protobuf. A server loads
+all modules before its first request (:func:`load`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-#: What the views' modules are called, filled by :func:`view`.
+#: The names of the modules that hold views, filled by :func:`view`.
 _OF_VIEWS: set[str] = set()
 
 
 class LazyModule(ModuleType):
-    """A module of this package, which is loaded when something of it is first asked for."""
+    """Stands in for a module of this package and loads it on the first access to an attribute."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{__package__}.{name}")
@@ -27,19 +27,19 @@ class LazyModule(ModuleType):
 
 
 def view(module: str, name: str) -> Callable[..., Awaitable[Any]]:
-    """A view of a module that is loaded, at the latest, by the view's first request."""
+    """A view whose module is loaded, at the latest, by the view's first request."""
     _OF_VIEWS.add(module)
     modules = LazyModule(module)
 
     async def called(scope: Any, receive: Any, send: Any, request: Any, datasette: Any) -> Any:
         return await getattr(modules, name)(scope, receive, send, request, datasette)
 
-    # Datasette asks for the signature at every request.
+    # Datasette reads the signature at every request; this keeps it from being computed each time.
     called.__signature__ = inspect.signature(called)  # type: ignore[attr-defined]
     return called
 
 
 def load() -> None:
-    """Load all views: for a server, before it takes requests."""
+    """Load the modules of all views; a server calls this before it accepts requests."""
     for name in sorted(_OF_VIEWS):
         import_module(f"{__package__}.{name}")

@@ -1,1 +1,1 @@
-"""Who may do what."""
+"""Permissions and cross-site checks, and the gateway that applies them for every protocol."""

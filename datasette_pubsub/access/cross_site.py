@@ -1,4 +1,4 @@
-"""Requests that a page of another site made a browser send."""
+"""Cross-site checks: refuses requests that a page of another site made a browser send."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..core.errors import (
 
 
 def refuse_elsewhere(request: Request, what: str) -> None:
-    """Refuse a GET that changes something when a page of another site made a browser send it with a cookie.
+    """Refuse a GET with a cookie that changes something, if a page of another site made the browser send it.
 
-    Datasette checks POST. A browser says where a GET comes from (``Sec-Fetch-Site``), but on plain HTTP it does not:
-    there it at least asks for a page when it follows a link. Raises :class:`PermissionDenied`.
+    Datasette checks POST. A browser says where a GET comes from (``Sec-Fetch-Site``), except on plain HTTP: there, a
+    browser that follows a link accepts ``text/html``. Raises :class:`PermissionDenied`.
     """
     if "cookie" not in request.headers:
         return

@@ -1,10 +1,10 @@
-"""The gateway: the one way to open a subscriber, to open a publisher, and to move a cursor, for every protocol.
+"""The gateway: the one way for every protocol to open a subscriber, to publish, and to move a cursor.
 
-A protocol reads its own requests and writes its own answers; what stands between them is here, in one order. For a
-subscriber: may a visitor have a name, whose subscription is it, what does it read, may the actor view that, does the
-request come from a page of this site, how many streams does the actor have. Then, for as long as it is open: does it
-still have its actor and its rights, and does it take what it is sent. A new protocol that opens subscribers through
-here has all of it.
+A protocol reads its requests and writes its responses; the gateway does everything in between, in one order. For a
+subscriber it checks whether the actor may have a named subscription, who owns it, which channels it reads, whether the
+actor may view them, whether the request comes from a page of this site, and how many streams the actor has. While the
+subscriber is connected, it re-checks the actor and its permissions. A new protocol that uses the gateway gets all of
+this.
 """
 
 from __future__ import annotations
@@ -37,9 +37,14 @@ logger = logging.getLogger("datasette_pubsub")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a subscriber asks for, whatever the protocol; see :class:`~.broker.subscribing.SubscribeOptions`.
+    """What a subscriber asks for, in every protocol; see :class:`~.broker.subscribing.SubscribeOptions`.
 
-    An empty ``selector`` with a ``name`` means what the subscription of that name reads already.
+    An empty ``selector`` with a ``name`` means the stored selector of that subscription.
+
+    >>> from datasette_pubsub.access.gateway import Asked
+    >>> from datasette_pubsub.core.selector import Selector
+    >>> Asked(selector=Selector.of(["news"]), name="mailer").ack
+    'auto'
     """
 
     selector: Selector
@@ -50,7 +55,28 @@ class Asked:
 
 
 class Admitted:
-    """A subscriber that may be opened."""
+    """A subscriber that :func:`admit` has checked, and that may be opened.
+
+    Example::
+
+        from contextlib import aclosing
+        from datasette.utils.asgi import Request
+        from datasette_pubsub.access import gateway
+        from datasette_pubsub.broker.registry import registry
+        from datasette_pubsub.core.selector import Selector
+        from datasette_pubsub.core.values import Item, Where
+        from datasette_pubsub.protocol.frames import SseEncoder
+
+        request = Request.fake("/data")  # in a plugin: the request that its view was called with
+        broker = registry(datasette).of("data")
+        await gateway.publish(datasette, request, broker, [Item("news", "hello")])
+
+        asked = gateway.Asked(selector=Selector.of(["news"]), where=Where(start="earliest"))
+        admitted = await gateway.admit(datasette, request, broker, asked)
+        async with admitted.open(SseEncoder()) as subscriber, aclosing(subscriber.frames()) as frames:
+            first = await anext(frames)
+        assert first.startswith(b"id: 1\\ndata: ")
+    """
 
     def __init__(
         self, datasette: Datasette, request: Request, broker: Broker, asked: Asked, wanted: Selector, visible: Selector
@@ -59,12 +85,12 @@ class Admitted:
         self._request = request
         self._broker = broker
         self._asked = asked
-        #: What it reads, and what of that its actor may view.
+        #: The channels that it reads, and the part of them that its actor may view.
         self._wanted = wanted
         self._visible = visible
 
     def open(self, encoder: Encoder) -> AbstractAsyncContextManager[Subscriber]:
-        """The live subscriber, until the block ends. Raises :class:`~.core.errors.PubsubError`."""
+        """Open the live subscriber until the block ends. Raises :class:`~.core.errors.PubsubError`."""
         asked, actor = self._asked, self._request.actor
         return self._broker.subscribe(
             SubscribeOptions(
@@ -89,9 +115,9 @@ class Admitted:
 
 
 async def admit(datasette: Datasette, request: Request, broker: Broker, asked: Asked) -> Admitted:
-    """Whether this request may open the subscriber that it asks for; nothing is opened yet.
+    """Check whether this request may open the subscriber that it asks for, without opening it.
 
-    Raises :class:`~.core.errors.PermissionDenied`, naming the channel.
+    Raises :class:`~.core.errors.PermissionDenied`, naming the channel. :class:`Admitted` has an example.
     """
     selector, name = asked.selector, asked.name
     permissions.check_named(broker.settings, request.actor, name)
@@ -99,7 +125,7 @@ async def admit(datasette: Datasette, request: Request, broker: Broker, asked: A
         selector = await broker.selector_of(permissions.owner_of(request.actor), name)
     visible = await permissions.visible(datasette, request.actor, broker.name, selector)
     if name and request.method in ("GET", "HEAD"):
-        # Datasette checks what a browser sends by POST.
+        # For POST, Datasette's own cross-site check applies.
         refuse_elsewhere(request, "a named subscription")
     return Admitted(datasette, request, broker, asked, selector, visible)
 
@@ -107,7 +133,28 @@ async def admit(datasette: Datasette, request: Request, broker: Broker, asked: A
 def open_publisher(
     datasette: Datasette, request: Request, broker: Broker
 ) -> AbstractAsyncContextManager[PublishStream]:
-    """A publish stream, until the block ends. Raises :class:`~.core.errors.PubsubError`."""
+    """Open a publish stream until the block ends. Raises :class:`~.core.errors.PubsubError`.
+
+    Example::
+
+        from contextlib import aclosing
+        from datasette.utils.asgi import Request
+        from datasette_pubsub.access import gateway
+        from datasette_pubsub.broker.registry import registry
+        from datasette_pubsub.core.values import Item
+
+        request = Request.fake("/data")  # in a plugin: the request that its view was called with
+        broker = registry(datasette).of("data")
+        answers = []
+        async with gateway.open_publisher(datasette, request, broker) as stream:
+
+            async def feed():
+                await stream.put([1, 2], [[Item("news", "one")], [Item("news", "two"), Item("news", "three")]])
+
+            async for batch in stream.answers(feed()):
+                answers += batch
+        assert [(number, list(ids)) for number, ids in answers] == [(1, [1]), (2, [2, 3])]
+    """
 
     async def rights() -> Rights | None:
         return await revalidation.publish_rights(datasette, request, broker.name)
@@ -116,15 +163,45 @@ def open_publisher(
 
 
 async def publish(datasette: Datasette, request: Request, broker: Broker, items: list[Item]) -> list[int]:
-    """Publish messages, all or none; their ids, once they are on disk. Raises :class:`~.core.errors.PubsubError`."""
+    """Publish all messages or none; returns their ids when they are durable.
+
+    Raises :class:`~.core.errors.PubsubError`.
+
+    Example::
+
+        from datasette.utils.asgi import Request
+        from datasette_pubsub.access import gateway
+        from datasette_pubsub.broker.registry import registry
+        from datasette_pubsub.core.values import Item
+
+        request = Request.fake("/data")  # in a plugin: the request that its view was called with
+        broker = registry(datasette).of("data")
+        assert await gateway.publish(datasette, request, broker, [Item("news", "hello")]) == [1]
+    """
     await permissions.require_items(datasette, request.actor, broker.name, items)
     return await broker.publish(items)
 
 
 async def move_cursor(datasette: Datasette, request: Request, broker: Broker, name: str, message_id: int) -> int:
-    """Move the cursor of a subscription of the request's actor forward; where it stands then, once that is on disk.
+    """Move the cursor of one of the actor's subscriptions forward; returns the cursor when it is durable.
 
     Raises :class:`~.core.errors.PubsubError`.
+
+    Example::
+
+        from datasette.utils.asgi import Request
+        from datasette_pubsub.access import gateway
+        from datasette_pubsub.broker.registry import registry
+        from datasette_pubsub.core.selector import Selector
+        from datasette_pubsub.core.values import Item
+        from datasette_pubsub.protocol.frames import SseEncoder
+
+        request = Request.fake("/data")  # in a plugin: the request that its view was called with
+        broker = registry(datasette).of("data")
+        await gateway.publish(datasette, request, broker, [Item("news", "one"), Item("news", "two")])
+        asked = gateway.Asked(selector=Selector.of(["news"]), name="mailer", ack="explicit")
+        async with (await gateway.admit(datasette, request, broker, asked)).open(SseEncoder()):
+            assert await gateway.move_cursor(datasette, request, broker, "mailer", 2) == 2
     """
     check_subscription_name(name)
     check_message_id(message_id, "message_id")
@@ -135,9 +212,23 @@ async def move_cursor(datasette: Datasette, request: Request, broker: Broker, na
 
 
 async def forget(datasette: Datasette, request: Request, broker: Broker, name: str, owner: object = None) -> None:
-    """Delete a subscription and its cursor: the actor's own, or, for who may, that of another ``owner``.
+    """Delete a subscription and its cursor: the actor's own or, with the permission for that, another ``owner``'s.
 
     Raises :class:`~.core.errors.PubsubError`.
+
+    Example::
+
+        from datasette.utils.asgi import Request
+        from datasette_pubsub.access import gateway
+        from datasette_pubsub.broker.registry import registry
+        from datasette_pubsub.core.errors import NotFound
+
+        request = Request.fake("/data")  # in a plugin: the request that its view was called with
+        broker = registry(datasette).of("data")
+        try:
+            await gateway.forget(datasette, request, broker, "no-such-subscription")
+        except NotFound as error:
+            assert error.message == "subscription not found: no-such-subscription"
     """
     permissions.check_named(broker.settings, request.actor, name)
     whose = await permissions.owner_to_manage(datasette, request.actor, broker.name, owner)
@@ -145,10 +236,10 @@ async def forget(datasette: Datasette, request: Request, broker: Broker, name: s
 
 
 def cut_off(request: Request, broker: Broker, who: str) -> None:
-    """End the connection of a subscriber or publisher (``who``) that has not taken what it was sent in time."""
+    """Disconnect a subscriber or publisher (``who``) that has not accepted data for ``send_timeout_seconds``."""
     shutdown.cut_off(request.scope)
     logger.info(
-        "database %s: a %s was cut off: it took nothing for %s s (send_timeout_seconds)",
+        "database %s: a %s was disconnected: it accepted no data for %s s (send_timeout_seconds)",
         broker.name,
         who,
         broker.settings.send_timeout_seconds,

@@ -1,8 +1,7 @@
-"""Who may do what, as the entrances ask it.
+"""Permission checks for every protocol and page.
 
-The law of this module: Datasette decides. Every entrance asks here, and here
-Datasette's permission system is asked; no rule is kept beside it. What it is
-told of channels stands in :mod:`.access.rules`.
+Datasette decides: this module asks its permission system, and has no rules of its own. :mod:`.access.rules` has the
+rules that the plugin gives to Datasette.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ async def publishes(datasette: Datasette, actor: Actor, database: str) -> bool:
 
 
 async def may_view(datasette: Datasette, actor: Actor, database: str, channel: str | None = None) -> bool:
-    """Whether the actor may receive this channel; without one, the database as a whole."""
+    """Whether the actor may view this channel or, without one, the database as a whole."""
     return await _may(datasette, actor, VIEW, database, channel)
 
 
 async def rights(datasette: Datasette, actor: Actor, action: str, database: str) -> Verdicts:
-    """What Datasette's rules say of the channels of a database, however many there are.
+    """The verdicts of Datasette's rules for all channels of a database, however many there are.
 
     Only channels that a rule names can differ from the database as a whole, so
     only they are decided one by one. The rules are read once per request, for all databases.
@@ -76,13 +75,13 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
 
     named = frozenset((channel, allows(channel)) for channel in ruling.children(database))
     if not ruling.leaves_in(database, None):
-        # Rules by pattern count only where the actor's token is for the whole database.
+        # Rules by pattern apply only if the actor's token is for the whole database.
         return Verdicts(False, named)
     return Verdicts(ruling.allows(database, None, at_parent=by_default), named, patterns)
 
 
 async def _nobody_may(datasette: Datasette, actor: Actor) -> bool:
-    """Whether no rule but our own speaks of publishing: it has no default, so that nothing need be read to deny it."""
+    """Whether only the plugin has rules for publishing: without others it is denied, and nothing has to be read."""
     rules = await others(datasette, actor, PUBLISH)
     return rules is not None and not any(rule.sql or rule.restriction_sql for rule in rules)
 
@@ -93,7 +92,7 @@ async def require_publish(datasette: Datasette, actor: Actor, database: str, cha
 
 
 async def require_items(datasette: Datasette, actor: Actor, database: str, items: Iterable[Item]) -> None:
-    """As :func:`require_publish`, for messages; the condition of one tells of its channel, so that must be visible."""
+    """As :func:`require_publish`, for messages. A condition reveals the channel's newest id: it needs viewing, too."""
     items = list(items)
     await _require(datasette, actor, PUBLISH, database, {item.channel for item in items})
     told = {item.channel for item in items if item.expected_last_id is not None}
@@ -105,7 +104,7 @@ async def _require(datasette: Datasette, actor: Actor, action: str, database: st
     """Raise :class:`PermissionDenied`, naming the channel, unless the actor may do this to all of them."""
     if compat.checks_are_off():
         return
-    # About one channel, which is answered sooner, or about the database as a whole.
+    # A check of one channel is faster than one of the whole database.
     channel = next(iter(wanted)) if len(wanted) == 1 else None
     verdicts = await recent_rights(
         datasette, actor, action, database, channel, lambda verdicts: all(map(verdicts.allows, wanted))
@@ -123,10 +122,10 @@ async def recent_rights(
     channel: str | None,
     suffices: Callable[[Verdicts], bool],
 ) -> Verdicts:
-    """What the actor may do to a channel, or to all of the database: a moment ago, if that suffices, else now.
+    """The verdicts for a channel, or for the whole database: cached ones if they suffice, else new ones.
 
-    One question to Datasette costs more than all the rest of a small publish.
-    So the answer is kept for a moment (:mod:`.live.coalescing`). Not for callers for whom nothing is checked.
+    A permission check costs more than all the rest of a small publish, so verdicts
+    are cached for a moment (:mod:`.live.coalescing`). Do not call it while checks are skipped.
     """
     known = registry(datasette)
     key = _key(actor, action, database, channel)
@@ -134,16 +133,16 @@ async def recent_rights(
     if found is None or not suffices(found):
         asked = time.monotonic()
         found = await _together(datasette, actor, action, database, channel)
-        # A refusal is kept for the request alone: many of them would push out what is allowed.
+        # A refusal is cached for the request only: many refusals would push grants out of the cache.
         if suffices(found):
             known.ttl_cache.put(key, asked, found)
     return found
 
 
 async def _together(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> Verdicts:
-    """What the actor may do now to a channel, or to all of the database; those who ask the same are told together.
+    """The present verdicts for a channel, or for the whole database; simultaneous equal checks share one answer.
 
-    It is asked once per request. Not for callers for whom nothing is checked.
+    Each check runs once per request. Do not call it while checks are skipped.
     """
     key = _key(actor, action, database, channel)
     answers = kept()
@@ -162,7 +161,7 @@ async def _together(datasette: Datasette, actor: Actor, action: str, database: s
         or ("rulings", identity(actor)) in answers
         or (action == PUBLISH and await _nobody_may(datasette, actor))
     ):
-        # What the request has read, or will read, of the rules answers all its questions.
+        # The request has read the rules, or will read them: they decide all its checks.
         found = await rights(datasette, actor, action, database)
     else:
         found = await registry(datasette).single_flight.ask(key, answer)
@@ -172,17 +171,17 @@ async def _together(datasette: Datasette, actor: Actor, action: str, database: s
 
 
 def _key(actor: Actor, action: str, database: str, channel: str | None) -> Hashable:
-    """What the answer depends on. Two actors are the same when all that they are is the same."""
+    """The key of a check: everything that its verdict depends on. Actors are equal if all their properties are."""
     return (action, identity(actor), database, channel)
 
 
 async def visible(
     datasette: Datasette, actor: Actor, database: str, selector: Selector, known: Verdicts | None = None
 ) -> Selector:
-    """What the actor receives of what it asked for; nobody is asked where its rights are ``known``.
+    """The part of a selector that the actor may view; ``known`` verdicts spare the check.
 
-    A channel that is named must be allowed; a pattern matches what is allowed,
-    now and later. Raises :class:`PermissionDenied`.
+    A channel that is named must be allowed; a pattern matches only allowed
+    channels, now and later. Raises :class:`PermissionDenied`.
     """
     if compat.checks_are_off():
         known = ALL
@@ -199,7 +198,7 @@ async def visible(
 
 
 async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -> list[log.Channel]:
-    """The channels of a database that the actor may see."""
+    """The channels of a database that the actor may view."""
     found = await rights(datasette, actor, VIEW, broker.name)
     if found.nothing:
         return []
@@ -207,7 +206,7 @@ async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -
 
 
 async def may_manage(datasette: Datasette, actor: Actor, database: str) -> bool:
-    """Whether the actor sees and deletes the subscriptions of all: as the rows that they are, in their table."""
+    """Whether the actor may view and delete everyone's subscriptions: the rows of their table."""
     table = TableResource(database, SUBSCRIPTIONS)
     return bool(
         await datasette.allowed(action="view-table", resource=table, actor=actor)
@@ -216,7 +215,7 @@ async def may_manage(datasette: Datasette, actor: Actor, database: str) -> bool:
 
 
 async def owner_to_manage(datasette: Datasette, actor: Actor, database: str, owner: object) -> str:
-    """Whose subscription is meant: the actor's own, if no ``owner`` is named. Raises :class:`PermissionDenied`."""
+    """The owner of a subscription to manage; the actor, if no ``owner`` is given. Raises :class:`PermissionDenied`."""
     own = owner_of(actor)
     if owner is None or owner == own:
         return own
@@ -230,7 +229,7 @@ async def owner_to_manage(datasette: Datasette, actor: Actor, database: str, own
 async def visible_subscriptions(
     datasette: Datasette, actor: Actor, broker: Broker, everyones: bool
 ) -> list[dict[str, Any]]:
-    """The actor's own subscriptions, or everyone's. Raises :class:`PermissionDenied` for who sees no channel."""
+    """The actor's own subscriptions, or everyone's. Raises :class:`PermissionDenied` if it may view no channel."""
     verdicts = await rights(datasette, actor, VIEW, broker.name)
     if verdicts.nothing:
         raise PermissionDenied(f"permission denied: {VIEW} on database {broker.name}")
@@ -240,7 +239,7 @@ async def visible_subscriptions(
 
 
 def warnings(datasette: Datasette) -> list[str]:
-    """What an operator who restricts channels should know, at start."""
+    """Warnings for an operator who restricts channels, logged at startup."""
     return [
         f"database {name}: channel_permissions restrict channels, but whoever has execute-sql on it can read the log "
         "with SQL; deny execute-sql to those who may not see every channel"
@@ -251,20 +250,20 @@ def warnings(datasette: Datasette) -> list[str]:
 
 
 def check_named(settings: Settings, actor: Actor, name: str | None) -> None:
-    """Raise :class:`PermissionDenied` for a named subscription of a visitor, where those are turned off."""
+    """Raise :class:`PermissionDenied` for a named subscription of an anonymous visitor, if the option forbids it."""
     if name and not owner_of(actor) and not settings.allow_anonymous_subscriptions:
         raise PermissionDenied("named subscriptions are for those who are logged in (allow_anonymous_subscriptions)")
 
 
 def owner_of(actor: Actor) -> str:
-    """Whose subscriptions an actor has: its id, empty for anonymous visitors."""
+    """The owner of an actor's subscriptions: its id, empty for anonymous visitors."""
     if not actor:
         return ""
     return str(actor["id"]) if actor.get("id") is not None else ""
 
 
 def party_of(request: Request) -> str:
-    """Whom a stream counts for: the actor, or the address of a visitor."""
+    """The party that a stream counts for: the actor, or the address of an anonymous visitor."""
     owner = owner_of(request.actor)
     client = request.scope.get("client")
     return f"actor {owner}" if owner else f"address {client[0] if client else ''}"

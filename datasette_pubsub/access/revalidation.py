@@ -1,7 +1,6 @@
-"""Whether those who were let in still have their rights: what is asked while a request is being answered.
+"""Revalidation: re-checks the actor and the permissions of an open stream.
 
-The law of this module: it asks :mod:`.access.permissions` again, and Datasette who the
-actor is now; it decides nothing itself.
+It asks Datasette who the actor is now, and :mod:`.access.permissions` what that actor may do.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from .rules import PUBLISH, VIEW, Actor
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: How long after the end of a token it is asked about, in seconds: its end is told in whole seconds.
+#: How long after a token expires the actor is re-checked, in seconds: the expiry is in whole seconds.
 EXPIRY_SLACK_SECONDS = 0.1
 
 
 def expires_in(actor: Actor) -> float | None:
-    """Seconds until the actor's token has expired, ``None`` where nothing is known of that."""
+    """Seconds until the actor's token has expired; ``None`` if it does not expire."""
     expires = (actor or {}).get("token_expires")
     if not isinstance(expires, (int, float)):
         return None
@@ -39,13 +38,13 @@ def expires_in(actor: Actor) -> float | None:
 async def still_visible(
     datasette: Datasette, request: Request, database: str, wanted: Selector, before: Selector
 ) -> bool:
-    """Whether a request that is being answered still has its actor, and the actor still sees the same."""
+    """Whether an open request still has the same actor, who may still view the same channels."""
     found, actor = await _actor_now(datasette, request)
     if not found:
         return False
     with compat.without_permission_cache():
         shared = actor is None and not compat.checks_are_off()
-        # Ten thousand anonymous readers would all ask the same.
+        # Ten thousand anonymous subscribers would need the same check.
         known = await recent_rights(datasette, None, VIEW, database, None, lambda _: True) if shared else None
         try:
             return await visible(datasette, actor, database, wanted, known) == before
@@ -54,7 +53,7 @@ async def still_visible(
 
 
 async def publish_rights(datasette: Datasette, request: Request, database: str) -> Rights | None:
-    """What a request that is being answered may publish now; ``None`` if it has not its actor any more."""
+    """What an open request may publish now; ``None`` if it no longer has the same actor."""
     found, actor = await _actor_now(datasette, request)
     if not found:
         return None
@@ -64,9 +63,9 @@ async def publish_rights(datasette: Datasette, request: Request, database: str) 
 
 
 async def _actor_now(datasette: Datasette, request: Request) -> tuple[bool, Actor]:
-    """Whether the request's cookie or token is still taken for the same actor, and what is known of it now.
+    """Whether the request's cookie or token still means the same actor, and the actor's present properties.
 
-    It may have expired, and a plugin may give the actor other properties than before.
+    The token may have expired, and a plugin may give the actor other properties than before.
     """
     before = request.actor
     if not ("cookie" in request.headers or "authorization" in request.headers):

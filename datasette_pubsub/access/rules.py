@@ -1,7 +1,6 @@
-"""What Datasette is told of channels: the actions, their resource, and the rules that hold by default and by pattern.
+"""The plugin's part of Datasette's permission system: the actions, their resource, and rules by default and by pattern.
 
-The law of this module: it is asked by Datasette, and decides nothing; who wants to know
-asks :mod:`.access.permissions`.
+Only Datasette calls this module; other code checks permissions with :mod:`.access.permissions`.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from .rulings import PUBLISH, VIEW, Actor, in_plain, once, rows_rule, rulings
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Channels of one database that Datasette's lists of resources show, the first by name, in channels: each is a
-#: row of the SQL that decides, and there may be any number of them.
+#: The most channels of one database in Datasette's lists of resources, the first by name: each is a row of the SQL
+#: that decides, and a database may have any number of channels.
 MAX_LISTED = 1000
 
 
@@ -42,7 +41,7 @@ class ChannelResource(Resource):
 
     def __init__(self, database: str, channel: str | None = None) -> None:
         super().__init__(parent=database, child=channel)
-        # Whoever makes one is about to ask about it.
+        # Code that makes a resource is about to check it.
         _candidate.set(channel)
 
     @classmethod
@@ -84,15 +83,15 @@ ACTIONS = [
 ]
 
 
-#: The channel that is asked about now: rules by pattern hold for channels that do not exist yet, too.
+#: The channel that is being checked: rules by pattern also apply to channels that do not exist yet.
 _candidate: ContextVar[str | None] = ContextVar("datasette_pubsub_candidate", default=None)
 
-#: Set where this plugin asks: then there is no other channel to be told about.
+#: Set while this plugin checks one channel: the rules then need no other channels.
 _alone: ContextVar[bool] = ContextVar("datasette_pubsub_alone", default=False)
 
 
 async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
-    """What this plugin adds to Datasette's rules for an action."""
+    """The rules for channels that this plugin adds to Datasette's."""
     if in_plain():
         return []
     if action in (VIEW, PUBLISH):
@@ -101,7 +100,7 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
 
 
 async def _by_default(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
-    """Whoever may see the log table may view its channels. Publishing has no default."""
+    """The default rule: an actor who may view the log table may view its channels. Publishing has no default."""
     if action != VIEW:
         return []
     found = await rulings(datasette, actor)
@@ -112,7 +111,7 @@ async def _by_default(datasette: Datasette, actor: Actor, action: str) -> list[P
 
 
 def patterns_for(settings: Settings, actor: Actor, action: str) -> tuple[tuple[str, bool], ...]:
-    """The configured patterns with their verdict on this actor."""
+    """The configured patterns, with their verdicts for this actor."""
     found = []
     for pattern, view, publish in settings.channel_permissions:
         block = view if action == VIEW else publish
@@ -122,7 +121,7 @@ def patterns_for(settings: Settings, actor: Actor, action: str) -> tuple[tuple[s
 
 
 async def _by_pattern(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
-    """The configured rules for patterns, told to Datasette channel by channel."""
+    """The configured rules by pattern, expanded to one rule for each channel."""
     allowed: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
     for name in list(datasette.databases):
         broker = registry(datasette).find(name)
@@ -141,7 +140,7 @@ async def _by_pattern(datasette: Datasette, actor: Actor, action: str) -> list[P
 
 @contextmanager
 def about(channel: str | None) -> Iterator[None]:
-    """Within it, Datasette is asked about this channel, or without one about the database as a whole."""
+    """Within this block, the plugin checks this channel or, without one, the database as a whole."""
     tokens = _candidate.set(channel), _alone.set(True)
     try:
         yield

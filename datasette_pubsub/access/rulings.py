@@ -1,10 +1,8 @@
-"""What the rules of Datasette and of other plugins say of channels, for all databases together, once per request.
+"""Reads the rules of Datasette and of other plugins for channels, for all databases together, once per request.
 
-Rules are SQL that only the internal database can answer. Whoever needs an answer
-for each database asks it here: the rules of an actor for an action are collected
-once per request, and one query reads those of all actions that this plugin decides by.
-Answers live as long as Datasette's own cache of permission checks, which ends with
-the request; outside a request nothing is kept. This module adds no rule of its own.
+Permission rules are SQL that runs on Datasette's internal database. This module collects the rules of an actor for an
+action once per request, and one query reads the rules for all actions that the plugin needs. The results are valid as
+long as Datasette's own cache of permission checks, which ends with the request; outside a request nothing is cached.
 """
 
 from __future__ import annotations
@@ -34,21 +32,21 @@ Actor = dict[str, Any] | None
 
 T = TypeVar("T")
 
-#: The restriction that Datasette makes of a token that does not name an action: nothing is left.
+#: The restriction that Datasette makes for a token that does not name an action: it allows nothing.
 _NOTHING = "SELECT NULL AS parent, NULL AS child WHERE 0"
 
-#: Set while the rules of others are collected: then this plugin adds none.
+#: Set while the rules of other plugins are collected: this plugin then adds none.
 _plainly: ContextVar[bool] = ContextVar("datasette_pubsub_plainly", default=False)
 
 
 def in_plain() -> bool:
-    """Whether this plugin adds nothing to Datasette's rules now."""
+    """Whether this plugin adds no rules to Datasette's now."""
     return _plainly.get()
 
 
 @contextmanager
 def _plain() -> Iterator[None]:
-    """Within it, the answers of Datasette leave out what this plugin adds; they are not kept for the request."""
+    """Within this block, Datasette decides without this plugin's rules, and caches nothing for the request."""
     token = _plainly.set(True)
     try:
         with compat.without_permission_cache():
@@ -61,19 +59,19 @@ def _plain() -> Iterator[None]:
 
 
 class Kept:
-    """The answers of one request. They hold as long as Datasette's own cache of permission checks is the same."""
+    """The cached results of one request. They are valid while Datasette's cache of permission checks is the same."""
 
     def __init__(self) -> None:
         self.cache: dict[Any, Any] | None = None
         self.answers: dict[Hashable, Any] = {}
 
 
-#: Set around a request by the plugin's outermost wrapper.
+#: The cache of the present request, set by the plugin's outermost wrapper.
 request_answers: ContextVar[Kept | None] = ContextVar("datasette_pubsub_request_answers", default=None)
 
 
 def kept() -> dict[Hashable, Any] | None:
-    """What was answered in this request; ``None`` where no request is being served, or its answers must not be kept."""
+    """The cache of the present request; ``None`` outside a request, or if results must not be cached."""
     cache, found = compat.permission_cache(), request_answers.get()
     if cache is None or found is None:
         return None
@@ -83,7 +81,7 @@ def kept() -> dict[Hashable, Any] | None:
 
 
 async def once(key: Hashable, answer: Callable[[], Awaitable[T]]) -> T:
-    """The answer, asked for once per request; who asks while it is being found waits for it."""
+    """The result of ``answer``, which runs once per request; simultaneous calls wait for the first one."""
     answers = kept()
     if answers is None:
         return await answer()
@@ -97,7 +95,7 @@ async def once(key: Hashable, answer: Callable[[], Awaitable[T]]) -> T:
 
 
 def identity(actor: Actor) -> str | None:
-    """All that an actor is. Two actors are the same when this is the same."""
+    """A text with all properties of an actor. Two actors are equal if their texts are."""
     return None if actor is None else json.dumps(actor, sort_keys=True, default=repr)
 
 
@@ -105,7 +103,7 @@ def identity(actor: Actor) -> str | None:
 
 
 async def others(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL] | None:
-    """The rules of Datasette and of other plugins for an action; ``None`` where nothing is checked."""
+    """The rules of Datasette and of other plugins for an action; ``None`` while checks are skipped."""
 
     async def collect() -> list[PermissionSQL] | None:
         with _plain():
@@ -115,19 +113,19 @@ async def others(datasette: Datasette, actor: Actor, action: str) -> list[Permis
 
 
 def grants(rules: Sequence[PermissionSQL]) -> bool:
-    """Whether any of these can allow anything: Datasette denies what no rule speaks of."""
+    """Whether any of these rules can allow anything: Datasette denies everything that no rule allows."""
     return any(rule.sql for rule in rules)
 
 
 def leave_nothing(rules: Sequence[PermissionSQL]) -> bool:
-    """Whether the actor's token is for other actions, so that nothing need be read to deny this one."""
+    """Whether the actor's token is for other actions, so that this one is denied without reading the rules."""
     return any(rule.restriction_sql == _NOTHING for rule in rules)
 
 
 def _renamed(sql: str, params: dict[str, Any] | None, prefix: str, into: dict[str, Any]) -> str:
-    """The SQL of a rule with parameters of its own, so that rules of several actions fit into one statement.
+    """The SQL of a rule with unique parameter names, so that several rules fit into one statement.
 
-    As Datasette does it where it asks about several actions at once.
+    Datasette does the same when it checks several actions at once.
     """
     for name, value in (params or {}).items():
         renamed = re.sub(f":{re.escape(name)}(?![A-Za-z0-9_])", f":{prefix}{name}", sql)
@@ -138,7 +136,7 @@ def _renamed(sql: str, params: dict[str, Any] | None, prefix: str, into: dict[st
 
 
 def rows_rule(resources: Sequence[tuple[str, str | None]], allow: int, reason: str) -> PermissionSQL:
-    """Rules for resources (parent, child), as the SQL that Datasette wants."""
+    """A rule for resources (parent, child), as the SQL that Datasette needs."""
     data = json.dumps(resources)
     key = f"pubsub_{sha256(f'{data}{allow}{reason}'.encode()).hexdigest()[:16]}"
     return PermissionSQL(
@@ -151,7 +149,7 @@ def rows_rule(resources: Sequence[tuple[str, str | None]], allow: int, reason: s
 def deny_unless_named(
     resources: Sequence[tuple[str, str]], rules: Sequence[PermissionSQL], reason: str
 ) -> PermissionSQL:
-    """A rule that denies those of these tables that none of the ``rules`` opens by the table's own name."""
+    """A rule that denies those of these tables that none of the ``rules`` allows by the table's own name."""
     data = json.dumps(resources)
     key = f"pubsub_{sha256(f'{data}{reason}'.encode()).hexdigest()[:16]}"
     params: dict[str, Any] = {key: data}
@@ -178,20 +176,20 @@ def deny_unless_named(
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What the rules of others say about one action, for every database and child.
+    """The rules of Datasette and other plugins for one action, for every database and child.
 
     It decides as Datasette does: the more specific rule wins, a denial wins among
-    equals, and a restriction must leave in what was allowed.
+    equally specific rules, and a restriction must include the resource.
     """
 
     rules: dict[tuple[str | None, str | None], bool]
-    #: What the actor is restricted to, ``None`` for no restriction.
+    #: The resources that the actor is restricted to; ``None`` without a restriction.
     within: frozenset[tuple[str | None, str | None]] | None = None
 
     def allows(
         self, parent: str, child: str | None, at_parent: bool | None = None, at_child: bool | None = None
     ) -> bool:
-        """The verdict on a resource, with what this plugin's own rules say of the parent and of the child."""
+        """The verdict on a resource, including the verdicts of this plugin's rules for the parent and the child."""
         levels = [
             (at_parent, self.rules.get((parent, None))),
             (self.rules.get((None, None)),),
@@ -202,7 +200,7 @@ class Ruling:
         return all(spoken) and self.leaves_in(parent, child)
 
     def leaves_in(self, parent: str, child: str | None) -> bool:
-        """Whether the actor's restrictions leave a resource in."""
+        """Whether the actor's restrictions include a resource."""
         if self.within is None:
             return True
         return any((place, name) in self.within for place in (parent, None) for name in {child, None})
@@ -215,24 +213,24 @@ class Ruling:
 
 @dataclass(frozen=True, slots=True)
 class Rulings:
-    """What the rules say to one actor: of viewing and publishing to channels, and of seeing the log's table."""
+    """The rules for one actor: for viewing channels, for publishing to them, and for viewing the log table."""
 
     channels: dict[str, Ruling]
     log: tuple[Ruling, ...]
     log_name: str
 
     def sees_log(self, database: str) -> bool:
-        """Whether a database's log table is the actor's to see, as far as its rules go."""
+        """Whether the actor may view a database's log table by these rules."""
         return all(ruling.allows(database, self.log_name) for ruling in self.log)
 
 
 async def rulings(datasette: Datasette, actor: Actor) -> Rulings | None:
-    """What the rules of others say to an actor, with one query for all databases; ``None`` where nothing is checked."""
+    """The rules for an actor, read with one query for all databases; ``None`` while checks are skipped."""
     return await once(("rulings", identity(actor)), lambda: _read(datasette, actor))
 
 
 async def _read(datasette: Datasette, actor: Actor) -> Rulings | None:
-    # What a token of the actor's is restricted to, Datasette asks by itself, for the action on channels.
+    # Datasette itself applies the restrictions of the actor's token, to the action on channels.
     whole = None if actor is None else {key: value for key, value in actor.items() if key != "_r"}
     chain = ["view-table"]
     while (required := datasette.actions[chain[-1]].also_requires) is not None:
@@ -245,7 +243,7 @@ async def _read(datasette: Datasette, actor: Actor) -> Rulings | None:
         rules = await others(datasette, who, action)
         if rules is None:
             return None
-        # Of the tables that rules name, only the log's matters.
+        # Of the tables that rules name, only the log table matters.
         where = "" if action in (VIEW, PUBLISH) else " WHERE child IS NULL OR child = :log COLLATE NOCASE"
         restrictions.append(0)
         for rule in rules:
@@ -265,7 +263,7 @@ async def _read(datasette: Datasette, actor: Actor) -> Rulings | None:
     for number, (_, action) in enumerate(asked):
         name_of = datasette.actions[action].normalize_child
         if action not in (VIEW, PUBLISH):
-            # The rules of tables are compared as Datasette compares the names of tables.
+            # Names in rules for tables are compared as Datasette compares table names.
             name_of = datasette.actions["view-table"].normalize_child
         found.append(_ruling([row for row in rows if row[0] == number], restrictions[number], name_of))
     return Rulings({VIEW: found[0], PUBLISH: found[1]}, tuple(found[2:]), log_name)

@@ -1,8 +1,7 @@
-"""The plugin's own tables in Datasette: no side door to the log.
+"""Table rules: the permission rules for the plugin's own tables, which prevent a permission bypass.
 
-The law of this module: Datasette's pages, its JSON API and its write SQL reach
-the plugin's tables only as far as the channels in them may be reached. It adds
-rules to Datasette's, and asks :mod:`permissions` what they follow from.
+With these rules, Datasette's pages, its JSON API and its write SQL reach the plugin's tables only as far as the actor
+may reach the channels in them.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from .rulings import PUBLISH, VIEW, Actor, deny_unless_named, grants, in_plain, 
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Tables that nobody writes to through Datasette: what frees messages for deletion, what the file says of itself, the
-#: counter of the message ids (SQLite's own), and which migrations have run.
+#: The tables that no actor may write to through Datasette: the tables of retention, the row about the file, the record
+#: of broadcasts, SQLite's counter of message ids, and the record of migrations.
 KEPT = (RELEASED, TRIMS, FILE, RECORDS, "sqlite_sequence", "_sqlite_migrations")
 
-#: Tables that an INSERT INTO vpubsub touches, also by a broadcast's triggers. Datasette asks for all three rights to
-#: them also where SQL only inserts; changing and deleting messages is refused by the log itself.
+#: The tables that an INSERT INTO vpubsub writes to, including those of a broadcast's triggers. Datasette requires all
+#: three permissions for them even if the SQL only inserts; the log itself refuses to change or delete messages.
 PUBLISHED_TO = (LOG, PROBE, REPLACED)
 
-#: Reasons that Datasette's pages about permissions give.
+#: The reasons that Datasette's permission pages show.
 NOT_ALL_SEEN = f"needs {VIEW} on every channel"
 OWNERS_ONLY = "subscriptions belong to their actors"
 
@@ -39,7 +38,7 @@ _SHAPES = ("alter-table", "drop-table", "drop-view")
 
 
 async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[PermissionSQL]:
-    """What this module adds to Datasette's rules for an action."""
+    """The rules for the plugin's tables that this module adds to Datasette's."""
     if in_plain():
         return []
     if action == "view-table":
@@ -53,7 +52,7 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
         return []
     rules = await _publishing(datasette, actor, action) if action in _WRITES else []
     if not grants(granted):
-        # Nothing but what these rules allow is allowed, so there is nothing to deny.
+        # Only these rules allow anything, so there is nothing to deny.
         return [rule for rule, allow in rules if allow]
     found = [rule for rule, _ in rules]
     if action in _SHAPES:
@@ -65,10 +64,10 @@ async def own_rules(datasette: Datasette, actor: Actor, action: str) -> list[Per
 
 
 async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[tuple[PermissionSQL, bool]]:
-    """Whoever may publish to every channel may write to the log, and nobody else inserts: rules, and if they allow."""
+    """The rules for writing to the log, each with whether it allows; inserting needs publishing to every channel."""
     found: dict[bool, list[tuple[str, str | None]]] = {True: [], False: []}
     rules_of_others = await others(datasette, actor, PUBLISH)
-    # To publish to every channel needs a rule that grants it in general.
+    # An actor may publish to every channel only if some rule grants it in general.
     possible = rules_of_others is None or (grants(rules_of_others) and not leave_nothing(rules_of_others))
     for name in _names(datasette):
         everything = possible and (await rights(datasette, actor, PUBLISH, name)).everything
@@ -80,7 +79,7 @@ async def _publishing(datasette: Datasette, actor: Actor, action: str) -> list[t
 
 
 def _names(datasette: Datasette) -> list[str]:
-    """The databases that take part."""
+    """The databases that have a broker."""
     return [name for name in list(datasette.databases) if registry(datasette).find(name) is not None]
 
 
@@ -90,23 +89,23 @@ def _never(datasette: Datasette, tables: Iterable[str]) -> PermissionSQL:
 
 
 async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
-    """Whether the actor sees every channel of a database, or nothing says anything about channels there."""
+    """Whether the actor may view every channel of a database, or no rule is about its channels."""
     rules = await others(datasette, actor, VIEW)
     if rules is None:
         return True
     broker = registry(datasette).find(name)
     restricted = any(rule.sql or rule.restriction_sql for rule in rules)
-    # Viewing follows from the table itself where no rule says anything about channels.
+    # If no rule is about channels, the permission to view the table decides.
     if broker is None or not (restricted or broker.settings.channel_permissions):
         return True
     return not leave_nothing(rules) and (await rights(datasette, actor, VIEW, name)).everything
 
 
 async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
-    """Close our tables, and the views that read them, to those who do not see every channel in them.
+    """Deny our tables, and the views that read them, to actors who may not view every channel in them.
 
-    A view that somebody has opened to the actor by a rule of its own stays open; so do the cursors of all, which are
-    otherwise for root alone.
+    A view stays allowed if another rule allows it to the actor by its name. The same holds for the table of
+    subscriptions, which otherwise only root may view.
     """
     granted = await others(datasette, actor, "view-table")
     if granted is None:
@@ -132,12 +131,12 @@ def _is_root(datasette: Datasette, actor: Actor) -> bool:
 
 
 def _cursors(datasette: Datasette) -> list[tuple[str, str]]:
-    """The tables that hold the cursors of all."""
+    """The subscriptions table of each database."""
     return [(name, SUBSCRIPTIONS) for name in _names(datasette)]
 
 
 async def _download(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
-    """The whole file holds the log: not for those who do not see all of it."""
+    """Deny downloading the file to actors who may not view the whole log."""
     denied: list[tuple[str, str | None]] = [
         (name, None) for name in _names(datasette) if not await _sees_all(datasette, actor, name)
     ]

@@ -1,1 +1,1 @@
-"""What is done to the server under us."""
+"""Work with the ASGI server: sends frames, learns what has arrived, and defers views."""

@@ -1,20 +1,21 @@
-"""How far the peer's machine has acknowledged what a stream was sent.
+"""Learns how far the peer's machine has acknowledged the bytes of a stream.
 
-A cursor that followed what was handed to the server would pass messages that wait in buffers on this side, and that
-are lost when the connection's other end is gone without a word.
+If a cursor followed the bytes that were passed to the server, it would pass messages that still wait in the server's
+buffers, and that are lost when the peer disappears.
 
-Theory of operation. The sender counts bytes (:meth:`Acknowledged.sent`), and the stream sets a mark after messages:
-"so many bytes, then everything up to this position has been handed over" (:meth:`Acknowledged.mark`). Neither asks
-the kernel anything. Only a look (:meth:`Acknowledged.look`: at a save of cursors, a takeover, the end) does: it learns
-how many of the counted bytes have arrived, and takes the marks up to there. A last look is made by itself when the
-connection is lost, while the socket is still open. What is not known counts as not arrived.
+Theory of operation. The frame sender counts bytes (:meth:`Acknowledged.sent`), and the subscriber sets a mark after
+messages: "after this many bytes, everything up to this position was sent" (:meth:`Acknowledged.mark`). Neither asks the
+kernel. A look (:meth:`Acknowledged.look`, at a save of cursors, at a takeover and at the end) does: it learns how many
+of the counted bytes have arrived, moves ``position`` to the last mark among them, and drops these marks. The state goes
+from *open* to *lost* when the connection is lost: a last look happens then, while the socket is still open, and no
+look after it asks the kernel. Bytes that are not known to have arrived count as not arrived.
 
-How many have arrived is learned in one of these ways:
+There are three ways to learn how many bytes have arrived:
 
-* TCP on Linux, HTTP/1.1: the kernel counts acknowledged bytes over the connection's life. The stream's bytes, with
-  their chunk framing, begin at a known place of it (:class:`OverTcp`).
-* TCP on Linux, where something else stands between (HTTP/2, TLS, a wrapper that changes the body; noticed by
-  comparing): after each send it is noted which place of the connection it ends at.
+* TCP on Linux with HTTP/1.1: the kernel counts acknowledged bytes over the connection's life. The stream's bytes, with
+  their chunk framing, begin at a known place in the connection (:class:`OverTcp`).
+* TCP on Linux with something in between (HTTP/2, TLS, a wrapper that changes the body; a comparison of the counts shows
+  it): after each send, the place in the connection where it ends is noted.
 * Unix sockets on Linux, TCP on macOS: the kernel says how many bytes are outstanding (:class:`Outstanding`).
 """
 
@@ -30,38 +31,38 @@ from typing import Any, Literal
 
 from .. import compat
 
-#: What moves the cursor of a connected subscription: acks, acknowledged bytes, or what was handed to the server.
+#: What moves the cursor of a connected subscription: acks, acknowledged bytes, or bytes passed to the server.
 Delivery = Literal["explicit", "tcp-acknowledged", "handed-over"]
 
-#: Marks that a stream keeps, at most, of 16 bytes each. A peer that takes nothing would collect more of them when
-#: sends are small, one for each send in its buffers, which hold megabytes. Every second one is dropped then, so that
-#: a few more messages come again.
+#: The most marks of a stream, of 16 bytes each. If a peer accepts no data, small sends would make more of them: one for
+#: each send in the buffers, which hold megabytes. Then every second mark is dropped, so that after a reconnect a few
+#: more messages are sent again.
 MAX_MARKS = 4096
 
-#: Looks at the end of a stream whose last messages may still arrive: pauses before each, in seconds. A peer may
-#: acknowledge 0.04 s late (Linux; 0.2 s elsewhere), and the way there and back takes its time.
+#: The pauses before each of the last looks at the end of a stream, in seconds. A peer may delay its acknowledgement by
+#: 0.04 s (Linux; 0.2 s elsewhere), and the round trip takes time.
 LAST_LOOKS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15)
 
-#: How long HTTP/2 bytes may wait in the server before it is looked where they came to stand, in seconds.
+#: How long HTTP/2 bytes may wait in the server before their place in the connection is noted, in seconds.
 HELD_SECONDS = 0.01
 
 
 class Acknowledged(ABC):
-    """What has arrived of one stream. ``position`` is the last id up to which everything has."""
+    """What has arrived of one stream. Everything up to the message id ``position`` has arrived."""
 
     def __init__(self, transport: asyncio.Transport, beneath: asyncio.Transport) -> None:
         self.position = 0
-        #: Whether it can be known. What stands between the stream and the server may keep bytes back.
+        #: Whether it can be known: a wrapper between the stream and the server may hold bytes back.
         self.known = True
-        #: The connection has been lost, and its socket must not be asked any more: its number may be another's.
+        #: Whether the connection is lost. The socket must not be used then: its descriptor may belong to another.
         self.lost = False
         self._count = 0
-        #: Bytes that were handed over when the connection was being closed, all of them at the end.
+        #: Bytes that were passed to the server while the connection was closing; they are the last ones.
         self._dropped = 0
-        #: Whether something is to be done at the next mark.
+        #: Whether the next mark needs more than storing it.
         self._attends = False
-        #: Marks that have not arrived: counts of bytes, and the position that each stands for. Not lists: ten thousand
-        #: of them would be the garbage collector's business.
+        #: Marks that have not arrived: byte counts, and the position of each. Arrays, since the garbage collector would
+        #: have to scan ten thousand lists.
         self._counts = array("q")
         self._positions = array("q")
         self._transport = transport
@@ -70,24 +71,24 @@ class Acknowledged(ABC):
         self._undo: Callable[[], None] | None = None
 
     def watch(self) -> None:
-        """Have a last look made when the connection is lost. Raises ``TypeError`` where that cannot be had."""
+        """Arrange a last look when the connection is lost. Raises ``TypeError`` if that is not possible."""
         self._undo = compat.when_lost(self._beneath, self._when_lost)
 
     def sent(self, size: int) -> None:
-        """So many bytes of body have been given to the server in one piece."""
+        """Count bytes of the body that were passed to the server in one send."""
         self._count += size
         if self._transport.is_closing():
             self._dropped += size
 
     def mark(self, position: int) -> None:
-        """With what was sent until now, everything up to this position has been handed over."""
+        """Set a mark: the bytes sent so far include every message up to this position."""
         self._counts.append(self._count)
         self._positions.append(position)
         if self._attends or len(self._counts) > MAX_MARKS:
             self._marked()
 
     def look(self) -> bool:
-        """Learn what has arrived; whether everything that was marked has."""
+        """Learn what has arrived; returns whether every mark has."""
         if self._counts and not self.lost:
             try:
                 arrived = self._arrived()
@@ -97,19 +98,19 @@ class Acknowledged(ABC):
         return not self._counts
 
     def rewind(self, position: int) -> None:
-        """The log ends here now: ids beyond have been given back."""
+        """Lower all positions: the log ends here now, and its later ids are void."""
         self.position = min(self.position, position)
         self._positions = array("q", [min(each, position) for each in self._positions])
 
     async def last_looks(self) -> None:
-        """Give what was sent last a moment to arrive."""
+        """Wait a moment for the last bytes to arrive."""
         for pause in LAST_LOOKS:
             if self.look() or self.lost:
                 return
             await asyncio.sleep(pause)
 
     def close(self) -> None:
-        """The stream has ended; a last look was made."""
+        """Stop watching the connection; called after the last look."""
         if self._undo is not None:
             self._undo()
         self.lost = True
@@ -128,7 +129,7 @@ class Acknowledged(ABC):
         self.lost = True
 
     def _marked(self) -> None:
-        """A mark has been set, and something is to be done: there may be too many."""
+        """Handle a mark that needs more than storing it: for instance, drop marks if there are too many."""
         if len(self._counts) > MAX_MARKS:
             self.look()
             if len(self._counts) > MAX_MARKS // 2:
@@ -136,29 +137,29 @@ class Acknowledged(ABC):
 
     @abstractmethod
     def _arrived(self) -> int:
-        """How many of the counted bytes have. Raises ``OSError``."""
+        """How many of the counted bytes have arrived. Raises ``OSError``."""
 
     @abstractmethod
     def _arrived_at_end(self, error: Exception | None) -> int:
-        """The same when the connection is lost. Its buffers on this side are empty then, whatever became of them."""
+        """The same when the connection is lost. The server's buffers are empty then, whether they were sent or not."""
 
 
 class OverTcp(Acknowledged):
-    """By the bytes that the kernel has seen acknowledged. Begins after the head of the response has been sent."""
+    """Uses the kernel's count of acknowledged bytes. Make it after the head of the response has been sent."""
 
     def __init__(
         self, transport: asyncio.Transport, beneath: asyncio.Transport, held: Callable[[], int | None], chunked: bool
     ) -> None:
         super().__init__(transport, beneath)
         self._held = held
-        #: Where in the connection the stream's first byte stands.
+        #: The place of the stream's first byte in the connection.
         self._base = 0
-        # What is counted is to be compared with what the kernel says, after the first send and after each look.
+        # The count is compared with the kernel's after the first send and after each look.
         self._attends = True
-        #: Where counted bytes end in the connection, if that is not simply as far after ``_base``: counts, and places.
+        #: Pairs of byte counts and places in the connection, if the places are not simply ``_base`` plus the counts.
         self._places: tuple[array[int], array[int]] | None = None
         self._through = 0
-        #: How many of the counted bytes are the framing of chunks.
+        #: How many of the counted bytes are chunk framing.
         self._framing = 0
         self._timer: asyncio.TimerHandle | None = None
         written = self._written()
@@ -189,7 +190,7 @@ class OverTcp(Acknowledged):
             self._timer.cancel()
 
     def _written(self) -> int | None:
-        """Where in the connection what was written until now ends; ``None`` while bytes are being acknowledged."""
+        """The place in the connection where the written bytes end; ``None`` while bytes are being acknowledged."""
         for _ in range(3):
             before = compat.bytes_acknowledged(self._sock)
             waiting = compat.bytes_outstanding(self._sock)
@@ -198,7 +199,7 @@ class OverTcp(Acknowledged):
         return None
 
     def _check(self) -> None:
-        """Whether the connection holds what was counted, and nothing else; if not, do not count any more."""
+        """Check that the connection has exactly the counted bytes; if not, switch to noting places."""
         if self._transport.is_closing() or self.lost:
             return
         try:
@@ -210,10 +211,10 @@ class OverTcp(Acknowledged):
         self._attends = False
         counted = self._base + self._count
         if written < counted - self._framing:
-            # A wrapper compresses the body, and holds the end of it back.
+            # A wrapper compresses the body and holds its end back.
             self.known = False
         elif written != counted:
-            # Whatever stands between: all that was counted has been written by now.
+            # Something in between changes the size, but every counted byte has been written by now.
             self._attends = True
             self._places = array("q", [self._count]), array("q", [written])
 
@@ -222,7 +223,7 @@ class OverTcp(Acknowledged):
         self._note()
 
     def _note(self) -> bool:
-        """Note where in the connection what was counted until now ends; whether the server holds nothing of it."""
+        """Note the place in the connection where the counted bytes end; returns whether the server holds none back."""
         assert self._places is not None
         if self._transport.is_closing() or self.lost:
             return True
@@ -261,11 +262,10 @@ class OverTcp(Acknowledged):
 
 
 class Outstanding(Acknowledged):
-    """By the bytes that the kernel and the server have not got rid of.
+    """Uses the number of bytes that are outstanding in the kernel and in the server.
 
-    Chunk framing is not counted, but is among the outstanding: of messages that are on the way, a few more than
-    necessary count as not arrived. When the peer dies, the kernel throws away what it had not read, and no longer
-    says how much that was.
+    Chunk framing is not counted, but is part of the outstanding bytes: so a few messages count as not arrived that
+    have. When the peer's process dies, the kernel discards what it had not read, and no longer says how much that was.
     """
 
     def __init__(self, transport: asyncio.Transport, beneath: asyncio.Transport) -> None:
@@ -288,9 +288,9 @@ class Outstanding(Acknowledged):
 
 
 def of(scope: Mapping[str, Any]) -> Acknowledged | None:
-    """What has arrived of the stream that answers this request; ``None`` where that cannot be known.
+    """An object that learns what has arrived of the response to this request; ``None`` if that is not possible.
 
-    Call it when the head of the response has been sent and nothing of its body.
+    Call this after the head of the response has been sent, and before its body.
     """
     transport = compat.transport_of(scope)
     sock = None if transport is None else transport.get_extra_info("socket")
@@ -319,5 +319,5 @@ def of(scope: Mapping[str, Any]) -> Acknowledged | None:
 
 
 def _held_by_tls(transport: asyncio.Transport, held: Callable[[], int | None]) -> Callable[[], int | None]:
-    """TLS has a buffer, too, of encrypted bytes: how many of ours wait in it is known when it is empty."""
+    """Add TLS to ``held``: its buffer has encrypted bytes, so the number of ours is known only if it is empty."""
     return lambda: held() if transport.get_write_buffer_size() == 0 else None

@@ -1,11 +1,9 @@
-"""Endless responses begin after Datasette's own calls have returned.
+"""Deferred views: views that run after Datasette's own calls have returned.
 
-The law of this module: it moves a view and knows nothing of what it answers.
-A stream lives for hours, beside thousands of others. Awaited inside Datasette's
-router, it would keep the router's nested calls alive as long, and all that they
-hold, which is more than a stream's own. So such a view is only noted when it is
-called, and runs once Datasette has returned: still inside the server's calls and
-the wrappers of other plugins, and with the ``send`` that it was given.
+A stream lives for hours, beside thousands of others. If Datasette's router awaited it, the router's nested calls would
+stay alive as long, with everything that they hold, which is more than the stream needs itself. So a deferred view is
+only stored when it is called, and runs when Datasette has returned: still inside the server's calls and the wrappers of
+other plugins, and with the ``send`` that it was given.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ from datasette.utils.asgi import Response
 
 View = Callable[..., Awaitable[Response | None]]
 
-#: Where the request that is being served notes its view, and what it is called with.
+#: The list in which the present request stores its deferred view, with the view's arguments.
 _noted: ContextVar[list[tuple[View, tuple[Any, ...]]] | None] = ContextVar("datasette_pubsub_noted", default=None)
 
 
 def deferred(view: View) -> View:
-    """A view that runs after Datasette's calls, if :func:`run_deferred` is around them. It must map its errors."""
+    """Defer a view, if :func:`run_deferred` wraps Datasette's application. The view must handle its own errors."""
 
     @functools.wraps(view)
     async def noted(scope: Any, receive: Any, send: Any, request: Any, datasette: Any) -> Response | None:
@@ -38,7 +36,7 @@ def deferred(view: View) -> View:
 
 
 def run_deferred(app: Any) -> Any:
-    """Datasette's application, followed by the view that it has left for later."""
+    """Wrap Datasette's application: run it, then the view that it has deferred."""
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:
         views: list[tuple[View, tuple[Any, ...]]] = []

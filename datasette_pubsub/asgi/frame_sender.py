@@ -1,7 +1,14 @@
-"""Sending frames of an endless response: straight to the server, and not for ever.
+"""Sends the frames of a stream to the server, each within a time limit.
 
-The law of this module: one frame in, one ASGI message out. It knows neither
-the frames nor who reads them.
+Theory of operation of the direct send. A frame sender has one task, which takes frames from an iterator and sends them.
+Its states:
+
+- *sending*: the task awaits a send.
+- *waiting*: the task waits in the iterator for the next frame. Only now may the hub call :meth:`FrameSender.begin`,
+  which runs the first step of a send as if the task had called it. If the send ends in that step, the sender is waiting
+  again, and the task has not run at all.
+- *begun*: the send did not end in its first step, or it failed. The subscriber then wakes the task, and the iterator
+  yields the same frame; the task does not send it again, but finishes the send that was begun, or raises its error.
 """
 
 from __future__ import annotations
@@ -24,14 +31,14 @@ _Begun = tuple[Generator[Any, Any, None], Any]
 
 
 class SendTimeout(Exception):
-    """The reader has taken nothing for too long."""
+    """The client has not accepted data for too long."""
 
 
 async def send_frames(send: Send, data: bytes, seconds: float) -> None:
-    """Send a part of a response's body. Raises :class:`SendTimeout` when that takes longer than ``seconds``.
+    """Send a part of a response's body. Raises :class:`SendTimeout` if that takes longer than ``seconds``.
 
-    Most sends do not wait: the server hands the bytes to the socket. Only one
-    that waits is given a timer, which costs as much as the send.
+    Most sends do not wait: the server passes the bytes to the socket. Only a
+    send that waits gets a timer, which costs as much as the send.
     """
     try:
         await within(send(_body(data)), seconds)
@@ -44,11 +51,11 @@ def _body(data: bytes) -> dict[str, Any]:
 
 
 class FrameSender:
-    """Where the frames of one stream go, and the task that sends them.
+    """Sends the frames of one stream, in its own task.
 
-    It is a task of its own: who is woken goes through every coroutine that awaits him, and a server, Datasette and
-    connectrpc have a dozen around a view, each somewhere else in memory. And a send that does not wait needs no turn
-    of the task at all: see :meth:`begin`.
+    Waking a task resumes every coroutine in its chain of awaits, and a server, Datasette and connectrpc have a dozen of
+    them around a view, each elsewhere in memory; so the sender has a separate, short task. A send that does not wait
+    does not even need that task: see :meth:`begin`.
     """
 
     __slots__ = ("_acknowledged", "_begun", "_context", "_loop", "_seconds", "_send", "_task")
@@ -56,24 +63,24 @@ class FrameSender:
     def __init__(self, send: Send, seconds: float, acknowledged: Acknowledged | None = None) -> None:
         self._send = send
         self._seconds = seconds
-        #: Is told of what was sent, where somebody asks what of it has arrived.
+        #: Counts the sent bytes, if the subscriber needs to know what has arrived.
         self._acknowledged = acknowledged
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[None]
-        #: A send that has been begun outside of the task: what is left of it, and what that waits for.
+        #: A send that was begun outside of the task: its remaining steps, and the future that it waits for.
         self._begun: _Begun | None = None
 
     def start(self, frames: AsyncGenerator[bytes, None]) -> asyncio.Task[None]:
-        """The task, which sends all that ``frames`` yields. It raises what :func:`send_frames` raises."""
+        """Start the task, which sends everything that ``frames`` yields. It raises what :func:`send_frames` raises."""
         self._task = self._loop.create_task(self._send_all(frames), context=self._context)
         return self._task
 
     def begin(self, data: bytes) -> bool:
-        """Send this, if that does not wait; whether it was sent. While the task waits for more, and outside of any.
+        """Begin a send; returns whether it has ended. Call it outside of any task, while the sender's task waits.
 
-        A send that waits has begun then, and one that fails has failed: the task goes on with it when it is given
-        something to send. To the send all is as if its task had called it
+        If the send waits or has failed, the task finishes it when the iterator yields the next frame. The send runs as
+        if its own task had called it
         (https://docs.python.org/3/library/asyncio-extending.html#task-lifetime-support).
         """
         compat.enter_task(self._loop, self._task)
@@ -111,7 +118,7 @@ class FrameSender:
 
 
 def _first_step(send: Send, data: bytes) -> _Begun | None:
-    """Begin to send; what is left of it, which also tells of an error."""
+    """Run the first step of a send; returns its remaining steps, which raise its error if it has failed."""
     try:
         steps = _steps(send(_body(data)))
         return steps, next(steps)
@@ -122,7 +129,7 @@ def _first_step(send: Send, data: bytes) -> _Begun | None:
 
 
 def _steps(work: Awaitable[T]) -> Generator[Any, Any, T]:
-    """The steps of what can be awaited: a coroutine's own, or those of an iterator (granian's awaitables)."""
+    """The steps of an awaitable: a coroutine's own, or those of an iterator (granian's awaitables)."""
     steps = work.__await__()
     return steps if hasattr(steps, "send") else _of_iterator(steps)
 
@@ -132,7 +139,7 @@ def _of_iterator(steps: Iterator[Any]) -> Generator[Any, Any, Any]:
 
 
 async def within(work: Awaitable[T], seconds: float) -> T:
-    """What a coroutine returns; a timer is made only for one that waits. Raises ``TimeoutError``."""
+    """Await something with a time limit; a timer is made only if it waits. Raises ``TimeoutError``."""
     steps = _steps(work)
     try:
         waits_for = next(steps)
@@ -144,7 +151,7 @@ async def within(work: Awaitable[T], seconds: float) -> T:
 
 @coroutine
 def _go_on(steps: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
-    """The rest of a coroutine that has been begun and now waits."""
+    """Run the remaining steps of a coroutine that was begun and now waits."""
     while True:
         try:
             try:

@@ -1,1 +1,1 @@
-"""A table publishes its own changes."""
+"""Broadcasts: triggers by which a table publishes its own changes."""

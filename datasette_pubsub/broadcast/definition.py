@@ -1,6 +1,6 @@
-"""A broadcast: what of a table's changes is published, and where; as values, as JSON, and as a note in its triggers.
+"""The definition of a broadcast: which changes of a table are published, and to which channel.
 
-Text in, text out: this module opens and runs nothing.
+It exists as values, as JSON, and as a comment in each of its triggers. This module runs no SQL.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .shape import Shape
 
 OPERATIONS = ("insert", "update", "delete")
 
-#: How our triggers' names begin; the kind of trigger and the table follow.
+#: The prefix of our triggers' names; the kind of trigger and the table follow.
 PREFIX = "pubsub_broadcast_"
 
-#: The triggers that note rows which REPLACE may remove, and tell those that it did, beside those for each operation.
+#: The kinds of triggers that note the rows which REPLACE may remove, and publish those that it did remove.
 NOTING = ("before_insert", "after_insert", "before_update", "after_update")
 
-#: All kinds of our triggers, in the order in which they are created: SQLite runs the newest first, and what
-#: REPLACE has removed is told before what has taken its place.
+#: All kinds of our triggers, in the order in which they are created: SQLite runs the newest first, so the rows that
+#: REPLACE has removed are published before the row that has replaced them.
 KINDS = (*OPERATIONS, *NOTING)
 
 
-#: Smallest payload limit under which a table can be broadcast, in bytes: room for a message without values.
+#: The smallest payload limit under which a table can be broadcast, in bytes: room for a message without values.
 MIN_LIMIT = 1024
 
 _PER_ROW = "the channel's expression"
@@ -43,13 +43,13 @@ _COMMENT = re.compile(re.escape(f"/* {_MARK} ") + r"(\{.*?\}) \*/", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Broadcast:
-    """What of a table's changes is published, and where.
+    """Which changes of a table are published, and to which channel.
 
-    ``channel`` is the channel, or with ``per_row``, an SQL expression over the
-    row's columns, how every channel begins; the expression's value follows.
-    ``columns`` of ``None`` are all columns. ``conditions`` holds for each
-    operation that is broadcast an SQL condition, empty for none. ``limit`` is
-    the largest payload, in bytes.
+    ``channel`` is the channel. With ``per_row``, an SQL expression over the
+    row's columns, it is the beginning of the channel's name, and the
+    expression's value follows. ``columns`` of ``None`` means all columns.
+    ``conditions`` has an SQL condition, or an empty text, for each operation that
+    is broadcast. ``limit`` is the largest payload, in bytes.
     """
 
     channel: str
@@ -61,7 +61,7 @@ class Broadcast:
     limit: int = 1024 * 1024
 
     def checked(self, shape: Shape) -> Broadcast:
-        """This broadcast with its texts tidied. Raises :class:`InvalidArgument`, naming the field."""
+        """Check the broadcast against a table; returns it with trimmed texts. Raises :class:`InvalidArgument`."""
         check_channel(self.channel)
         if self.per_row and len(follow_pattern(self.channel).encode()) > MAX_CHANNEL_BYTES:
             raise InvalidArgument(
@@ -99,11 +99,11 @@ class Broadcast:
         )
 
     def follows(self) -> tuple[list[str], list[str]]:
-        """The channels and the patterns that a reader of all changes follows."""
+        """The channels and the patterns that a subscriber to all changes follows."""
         return ([], [follow_pattern(self.channel)]) if self.per_row else ([self.channel], [])
 
     def as_json(self, table: str) -> str:
-        """All of it as JSON; ``table`` is what messages call the table, also after it is renamed."""
+        """The broadcast as JSON; ``table`` is the table's name in messages, even after the table is renamed."""
         data = {
             "table": table,
             "channel": self.channel,
@@ -117,13 +117,13 @@ class Broadcast:
         return json.dumps(data, ensure_ascii=False)
 
     def as_comment(self, table: str) -> str:
-        """The note inside each trigger."""
+        """The comment inside each trigger."""
         return f"/* {_MARK} {self.as_json(table).replace('/', chr(92) + '/')} */"
 
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """One trigger: its kind, its name and its text."""
+    """One trigger: its kind, its name and its SQL."""
 
     kind: str
     name: str
@@ -136,26 +136,26 @@ class Trigger:
 
 
 def default_channel(table: str) -> str:
-    """Where a table's changes go unless somebody chooses."""
+    """The default channel of a table's changes."""
     return f"changes/{table}"
 
 
 def follow_pattern(channel: str) -> str:
-    """The GLOB pattern of all channels that begin so."""
+    """The GLOB pattern of all channels that begin with this text."""
     return re.sub(r"[*?[]", r"[\g<0>]", channel) + "*"
 
 
 def read_comment(sql: str) -> tuple[str, Broadcast] | None:
-    """What messages call the table, and the broadcast that a trigger was made of; ``None`` for one that is not ours.
+    """The table's name in messages, and the broadcast, from a trigger's comment; ``None`` for a trigger without one.
 
-    Raises :class:`InvalidArgument` for one of ours that somebody has edited beyond recognition.
+    Raises :class:`InvalidArgument` if the comment was edited and cannot be read.
     """
     found = _COMMENT.search(sql)
     return None if found is None else read_json(found[1])
 
 
 def read_json(text: str) -> tuple[str, Broadcast]:
-    """What messages call the table, and the broadcast, from :meth:`Broadcast.as_json`.
+    """The table's name in messages, and the broadcast, from :meth:`Broadcast.as_json`.
 
     Raises :class:`InvalidArgument` for anything else.
     """
@@ -179,7 +179,7 @@ def name_of(kind: str, table: str) -> str:
 
 
 def kind_of(name: str) -> str | None:
-    """Which of our triggers a name is for, or would be."""
+    """The kind of trigger that a name belongs to; ``None`` if it is not one of our names."""
     if not name.startswith(PREFIX):
         return None
     rest = name.removeprefix(PREFIX)
@@ -187,9 +187,9 @@ def kind_of(name: str) -> str | None:
 
 
 def kinds_of(broadcast: Broadcast, shape: Shape) -> list[str]:
-    """The triggers that a broadcast consists of."""
+    """The kinds of triggers that a broadcast needs."""
     operations = [operation for operation in OPERATIONS if operation in broadcast.conditions]
-    # A row that REPLACE removes by its own key is in the new row's channel, unless rows have channels of their own.
+    # If REPLACE removes a row with the new row's key, both are in one channel, unless each row has its own channel.
     moves = bool(broadcast.per_row) and any(column.name != shape.alias for column in shape.columns)
     noting = "delete" in operations and (shape.replaces_silently or moves)
     return operations + list(NOTING if noting else ())

@@ -1,8 +1,7 @@
-"""SQL expressions that people write into a broadcast: what they may hold.
+"""Checks the SQL expressions that users write into a broadcast.
 
-The law of this module: it reads text and runs nothing. An expression that
-passes stays inside the brackets that are put around it, and reads nothing but
-the row it is about.
+An expression that passes cannot leave the brackets that are put around it, and can read only its own row. This module
+runs no SQL.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ import re
 
 from ..core.errors import InvalidArgument
 
-#: Longest expression, in characters: longer than any condition that a person can check by reading.
+#: The longest expression, in characters: longer than any condition that a person can check by reading.
 MAX_EXPRESSION = 2_000
 
-#: What an expression consists of. Text and quoted names as SQLite reads them (https://sqlite.org/lang_keywords.html).
+#: The tokens of an expression, with strings and quoted names as SQLite reads them
+#: (https://sqlite.org/lang_keywords.html).
 _TOKEN = re.compile(
     r"""
     (?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
@@ -29,7 +29,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-#: Words that would begin a query, or do more than say something about the row.
+#: Words that would begin a query, or have an effect beyond the row.
 _REFUSED = {
     "SELECT": "a query",
     "VALUES": "a query",
@@ -37,14 +37,14 @@ _REFUSED = {
     "RAISE": "RAISE",
 }
 
-#: Words before a bracket that is not a function's.
+#: Words that may stand before a bracket without calling a function.
 _BEFORE_BRACKETS = ("AND", "BETWEEN", "CASE", "ELSE", "IN", "IS", "NOT", "OR", "THEN", "WHEN")
 
 
 def check_expression(text: str, field: str) -> str:
-    """The expression without the spaces around it. Raises :class:`InvalidArgument` naming the field.
+    """Return the expression without surrounding spaces, else raise :class:`InvalidArgument` naming the field.
 
-    Whether its names and functions exist is not known here.
+    It does not check that the names and functions in it exist.
     """
     text = text.strip()
     if not text:
@@ -78,7 +78,7 @@ def check_expression(text: str, field: str) -> str:
 
 
 def index_condition(sql: str) -> str | None:
-    """The condition of a partial index, from its SQL; ``None`` where it calls functions, or cannot be found."""
+    """The condition of a partial index, from its SQL; ``None`` if it calls functions or cannot be found."""
     depth, begins, previous = 0, None, ""
     for match in _TOKEN.finditer(sql):
         kind, token = match.lastgroup, match.group()

@@ -1,10 +1,8 @@
-"""Expressions of broadcasts made harmless: evaluating one never raises, so no program's write fails of it.
+"""Makes the expressions of broadcasts harmless: evaluating one never raises, so it never makes a program's write fail.
 
-This module reads text and writes text; it runs nothing. An expression may call
-the functions of :data:`FUNCTIONS`, which exist in every SQLite that a broadcast
-works in. Those that raise for some values get a guard, after which such values
-count as NULL; what cannot be guarded is refused, with the field and the function
-named and a way to write it.
+An expression may call the functions in :data:`FUNCTIONS`, which exist in every SQLite version that broadcasts support.
+A function that raises for some values gets a guard, which turns these values into NULL. An expression that cannot be
+guarded is refused; the error names the field and the function, and says how to write it. This module runs no SQL.
 """
 
 from __future__ import annotations
@@ -16,21 +14,21 @@ from dataclasses import dataclass
 from ..core.errors import InvalidArgument
 from ..storage.quoting import identifier
 
-#: Bytes that the columns of an expression which builds text may hold together; above, the expression is NULL.
-#: A channel has at most 255, and no text that people compare is longer.
+#: The most bytes of all columns in an expression that builds text; with more, the expression is NULL. A channel has at
+#: most 255 bytes, and conditions compare short texts.
 COLUMN_BYTES = 10_000
 
-#: Most bytes that an expression may build, in the worst case: SQLite raises at its limit, and programs may lower that
-#: limit, which is a billion by default, to this.
+#: The most bytes that an expression may build in the worst case. SQLite raises at its limit, which is a billion by
+#: default, and which programs may lower to this.
 BUILT_BYTES = 1_000_000
 
-#: Longest text of an expression with its guards, in characters: they repeat what they guard.
+#: The longest expression with its guards, in characters: a guard repeats what it guards.
 GUARDED_CHARACTERS = 20_000
 
-#: Widest field that a printf() may ask for, in characters.
+#: The widest field in the format of a printf(), in characters.
 PRINTF_WIDTH = 1_000
 
-#: Functions that never raise, or have a guard here.
+#: The functions that never raise, or that get a guard.
 FUNCTIONS = frozenset({
     "abs", "char", "coalesce", "date", "datetime", "format", "hex", "ifnull", "iif", "instr", "json",
     "json_array_length", "json_extract", "json_type", "json_valid", "julianday", "length", "likelihood",
@@ -39,15 +37,15 @@ FUNCTIONS = frozenset({
     "unlikely", "upper",
 })  # fmt: skip
 
-#: Of those, the ones that raise where the first argument is not JSON.
+#: Those that raise if the first argument is not JSON.
 _OF_JSON = frozenset({"json", "json_array_length", "json_extract", "json_type"})
 
-#: Of those, the ones that make a text of their own, which may be longer than their arguments, if by one byte.
+#: Those that build a text which may be longer than their arguments.
 _BUILDERS = frozenset(
     {"char", "format", "hex", "lower", "ltrim", "printf", "quote", "replace", "rtrim", "strftime", "trim", "upper"}
 )
 
-#: Words before a bracket that do not call a function.
+#: Words that may stand before a bracket without calling a function.
 _KEYWORDS = frozenset({
     "and", "as", "between", "case", "cast", "collate", "distinct", "else", "end", "escape", "exists", "from",
     "glob", "in", "is", "isnull", "like", "match", "not", "notnull", "null", "or", "regexp", "then", "when",
@@ -67,17 +65,17 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-#: JSON paths that every SQLite takes, and labels that -> and ->> take for one.
+#: JSON paths that every SQLite accepts, and labels that -> and ->> accept instead.
 _PATH = re.compile(r'\$(?:\.(?:[^.\["\\]+|"[^"\\]*")|\[(?:\d{1,9}|\#(?:-\d{1,9})?)\])*')
 _LABEL = re.compile(r'[^"\\$\[][^"\\]*')
 
-#: What a printf() may hold behind a %, without "*", whose width a value would decide.
+#: The directives of a printf(), without "*", which takes its width from a value.
 _DIRECTIVE = re.compile(r"%[-+ #0,!]*(\d*)(?:\.(\d*))?(?:ll?)?[a-zA-Z%]")
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A piece of an expression: its text, what it is, and the most bytes that its value may have."""
+    """A part of an expression: its kind, its text, and the most bytes that its value may have."""
 
     kind: str
     text: str
@@ -85,11 +83,11 @@ class _Part:
 
 
 def harmless(expression: str, field: str, columns: Iterable[str], rows: tuple[str, ...] = ()) -> str:
-    """The expression with the guards that it needs; the same text where it needs none.
+    """The expression with the guards that it needs, or unchanged if it needs none.
 
-    ``columns`` are the names of the table's columns; ``rows`` the names under
-    which the expression has them (NEW, OLD), none where it names them bare.
-    Raises :class:`InvalidArgument`, naming ``field``, for what could raise.
+    ``columns`` are the names of the table's columns. ``rows`` are the prefixes
+    of columns in the expression (NEW, OLD); without them, columns have no prefix.
+    Raises :class:`InvalidArgument`, naming ``field``, if it could still raise.
     """
     return _Expression(expression, field, {name.lower(): name for name in columns}, rows).guarded()
 
@@ -101,9 +99,9 @@ class _Expression:
         self._rows = {row.lower() for row in rows}
         self._tokens: list[_Part] = [_Part(str(m.lastgroup), m.group()) for m in _TOKEN.finditer(text)]
         self._at = 0
-        #: Whether text is built that may be longer than any column.
+        #: Whether the expression builds text that may be longer than any column.
         self._builds = False
-        #: The columns that are named, as SQL, in their order.
+        #: The columns that the expression names, as SQL, in their order.
         self._named: dict[str, None] = {}
 
     def guarded(self) -> str:
@@ -125,7 +123,7 @@ class _Expression:
     # -- reading ------------------------------------------------------------
 
     def _peek(self, skip: int = 0) -> _Part:
-        """The next token that is no space, or the one behind so many of them."""
+        """The next token that is not a space, after skipping ``skip`` such tokens."""
         for token in self._tokens[self._at :]:
             if token.kind != "space":
                 if not skip:
@@ -134,14 +132,14 @@ class _Expression:
         return _Part("end", "")
 
     def _take(self) -> _Part:
-        """Read the next token that is no space."""
+        """Consume the next token that is not a space."""
         while self._tokens[self._at].kind == "space":
             self._at += 1
         self._at += 1
         return self._tokens[self._at - 1]
 
     def _parts(self) -> list[_Part]:
-        """What stands up to the end, a comma or a closing bracket."""
+        """The parts up to the end, a comma or a closing bracket."""
         parts: list[_Part] = []
         while self._at < len(self._tokens) and self._tokens[self._at].text not in (",", ")"):
             token = self._tokens[self._at]
@@ -167,7 +165,7 @@ class _Expression:
         return parts
 
     def _sized(self, token: _Part, before: list[_Part]) -> _Part:
-        """A token with the size of its value; columns are noted."""
+        """A token with the size of its value; records columns."""
         if token.text == "||":
             self._builds = True
         if token.kind == "text":
@@ -185,7 +183,7 @@ class _Expression:
         return _Part(token.kind, token.text, COLUMN_BYTES)
 
     def _group(self) -> _Part:
-        """What stands in brackets, of which the opening one is read."""
+        """The content of brackets, after the opening one."""
         texts, size = [], 0
         for argument in self._arguments():
             text, length = self._join(argument)
@@ -209,7 +207,7 @@ class _Expression:
     # -- functions ----------------------------------------------------------
 
     def _call(self, token: _Part, before: list[_Part]) -> list[_Part]:
-        """A function's call, or the size behind the type of a CAST."""
+        """A function call, or the size after the type in a CAST."""
         words = [part.text.lower() for part in before if part.kind != "space"]
         if words and words[-1] == "as":
             self._take()
@@ -231,7 +229,7 @@ class _Expression:
             call = f"{token.text}({','.join(texts)})"
             return [_Part("group", f"(CASE WHEN json_valid({first}) THEN {call} END)", size)]
         if name == "abs" and len(texts) == 1:
-            # The absolute value of the smallest whole number is none.
+            # abs() raises for the smallest integer, whose absolute value is too large.
             return [_Part("group", f"{token.text}(nullif({texts[0]}, -9223372036854775808))", size)]
         if name in _BUILDERS:
             self._builds = True
@@ -269,7 +267,7 @@ class _Expression:
     # -- operators ----------------------------------------------------------
 
     def _arrow(self, arrow: str, parts: list[_Part]) -> None:
-        """``->`` and ``->>``: the part before them is guarded, and taken from ``parts``."""
+        """``->`` and ``->>``: guards the part before them, which it removes from ``parts``."""
         places = [place for place, part in enumerate(parts) if part.kind != "space"]
         brackets = self._refused(f"the left side of {arrow} must be a column, or stand in brackets")
         if not places or parts[places[-1]].kind not in ("word", "quoted", "text", "group"):
@@ -295,7 +293,7 @@ class _Expression:
         parts.append(_Part("group", text, size))
 
     def _like(self, token: _Part) -> list[_Part]:
-        """``LIKE`` and ``GLOB``, whose pattern is read here."""
+        """``LIKE`` and ``GLOB``, with their pattern."""
         name = token.text.upper()
         pattern = self._peek()
         if pattern.kind != "text" or self._peek(1).text in ("||", "->", "->>"):
@@ -310,7 +308,7 @@ class _Expression:
 
 
 def _literal(parts: list[_Part]) -> str | None:
-    """The text of a literal, if that is all there is."""
+    """The text of a string literal, if the parts are just that; else ``None``."""
     found = [part for part in parts if part.kind != "space"]
     if len(found) != 1 or found[0].kind != "text":
         return None

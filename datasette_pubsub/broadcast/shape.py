@@ -1,4 +1,4 @@
-"""What must be known of a table to broadcast it: its columns, its key, and what its rows may not have in common."""
+"""The shape of a table, as far as a broadcast needs it: its columns, its key, and its unique indexes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .expressions import index_condition
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table, and which types its values may have beside text, whole number and NULL.
+    """A column of a table, and the types that its values may have besides text, integer and NULL.
 
-    ``subtyped``: a generated column, whose text SQLite may take for JSON.
-    ``may_be_text``: false for the few columns that hold numbers only.
+    ``subtyped``: a generated column, whose text SQLite may treat as JSON.
+    ``may_be_text``: false for the few columns that only have numbers.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """What no two rows may have in common: columns with their collations, in rows where ``where`` holds.
+    """A unique index: its columns with their collations, for the rows where ``where`` holds.
 
-    ``is_key``: it is the primary key, and compares to the letter.
+    ``is_key``: it is the primary key, with exact comparison.
     """
 
     columns: tuple[tuple[str, str], ...]
@@ -41,14 +41,14 @@ class Unique:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What must be known of a table: its columns, its primary key, and its name for the rowid, if it has one.
+    """The shape of a table: its columns, its primary key, and its name for the rowid, if it has one.
 
     ``alias``: the column that is the rowid. ``replaces_silently``: REPLACE can
-    remove rows with another key than the new one's, because other columns are
-    ``unique`` as well or the key takes 'a' for 'A'; of those SQLite tells
-    triggers only under ``PRAGMA recursive_triggers``, and else our own notes do.
-    ``replaces_untold``: by an index on an expression or a generated column, too,
-    which is not noted.
+    remove rows with other keys than the new row's, since other columns are
+    ``unique`` as well, or the key ignores case. SQLite runs delete triggers for
+    these rows only under ``PRAGMA recursive_triggers``; otherwise the noting
+    triggers publish them. ``replaces_untold``: REPLACE can also remove rows by an
+    index on an expression or a generated column, which the noting triggers miss.
     """
 
     table: str
@@ -71,16 +71,16 @@ class Shape:
         raise InvalidArgument(f"table {self.table} has no column {name!r}")
 
 
-#: SQLite's names for a table's rowid, unless a column has the name (https://sqlite.org/rowidtable.html).
+#: SQLite's names for a table's rowid, unless a column has that name (https://sqlite.org/rowidtable.html).
 _ROWIDS = ("rowid", "_rowid_", "oid")
 
 
-#: How the names of the broker's own hidden tables begin.
+#: The prefix of the plugin's hidden tables.
 OWN_PREFIX = "_pubsub_"
 
 
 def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
-    """What a broadcast must know of a table. Raises :class:`NotFound`, or :class:`InvalidArgument` for a view etc."""
+    """The shape of a table. Raises :class:`NotFound`, or :class:`InvalidArgument` for a view and the like."""
     row = conn.execute(
         "SELECT name, type, wr, strict FROM pragma_table_list "
         "WHERE schema = 'main' AND name = ? COLLATE NOCASE AND name NOT LIKE 'sqlite^_%' ESCAPE '^'",
@@ -127,10 +127,10 @@ def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
 
 
 def _unique(conn: sqlite3.Connection, table: str, generated: set[str]) -> tuple[list[Unique], bool]:
-    """What must be unique in a table beside the rowid, and whether that is all.
+    """The unique indexes of a table besides the rowid, and whether these are all.
 
-    Indexes on expressions are left out, and on generated columns, whose values
-    a trigger before the change is not told.
+    It leaves out indexes on expressions, and on generated columns, whose values
+    a trigger before the change does not get.
     """
     found, all_known = [], True
     for name, origin, partial, sql in conn.execute(
@@ -152,7 +152,7 @@ def _unique(conn: sqlite3.Connection, table: str, generated: set[str]) -> tuple[
 def _rowid_column(
     conn: sqlite3.Connection, table: str, key: tuple[str, ...], columns: Sequence[sqlite3.Row], without_rowid: int
 ) -> str | None:
-    """The column that is the rowid, and so always a whole number; ``None`` if there is none."""
+    """The column that is the rowid, and so always an integer; ``None`` if there is none."""
     if without_rowid or len(key) != 1:
         return None
     declared = next(column[1] for column in columns if column[0] == key[0])

@@ -1,8 +1,7 @@
-"""Broadcasts in a file: found, checked, created and removed. Plain functions of a connection.
+"""Finds, checks, creates and removes the broadcasts of a file.
 
-The law of this module: it begins and ends no transaction of the caller's; what
-it changes, it changes in the caller's. It touches no trigger that is not ours,
-and knows ours by their names and by the note inside them.
+It changes the file inside the caller's transaction. It recognises the plugin's triggers by their names and by the
+comment inside them, and never touches other triggers.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from .definition import Broadcast, Trigger
 from .shape import Shape, shape_of
 from .triggers import triggers as make_triggers
 
-#: The oldest SQLite that has the functions of JSON unless it was built without them.
+#: The oldest SQLite version that has the JSON functions by default.
 OLDEST_SQLITE = "3.38"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The broadcast of a table as it stands in the file.
+    """The broadcast of a table, from its triggers.
 
-    ``broadcast`` is ``None`` where it cannot be read, and ``told_as`` is what its
-    messages call the table. ``problems`` say in which
-    way the triggers are not those that would be made for the table as it is now.
+    ``broadcast`` is ``None`` if it cannot be read, and ``told_as`` is the table's
+    name in messages. ``problems`` say how the triggers differ from those that
+    would be made for the table now.
     """
 
     triggers: tuple[Trigger, ...]
@@ -44,9 +43,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A broadcast that was made and does not stand any more: why, and what it was, if that can be read.
+    """A broadcast that is recorded, but whose triggers are missing: the reason, and the broadcast, if it can be read.
 
-    ``made_at``: when it was made, in UTC. ``gone``: its table is not there any
+    ``made_at``: when it was made, in UTC. ``gone``: its table does not exist any
     more either.
     """
 
@@ -58,7 +57,7 @@ class Lost:
 
 
 def find(conn: sqlite3.Connection, table: str, compare: bool = True) -> Found | None:
-    """The broadcast of a table, ``None`` if it has none; ``compare`` it with what would be made now."""
+    """The broadcast of a table, or ``None``; with ``compare``, its triggers are compared with those made now."""
     rows = conn.execute(
         "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE ORDER BY name",
         [table],
@@ -93,7 +92,7 @@ def find(conn: sqlite3.Connection, table: str, compare: bool = True) -> Found | 
 def _differences(
     conn: sqlite3.Connection, table: str, told_as: str, broadcast: Broadcast, there: list[Trigger]
 ) -> list[str]:
-    """In which way triggers are not those that would be made of their note now."""
+    """How triggers differ from those that their comment would make now."""
     try:
         shape = shape_of(conn, table)
         if shape.table != told_as:
@@ -123,11 +122,11 @@ def _changes(shape: Shape, sql: str) -> list[str]:
 
 
 def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[Trigger]:
-    """Make the broadcast of a table, in place of the one it has.
+    """Create the broadcast of a table, and replace its present one.
 
-    Raises :class:`InvalidArgument`, naming the field, when it does not fit the
-    table or an expression in it does not work; then the caller's transaction
-    must be rolled back.
+    Raises :class:`InvalidArgument`, naming the field, if it does not fit the
+    table or an expression in it does not work; the caller must then roll its
+    transaction back.
     """
     if not installed(conn):
         raise FailedPrecondition("the log is not installed in this file")
@@ -157,7 +156,7 @@ def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[T
 
 
 def preview(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[Trigger]:
-    """What :func:`create` would make, checked as it does; nothing is changed. Inside a transaction of the caller's."""
+    """The triggers that :func:`create` would make, with the same checks; changes nothing. Needs a transaction."""
     conn.execute("SAVEPOINT pubsub_preview")
     try:
         return create(conn, table, broadcast)
@@ -167,7 +166,7 @@ def preview(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[
 
 
 def again(conn: sqlite3.Connection, table: str) -> list[Trigger]:
-    """Make a table's broadcast as it was made before. Raises as :func:`create` does, and if there is none."""
+    """Create a table's lost broadcast again. Raises as :func:`create` does, and if the table has lost none."""
     found = lost(conn).get(table)
     if found is None or found.broadcast is None:
         raise InvalidArgument(f"{table} has lost no broadcast that could be made again")
@@ -175,7 +174,7 @@ def again(conn: sqlite3.Connection, table: str) -> list[Trigger]:
 
 
 def remove(conn: sqlite3.Connection, table: str) -> int:
-    """Take a table's broadcast away, and the record of it; how many triggers that were."""
+    """Remove a table's broadcast and its record; returns the number of its triggers."""
     found = find(conn, table, compare=False)
     for trigger in found.triggers if found else ():
         conn.execute(f"DROP TRIGGER {identifier(trigger.name)}")
@@ -192,9 +191,9 @@ def remove(conn: sqlite3.Connection, table: str) -> int:
 
 
 def renew(conn: sqlite3.Connection) -> None:
-    """Make the broadcasts of an earlier version again, and record them; what cannot be made again stays as it is.
+    """Create the broadcasts of an earlier version again, and record them; one that fails stays as it is.
 
-    In a transaction of the caller's.
+    Needs a transaction of the caller.
     """
     for table, (_, broadcast) in standing(conn).items():
         conn.execute("SAVEPOINT pubsub_renew")
@@ -207,9 +206,9 @@ def renew(conn: sqlite3.Connection) -> None:
 
 
 def record_standing(conn: sqlite3.Connection) -> None:
-    """Record the broadcasts that stand in the file and are not recorded: an earlier version made them.
+    """Record the broadcasts of an earlier version, which recorded none.
 
-    In a transaction of the caller's.
+    Needs a transaction of the caller.
     """
     make_missing(conn, BROADCAST_OBJECTS)
     _follow_renames(conn)
@@ -221,7 +220,7 @@ def record_standing(conn: sqlite3.Connection) -> None:
 
 
 def lost(conn: sqlite3.Connection) -> dict[str, Lost]:
-    """The broadcasts that were made, and of which triggers are missing: by table, why, and what it was."""
+    """The recorded broadcasts whose triggers are missing, by table."""
     if not _has_table(conn, RECORDS):
         return {}
     found = {}
@@ -241,7 +240,7 @@ def lost(conn: sqlite3.Connection) -> dict[str, Lost]:
         elif len(missing) < len(json.loads(names)):
             reason = f"triggers of its broadcast are missing: {', '.join(missing)}"
         else:
-            reason = "it was built anew, or its triggers were dropped, and its changes are not published any more"
+            reason = "it was rebuilt, or its triggers were dropped, and its changes are not published any more"
         try:
             broadcast = text.read_json(definition)[1]
         except InvalidArgument:
@@ -259,7 +258,7 @@ def _record(conn: sqlite3.Connection, table: str, broadcast: Broadcast, names: S
 
 
 def _follow_renames(conn: sqlite3.Connection) -> None:
-    """Bring the names of tables up to date that were renamed, with their triggers, since they were recorded."""
+    """Update the names of recorded tables that were renamed, with their triggers."""
     on = dict(conn.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'").fetchall())
     rows = conn.execute(f"SELECT table_name, definition, triggers, made_at FROM {RECORDS}").fetchall()
     moved = []
@@ -276,7 +275,7 @@ def _has_table(conn: sqlite3.Connection, name: str) -> bool:
 
 
 def _check_json(conn: sqlite3.Connection) -> None:
-    """Raise :class:`FailedPrecondition` where this program's SQLite lacks what the triggers call."""
+    """Raise :class:`FailedPrecondition` if this program's SQLite lacks the functions that the triggers call."""
     try:
         conn.execute("SELECT json_object('a', json('1')), json_quote(1), json_valid('1')").fetchone()
     except sqlite3.OperationalError:
@@ -288,7 +287,7 @@ def _check_json(conn: sqlite3.Connection) -> None:
 
 
 def standing(conn: sqlite3.Connection) -> dict[str, tuple[int, Broadcast]]:
-    """What every table broadcasts that does, with the page at which the table begins in the file."""
+    """The broadcast of each table that has one, with the table's root page in the file."""
     rows = conn.execute(
         "SELECT t.tbl_name, m.rootpage, t.sql FROM sqlite_master t JOIN sqlite_master m "
         f"ON m.type = 'table' AND m.name = t.tbl_name WHERE t.type = 'trigger' AND t.name GLOB '{text.PREFIX}*'"
@@ -305,10 +304,10 @@ def standing(conn: sqlite3.Connection) -> dict[str, tuple[int, Broadcast]]:
 
 
 def restore(conn: sqlite3.Connection, before: dict[str, tuple[int, Broadcast]]) -> dict[str, str]:
-    """Make the broadcasts again of tables that were built anew since, and so have lost their triggers.
+    """Create the broadcasts again of tables that were rebuilt since, and so have lost their triggers.
 
-    A table that only lost its triggers is left as it is: somebody has removed
-    them. Returns the tables where it does not work, and why.
+    If the table was not rebuilt, a user has removed its triggers on purpose, and
+    it stays as it is. Returns the tables for which this failed, with the error.
     """
     failed = {}
     now = standing(conn)
@@ -327,7 +326,7 @@ def restore(conn: sqlite3.Connection, before: dict[str, tuple[int, Broadcast]]) 
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """The name, or with a number if another object has it: a table may have been renamed, with its triggers."""
+    """The name, with a number if another object has it: a table may have been renamed, with its triggers."""
     found, number = name, 2
     while found.lower() in taken:
         found, number = f"{name}_{number}", number + 1
@@ -335,7 +334,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _field(broadcast: Broadcast, trigger: Trigger) -> str:
-    """Where a fault must be that shows in a trigger."""
+    """The field that an error in a trigger must come from."""
     operation = "delete" if trigger.kind in text.NOTING else trigger.operation
     parts = ["the channel's expression"] if broadcast.per_row else []
     parts += [f"the condition for {operation}"] if broadcast.conditions[operation] else []
@@ -343,7 +342,7 @@ def _field(broadcast: Broadcast, trigger: Trigger) -> str:
 
 
 def _compile(conn: sqlite3.Connection, shape: Shape, what: str, operations: Sequence[str] = text.OPERATIONS) -> None:
-    """Have SQLite compile a write of each kind, with the triggers that it fires; nothing is written."""
+    """Let SQLite compile a write of each kind, with the triggers that it fires, without running it."""
     table = identifier(shape.table)
     column = identifier(next(column.name for column in shape.columns if not column.subtyped))
     statements = {
@@ -362,7 +361,7 @@ def _compile(conn: sqlite3.Connection, shape: Shape, what: str, operations: Sequ
 
 @contextmanager
 def _overheard(conn: sqlite3.Connection, made: Sequence[Trigger], table: str) -> Iterator[dict[str, set[str]]]:
-    """What compiled triggers of ours read and call: functions, and tables that are not theirs."""
+    """Records, within this block, the functions that our compiled triggers call and the other tables that they read."""
     heard: dict[str, set[str]] = {"functions": set(), "tables": set()}
     ours = {trigger.name for trigger in made}
 
@@ -382,7 +381,7 @@ def _overheard(conn: sqlite3.Connection, made: Sequence[Trigger], table: str) ->
 
 
 def _check_heard(conn: sqlite3.Connection, heard: dict[str, set[str]]) -> None:
-    """An expression reads its row only, and calls what every program's SQLite has."""
+    """Raise :class:`InvalidArgument` if an expression reads more than its row, or calls a foreign function."""
     where = "the channel's expression and the conditions"
     if heard["tables"]:
         raise InvalidArgument(f"{where} must be about the row alone, not about {sorted(heard['tables'])[0]}")

@@ -1,10 +1,10 @@
-"""The triggers by which a table publishes its own changes, as SQL text.
+"""Writes the SQL of the triggers by which a table publishes its own changes. This module runs no SQL.
 
-Text in, text out: this module opens and runs nothing. The same broadcast of the same table always gives the same text,
-so that what stands in a file can be compared with what would be made now. The triggers name nothing but SQLite's own
-functions: every program's writes are broadcast, whatever it is written in. They never make a write fail, and never tell
-what is not so: a message holds the row as it stands in the table when it is published, and a deletion is told only if
-the row is gone, so other triggers of the table may do what they want.
+The same broadcast of the same table always gives the same SQL, so that the triggers in a file can be compared with
+those that would be made now. The triggers call only SQLite's own functions, so that the writes of every program are
+broadcast. They guarantee two things, whatever other triggers of the table do: they never make a write fail, and they
+never publish something false. A message has the row as it is in the table when the message is published, and a deletion
+is published only if the row is gone.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from .definition import _PER_ROW, _ROWS, NOTING, Broadcast, Trigger, _condition,
 from .harmless import harmless
 from .shape import Column, Shape
 
-#: Notes of one table that are kept, at most. Only notes of changes that are under way are needed, and those that
-#: stay behind (the change was ignored, or an upsert has updated) are removed with the next ones.
+#: The most notes that are kept for one table. Only the notes of the present changes are needed; a note that stays
+#: behind (the change was ignored, or an upsert became an update) is removed with the next ones.
 NOTES = 20
 
 
-#: Most bytes of a row's values, old and new, of which a message is built whatever the payload limit: as JSON they may
-#: be six times as long, and SQLite makes no text of more than a billion bytes.
+#: The most bytes of a row's values, old and new, for which a message is built, whatever the payload limit is: as JSON
+#: they may be six times as long, and SQLite builds no text of more than a billion bytes.
 ROW_BYTES = 100_000_000
 
 
-#: Columns that one comparison or one sum takes: SQLite allows expressions a depth of 1,000.
+#: The most columns in one comparison or one sum: SQLite limits the depth of an expression to 1,000.
 EXPRESSION_COLUMNS = 100
 
 
-#: Columns that one json_object() names. SQLite allowed 100 arguments of a
-#: function for twenty years, and a column takes two.
+#: The most columns in one json_object(): older versions of SQLite allow 100 arguments, and a column takes two.
 OBJECT_COLUMNS = 45
 
 
 def triggers(broadcast: Broadcast, shape: Shape, names: Mapping[str, str] | None = None) -> list[Trigger]:
-    """The triggers of a broadcast; ``names`` by kind where they are not the usual ones.
+    """The triggers of a broadcast; ``names``, by kind, replace the usual names.
 
-    Raises :class:`InvalidArgument` when the broadcast does not fit the table.
+    Raises :class:`InvalidArgument` if the broadcast does not fit the table.
     """
     broadcast = broadcast.checked(shape)
     found = {kind: (names or {}).get(kind) or name_of(kind, shape.table) for kind in kinds_of(broadcast, shape)}
@@ -61,12 +60,11 @@ def triggers(broadcast: Broadcast, shape: Shape, names: Mapping[str, str] | None
 class _Statements:
     """The heads and statements of the triggers of one broadcast.
 
-    Each statement reads one row under the name ``pubsub_now``: the row as it
-    stands in the table, found by the rowid or key of NEW, or the values of OLD.
-    Where it reads a table's rowid, it reads another column, too, or only looks
-    whether the rowid is IN the table: SQLite's authorizer is not told the
-    database of a table of which nothing but the rowid is read, and Datasette
-    then refuses the write.
+    Each statement reads one row under the name ``pubsub_now``: the row in the
+    table, found by the rowid or key of NEW, or the values of OLD. If it reads a
+    table's rowid, it also reads another column, or only checks that the rowid is
+    IN the table: if a statement reads nothing but the rowid, SQLite's authorizer
+    does not get the table's database, and Datasette refuses the write.
     """
 
     def __init__(self, broadcast: Broadcast, shape: Shape, names: Mapping[str, str]) -> None:
@@ -78,20 +76,20 @@ class _Statements:
         self._columns = (
             list(shape.columns) if broadcast.columns is None else [shape.column(name) for name in broadcast.columns]
         )
-        #: The name of the rowid where it is the key; and another column of the table, if there is one.
+        #: The name of the rowid, if that is the key; and another column of the table, if there is one.
         self._id = identifier(shape.alias) if shape.alias else None if shape.key else shape.rowid
         others = [column for column in shape.columns if column.name != shape.alias]
         plain = [column for column in others if not column.subtyped]
         self._other = identifier((plain or others)[0].name) if others else None
-        #: Rows are noted under the name of a trigger, which no other table has.
+        #: The notes of this table have the name of one of its triggers, which no other table has.
         self._group = literal(names.get("before_insert", ""))
         self._notes = "before_insert" in names
-        #: Rows that have another key, or may have another channel, are told when they are replaced.
+        #: The unique indexes by which REPLACE may remove a row with another key, or in another channel.
         self._unique = [unique for unique in shape.unique if broadcast.per_row or not unique.is_key]
         self._per_row = harmless(broadcast.per_row, _PER_ROW, self._names) if broadcast.per_row else ""
 
     def of(self, kind: str) -> tuple[str, list[str]]:
-        """When a trigger of this kind fires, and what it does."""
+        """The head of a trigger of this kind, which says when it fires, and its statements."""
         if kind in NOTING:
             return self._noting(kind)
         condition = self._broadcast.conditions[kind]
@@ -106,7 +104,7 @@ class _Statements:
             return [gone]
         if operation == "delete":
             return [gone, self._forget(f"key1 IS {self._key1('OLD')} AND row_key IS {self._key('OLD')}")]
-        # A row that has got another key, or another channel, is gone from where it was, and new where it is.
+        # An update that changes the key or the channel is published as a deletion and an insertion.
         keys = [(self._id, Column("rowid", False, False, may_be_text=False))] if self._id else self._named(self._keys)
         moved = _differ(keys, "pubsub_now", "OLD")
         stayed = f"NOT ({moved})"
@@ -126,7 +124,7 @@ class _Statements:
     # -- one message --------------------------------------------------------
 
     def _publish(self, operation: str, source: str, *where: str) -> str:
-        """One statement that publishes the row of a source, if there is one and all of ``where`` holds."""
+        """One statement that publishes the row of a source, if it has one and all of ``where`` holds."""
         old = "pubsub_now" if operation == "delete" else "OLD"
         return (
             f"  INSERT INTO {LOG} (channel, payload)\n  SELECT channel, {self._payload(operation)}\n"
@@ -135,9 +133,9 @@ class _Statements:
         )
 
     def _message(self, operation: str, old: str) -> str:
-        """The columns of a message: its channel, the row's key as JSON, and the payload where it can be built.
+        """The columns of a message: its channel, the row's key as JSON, and the payload, if it can be built.
 
-        A subquery with LIMIT under a WHERE is not merged into its query, so that each of them is made once.
+        SQLite does not merge a subquery with LIMIT under a WHERE, so that each column is computed once.
         """
         values, sizes = "", [_size(column, "pubsub_now", self._shape) for column in self._keys]
         if self._broadcast.new and operation != "delete":
@@ -157,9 +155,9 @@ class _Statements:
         return f"'op', '{operation}', 'table', {literal(self._shape.table)}"
 
     def _payload(self, operation: str) -> str:
-        """The payload, or without values where it is too large."""
+        """The payload, without values if it is too large."""
         head, limit = self._head(operation), self._broadcast.limit
-        # What the names take beside the key: the table's name with every character escaped, and the rest.
+        # The bytes besides the key: the table's name with every character escaped, and the field names.
         rest = 100 + len(json.dumps(self._shape.table))
         return (
             f"CASE\n    WHEN length(CAST(payload AS BLOB)) <= {limit} THEN payload\n"
@@ -171,9 +169,9 @@ class _Statements:
     # -- rows ---------------------------------------------------------------
 
     def _standing(self, reads: bool) -> tuple[str, str]:
-        """The row of NEW as it stands in the table now, and which it is; none if it is there no more.
+        """A source with the row of NEW as it is in the table now, and the condition that finds it, if it still exists.
 
-        ``reads``: whether the chosen columns are read.
+        ``reads``: whether the statement reads the chosen columns.
         """
         if not self._shape.rowid:
             return f"{self._table} AS pubsub_now", " AND ".join(
@@ -189,11 +187,11 @@ class _Statements:
         return f"{self._table} AS pubsub_now", f"pubsub_now.{rowid} = NEW.{rowid}" + ("" if known else self._touch())
 
     def _touch(self) -> str:
-        """A condition that is true, and reads a column that is not the rowid."""
+        """A condition that is always true, and reads a column that is not the rowid."""
         return f" AND typeof(pubsub_now.{self._other}) <> ''" if self._other else ""
 
     def _gone(self) -> str:
-        """The row of OLD, with the columns that are needed of it."""
+        """A source with the row of OLD, with the columns that a message needs."""
         columns = self._shape.columns if self._broadcast.per_row else (*self._columns, *self._keys)
         names = list(dict.fromkeys(identifier(column.name) for column in columns if self._shape.has(column.name)))
         parts = [f"OLD.{name} AS {name}" for name in names]
@@ -202,13 +200,13 @@ class _Statements:
         return f"(SELECT {', '.join(parts)}) AS pubsub_now"
 
     def _same_row(self) -> str:
-        """Whether a row with the key of OLD stands in the table, and in the same channel."""
+        """A condition: the table has a row with the key of OLD, in the same channel."""
         if self._id:
             if not self._broadcast.per_row or self._other is None:
                 return f"OLD.{self._id} IN (SELECT {self._id} FROM {self._table})"
             found = f"pubsub_now.{self._id} = OLD.{self._id}{self._touch()}"
         else:
-            # The key decides exactly, whatever collation finds it.
+            # The key is compared exactly, even if its collation ignores case.
             found = " AND ".join(f"pubsub_now.{c} IS OLD.{c}" for c in map(identifier, self._shape.key))
             found += f" AND NOT ({_differ(self._named(self._keys), 'pubsub_now', 'OLD')})"
         if self._broadcast.per_row:
@@ -221,11 +219,11 @@ class _Statements:
     # -- what REPLACE removes -----------------------------------------------
 
     def _noting(self, kind: str) -> tuple[str, list[str]]:
-        """Before a row's change, note which rows stand in its way; after it, tell those that are gone."""
+        """Before a change, note the rows that it may replace; after it, publish those that are gone."""
         time, _, operation = kind.partition("_")
         columns = [name for unique in self._unique for name, _ in unique.columns]
         columns += self._shape.key if self._broadcast.per_row else ()
-        # Under a condition an index takes a row in when any column changes.
+        # With a partial index, a change of any column can bring a row into the index.
         named = bool(columns) and not any(unique.where for unique in self._unique)
         of = f" OF {', '.join(map(identifier, dict.fromkeys(columns)))}" if operation == "update" and named else ""
         head = f"{time.upper()} {operation.upper()}{of} ON {self._table}"
@@ -240,7 +238,7 @@ class _Statements:
                 f"  INSERT INTO {REPLACED} (table_name, cause, key1, row_key, channel, payload)\n"
                 f"  SELECT {self._group}, {cause}, key1, row_key, channel, {self._payload('delete')}\n  FROM (\n"
                 f"    SELECT {self._key1('pubsub_now')} AS key1, {self._message('delete', 'pubsub_now')}\n"
-                f"    {rows}{self._told()} LIMIT -1\n  ) WHERE 1;",
+                f"    {rows}{self._delete_condition()} LIMIT -1\n  ) WHERE 1;",
             ]
         if self._id and not self._broadcast.per_row:
             stands = f"note.key1 IN (SELECT {self._id} FROM {self._table})"
@@ -262,7 +260,7 @@ class _Statements:
         return f"  DELETE FROM {REPLACED} WHERE table_name = {self._group} AND {which};"
 
     def _in_the_way(self, operation: str) -> str:
-        """Which rows a new row would replace; not the row that is updated."""
+        """A condition: the new row would replace this row, which is not the updated row itself."""
         ways = []
         for unique in self._unique:
             columns = [(identifier(name), collation) for name, collation in unique.columns]
@@ -281,8 +279,8 @@ class _Statements:
             found += f" AND NOT ({same})"
         return found
 
-    def _told(self) -> str:
-        """The condition for deletions, of a row that stands in the way."""
+    def _delete_condition(self) -> str:
+        """The broadcast's condition for deletions, applied to a row that may be replaced."""
         condition = self._broadcast.conditions["delete"]
         if not condition:
             return ""
@@ -295,7 +293,7 @@ class _Statements:
         )
 
     def _cause(self) -> str:
-        """What tells one change from another while both are under way: the beginnings of its unique values."""
+        """A value that identifies a change among those in progress: the beginnings of its unique values."""
         names = dict.fromkeys(name for unique in self._unique for name, _ in unique.columns)
         parts = [
             f"coalesce(substr(CAST(NEW.{identifier(name)} AS TEXT), 1, 50), '')"
@@ -305,13 +303,13 @@ class _Statements:
         return "(" + " || ',' || ".join(parts) + ")" if parts else "''"
 
     def _key1(self, source: str) -> str:
-        """The rowid, or the first column of the key."""
+        """The rowid, or the first column of the primary key."""
         return f"{source}.{self._id or identifier(self._shape.key[0])}"
 
     # -- values -------------------------------------------------------------
 
     def _channel(self) -> str:
-        """The channel of the row ``pubsub_now``; where its value can be none, the beginning alone."""
+        """The channel of the row ``pubsub_now``; only its beginning, if the expression's value is not valid."""
         begin = literal(self._broadcast.channel)
         if not self._broadcast.per_row:
             return begin
@@ -323,7 +321,7 @@ class _Statements:
         )
 
     def _key(self, source: str) -> str:
-        """The key as JSON, as text; NULL where it is too large for a message."""
+        """The key as JSON text; NULL if it is too large for a message."""
         total = _sum([size for size in (_size(column, source, self._shape) for column in self._keys) if size])
         key = self._object(self._keys, source)
         return f"CASE WHEN {total} <= {min(self._broadcast.limit, ROW_BYTES)} THEN {key} END" if total else key
@@ -340,12 +338,12 @@ class _Statements:
                 else (f"json_object({literal(columns[0].name)}, {_value(columns[0], source)}{lines})")
             )
         rows = ", ".join(f"({literal(c.name)}, json_quote({_value(c, source)}))" for c in columns)
-        # More columns than one function takes: a row for each.
+        # There are more columns than one function can take: use a row for each.
         return f"json((SELECT json_group_object(column1, json(column2)) FROM (VALUES {rows})))"
 
 
 def _differ(columns: Sequence[tuple[str, Column]], one: str, other: str) -> str:
-    """A condition that is true where two rows differ in a column, to the letter and in the type."""
+    """A condition: two rows differ in a column, compared exactly and with their types."""
     parts = []
     for start in range(0, len(columns), EXPRESSION_COLUMNS):
         left, right = [], []
@@ -360,7 +358,7 @@ def _differ(columns: Sequence[tuple[str, Column]], one: str, other: str) -> str:
 
 
 def _size(column: Column, source: str, shape: Shape) -> str:
-    """The bytes of a value of text or blob, as SQL; empty for a column that has none."""
+    """SQL for the bytes of a text or blob; empty for a column that has neither."""
     if not column.may_be_text or not shape.has(column.name):
         return ""
     name = f"{source}.{identifier(column.name)}"
@@ -368,7 +366,7 @@ def _size(column: Column, source: str, shape: Shape) -> str:
 
 
 def _sum(terms: Sequence[str]) -> str:
-    """The sum of terms, with brackets that keep the expression from being too deep."""
+    """The sum of terms, with brackets that limit the depth of the expression."""
     if len(terms) <= EXPRESSION_COLUMNS:
         return " + ".join(terms)
     parts = (terms[n : n + EXPRESSION_COLUMNS] for n in range(0, len(terms), EXPRESSION_COLUMNS))
@@ -376,7 +374,7 @@ def _sum(terms: Sequence[str]) -> str:
 
 
 def _value(column: Column, source: str) -> str:
-    """A value that json_object() takes for what it is, whatever its type."""
+    """SQL for a value that json_object() encodes correctly, whatever its type."""
     name = f"{source}.{identifier(column.name)}"
     cases = []
     if column.may_be_real:
@@ -389,11 +387,11 @@ def _value(column: Column, source: str) -> str:
 
 
 def _real(name: str) -> str:
-    """A REAL in digits from which a reader gets the same number.
+    """SQL for a REAL in digits that every JSON parser reads as the same number.
 
-    As people write it, 19.99, where fifteen digits are enough; else all seventeen. Very large and very small numbers
-    have seventeen, since older versions of SQLite do not read them exactly. Infinity is the number that every reader
-    takes for it.
+    Fifteen digits if they are enough, as in 19.99, else seventeen. Very large and very small numbers always have
+    seventeen, since older versions of SQLite do not read them exactly. Infinity is 9e999, which every parser reads as
+    infinity.
     """
     short = f"printf('%!.15g', {name})"
     enough = f"abs({name}) BETWEEN 1e-15 AND 1e15 AND CAST({short} AS REAL) = {name}"

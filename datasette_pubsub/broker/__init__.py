@@ -1,1 +1,1 @@
-"""Storage and live, put together for one database."""
+"""The broker: storage and live subscribers together, for one database."""

@@ -1,23 +1,23 @@
-"""Who holds which subscription: one live stream each, and its cursor on the way to the file.
+"""Active subscriptions: which subscriber holds each one, and its cursor until the file has it.
 
-The law of this module: a cursor of a stream is saved only while that stream
-holds the subscription, and only as far as everything before it has arrived at
-the reader's machine (:mod:`.asgi.acknowledged`), or was told. It knows no SQL; what
-the file says of the rows is brought to it.
+A subscriber's cursor is saved only while it holds the subscription, and only up to the position that its machine has
+acknowledged (:mod:`.asgi.acknowledged`). This module runs no SQL: the broker brings it what the file says.
 
-Theory of operation, across all server processes on one file. Opening a stream
-claims its subscription in the file (:mod:`.storage.subscriptions`); then :meth:`ActiveSubscriptions.enter`
-ends the older stream of this process, and :meth:`ActiveSubscriptions.begin` takes the new one in.
-Claims of other processes are brought by :meth:`ActiveSubscriptions.see`, always before the
-messages that were committed after them: by whoever brings new messages to the hub, and
-with every page that a stream reads from the log. So once a newer subscriber has begun,
-an older one anywhere is given no message that was committed since. Its cursor is saved
-by its claim, which the file refuses from then on. :meth:`ActiveSubscriptions.learn` looks at the
-rows themselves now and then, and claims again what somebody has overwritten.
+Theory of operation, across all server processes on one file. A subscription is *free* or *held*, by one subscriber of
+one process, under a *claim*: a number that the file gives out and that only grows. A newer claim supersedes an older
+one.
 
-Where the file could not be written (a full disk, a long lock), a stream begins under
-the newest claim that the file has, whosever that is, and waits for a claim of its own
-(:attr:`ActiveSubscriptions.waiting`). Its cursor is not saved until it has one.
+- Opening a subscriber writes a claim (:mod:`.storage.subscriptions`). Then :meth:`ActiveSubscriptions.enter` ends the
+  older subscriber of this process, :meth:`ActiveSubscriptions.begin` makes the new one the holder, and
+  :meth:`ActiveSubscriptions.leave` saves its cursor and frees the subscription.
+- :meth:`ActiveSubscriptions.see` brings the claims of other processes, always before the messages that were committed
+  after them: with each refresh of the hub, and with each page of the log. So an older subscriber receives no message
+  that was committed after a newer one began. Its cursor is saved under its claim, which the file then refuses.
+- If the file could not be written (a full disk, a long lock), a subscriber begins under the file's newest claim,
+  whichever it is, and is *waiting* for its own (:attr:`ActiveSubscriptions.waiting`). Maintenance writes that later
+  and calls :meth:`ActiveSubscriptions.claimed`; until then the cursor is not saved.
+- :meth:`ActiveSubscriptions.learn` compares the rows from time to time: it ends subscribers whose rows were deleted or
+  changed by SQL, and marks claims that SQL has overwritten as waiting.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from .batcher import Batcher
 
 
 class ActiveSubscriptions:
-    """The streams of one database that hold a subscription, by the subscription's id."""
+    """The subscribers of one database that hold a subscription, by the subscription's id."""
 
     def __init__(self, batcher: Batcher, name: str) -> None:
         self._batcher = batcher
-        #: What this process, or rather this database in it, is called in the rows of subscriptions that it holds.
+        #: The name of this database in this process, for the column ``holder`` of the subscriptions that it holds.
         self.name = name
-        #: The newest claim of the file that has been brought here.
+        #: The newest claim of the file that :meth:`see` was given.
         self.seen = 0
-        #: By which claim each subscription is held, also by a stream that is about to begin.
+        #: The claim under which each subscription is held, including by a subscriber that is about to begin.
         self._claims: dict[int, int] = {}
-        #: Whose claim is to be written yet, and which one must be the newest then; ``None``: whichever it is.
+        #: Subscriptions whose claim is not written yet, with the claim that must be the newest then; ``None``: any.
         self._waiting: dict[int, int | None] = {}
         self._streams: dict[int, Subscriber] = {}
-        #: What each of them was opened to read, as it stood in its row.
+        #: The channels of each subscription, as text, when its subscriber was opened.
         self._reads: dict[int, str] = {}
-        #: Streams whose row read something else at the last look. A reader that names other channels
-        #: changes its row too, just before it takes over: so only what is still so at the next look counts.
+        #: Subscribers whose row differed at the last look. A client that connects with other channels changes the row
+        #: just before it takes over, so a difference counts only if the next look finds it again.
         self._differing: set[Subscriber] = set()
-        #: Those of them whose cursor follows the stream, with the sends it had had when it was last saved;
-        #: -1 while not all of them had arrived.
+        #: Subscriptions with an automatic cursor, and the number of sends when it was last saved; -1 if not all of
+        #: them had arrived then.
         self._automatic: dict[int, int] = {}
-        #: What was last seen of each row.
+        #: The state of each row at the last look.
         self._states: dict[int, str] = {}
 
     def __contains__(self, number: int) -> bool:
@@ -66,23 +66,23 @@ class ActiveSubscriptions:
 
     @property
     def waiting(self) -> dict[int, int | None]:
-        """Those that have a stream and no claim in the file, for :func:`.storage.subscriptions.claim_late`."""
+        """The subscriptions whose claim is not written yet, for :func:`.storage.subscriptions.claim_late`."""
         return dict(self._waiting)
 
     def behind(self, claims: int) -> bool:
-        """Whether a claim up to this one may end a stream and has not been brought here."""
+        """Whether the file has claims that :meth:`see` was not given and that may supersede a subscriber."""
         return bool(self._claims) and claims != self.seen
 
     def delivery(self, number: int) -> Delivery | None:
-        """What moves the cursor of a subscription; ``None`` while nobody is connected."""
+        """What moves the cursor of a subscription; ``None`` while no subscriber is connected."""
         stream = self._streams.get(number)
         return None if stream is None else stream.delivery
 
     def enter(self, subscription: Subscription) -> None:
-        """A stream is about to begin that has claimed the subscription: end the one that holds it here.
+        """Prepare for a subscriber that has claimed the subscription: end the one that holds it in this process.
 
-        An automatic cursor goes on after what has arrived over the older connection, unless another process had the
-        subscription in between. What was on the way there comes again.
+        An automatic cursor continues after the messages that have arrived over the older connection, unless another
+        process held the subscription in between. Messages that were still in transit are sent again.
         """
         number, claim, previous = subscription.id, subscription.claim, subscription.previous
         arrived = self._batcher.newest_cursor(number, previous)
@@ -99,7 +99,7 @@ class ActiveSubscriptions:
             self._batcher.move_cursor(number, Save(claim, arrived))
 
     def begin(self, subscription: Subscription, stream: Subscriber, automatic: bool) -> None:
-        """A stream holds the subscription from here on, unless another has claimed it after :meth:`enter`."""
+        """Make a subscriber the holder, unless another one has claimed the subscription after :meth:`enter`."""
         number = subscription.id
         if number in self._streams or self._claims.get(number) != subscription.claim:
             stream.stop(Superseded())
@@ -110,12 +110,12 @@ class ActiveSubscriptions:
             self._automatic[number] = stream.sends
 
     def resumed(self, subscription: Subscription, position: int) -> None:
-        """A reader that acks has said where it goes on, which is an ack."""
+        """Save the position at which a subscriber with explicit acks resumes: it counts as an ack."""
         if self._claims.get(subscription.id) == subscription.claim:
             self._batcher.move_cursor(subscription.id, Save(subscription.claim, position))
 
     def leave(self, subscription: Subscription, stream: Subscriber | None) -> None:
-        """A stream has ended, or never began (``None``): its cursor is saved, and nobody holds the subscription."""
+        """Free the subscription of a subscriber that has ended, or never began (``None``), and save its cursor."""
         number = subscription.id
         if self._streams.get(number) is not stream or number not in self._claims:
             return
@@ -127,7 +127,7 @@ class ActiveSubscriptions:
         self._batcher.move_cursor(number, Save(claim, arrived, release=True))
 
     def drop(self, number: int) -> None:
-        """The subscription is gone, or held elsewhere: its stream ends, and nothing of it is saved."""
+        """End the subscriber of a subscription that was deleted or claimed elsewhere; its cursor is not saved."""
         self._batcher.forget_cursor(number)
         stream = self._streams.get(number)
         self._forget(number)
@@ -139,16 +139,16 @@ class ActiveSubscriptions:
             known.pop(number, None)
 
     def acknowledged(self, number: int, cursor: int) -> None:
-        """The reader of a subscription has finished everything up to here."""
+        """Tell the subscriber that every message up to this cursor is acknowledged."""
         stream = self._streams.get(number)
         if stream is not None:
             stream.acknowledged(cursor)
 
     def save(self) -> None:
-        """Have the cursors of automatic subscriptions written whose readers were sent something since the last time.
+        """Save the automatic cursors of subscribers that were sent something since the last save.
 
-        Or had not got all of it then.
-        Where the others stand is of use to nobody: after what they have read, there is nothing for them.
+        It also saves those of subscribers that had not received everything then. The others need no save: there is no
+        message for them after their saved cursor.
         """
         for number, before in self._automatic.items():
             stream = self._streams[number]
@@ -159,36 +159,36 @@ class ActiveSubscriptions:
                 self._batcher.move_cursor(number, Save(self._claims[number], finished))
 
     def save_quiet(self, numbers: Collection[int]) -> None:
-        """Have these cursors written, so far as they are automatic, though nothing was sent."""
+        """Save those of these cursors that are automatic, even though nothing was sent."""
         for number in numbers:
             if number in self._automatic:
                 self._batcher.move_cursor(number, Save(self._claims[number], self._streams[number].finished()[0]))
 
     def see(self, newest: int, claims: Iterable[Claim]) -> None:
-        """Take in claims, and the number of the file's newest: streams end whose subscriptions are held elsewhere."""
+        """Process new claims, and the number of the newest: end subscribers that other processes have superseded."""
         if newest < self.seen:
-            # The file was restored from a backup, which knows nothing of these streams.
+            # The file was restored from a backup, which has no claims of these subscribers.
             self._waiting.update(dict.fromkeys(self._streams))
         self.seen = newest
         for claim in claims:
             self.see_one(claim)
 
     def see_one(self, claim: Claim) -> None:
-        """Take in who claimed one subscription last."""
+        """Process the newest claim of one subscription."""
         number = claim.number
         if claim.claim <= self._claims.get(number, claim.claim) or self._waiting.get(number, 0) is None:
             return
         if claim.holder != self.name:
             self.drop(number)
         elif number in self._waiting:
-            # Written after all, though the answer was that it was not.
+            # The claim was written, although the write was reported as failed.
             self.claimed({number: self._waiting[number]}, {number: claim.claim})
         elif number in self._streams:
-            # A stream of this process, about which the event loop hears in a moment: :meth:`enter` does the rest.
+            # A newer subscriber of this process has claimed it; :meth:`enter` is about to be called.
             self._streams[number].stop(Superseded())
 
     def claimed(self, asked: Mapping[int, int | None], done: Mapping[int, int]) -> None:
-        """Claims have been written of those that were :attr:`waiting`; without one, another was there first."""
+        """Process the claims that were written for :attr:`waiting`. If one is missing, a newer claim came first."""
         for number, expected in asked.items():
             if number not in self._waiting or self._waiting[number] != expected:
                 continue
@@ -201,7 +201,7 @@ class ActiveSubscriptions:
                 self._automatic[number] = -1
 
     def learn(self, asked: Collection[int], states: Mapping[str, str]) -> None:
-        """Take in what SQL did to the rows: cursors that were moved, other channels to read, rows that are gone."""
+        """Process changes that SQL made to the rows: moved cursors, other channels, deleted rows."""
         differed, self._differing = self._differing, set()
         for number in asked:
             stream = self._streams.get(number)
@@ -224,14 +224,14 @@ class ActiveSubscriptions:
                 stream.acknowledged(state.cursor)
 
     def _check_claim(self, number: int, stream: Subscriber, state: State, again: bool) -> None:
-        """Whether the row says that this stream holds the subscription. ``again``: nor did it at the last look."""
+        """Act if the row does not name this subscriber as the holder. ``again``: it did not at the last look either."""
         mine = self._claims[number]
         if number in self._waiting or (state.claim, state.holder) == (mine, self.name):
             return
         if state.holder != self.name and state.claim > mine:
             self.drop(number)
         elif not again:
-            # Written a moment ago: what comes of it is on its way here.
+            # It was written a moment ago; its effect may be on the way to this method.
             self._differing.add(stream)
         else:
             self._waiting[number] = state.claim

@@ -1,17 +1,22 @@
-"""Group commit: many publishes, one transaction.
+"""The batcher: groups publishes into transactions (group commit).
 
-The law of this module: while one transaction is being written, further
-publishes gather; the next transaction takes all of them. No timer: no publish
-waits for others to come. A publish is acknowledged after COMMIT and never
-before. The queue is bounded in messages and bytes and pushes back with a clear
-error when it is full.
+Theory of operation. A submission is *waiting* in the queue, then *being written*, then *answered*. The event loop puts
+it into the queue; only the write thread takes it out. While one transaction is written, further publishes wait, and
+the next transaction takes as many as its limits allow. No publish waits for a timer, and none is answered before
+COMMIT. The queue is bounded in messages and bytes: when it is full, :meth:`Batcher.publish` raises an error and
+:meth:`Batcher.room` waits (back-pressure).
 
-Handing a write to Datasette's write thread costs as much as a small commit. So
-that thread, once it has been called, goes on from one transaction to the next
-while there is something to write, and for a moment longer (a session); it comes
-back after the present transaction when others want to write. Publishes
-are put into the queue by the event loop alone, and taken out of it by the write
-thread alone.
+Calling Datasette's write thread costs as much as a small commit, so one call runs a *session* of many transactions:
+
+- *idle*: nothing waits. A publish or a cursor wakes :meth:`Batcher.run`, which calls the write thread.
+- *writing*: :meth:`Batcher._session` takes submissions and cursors and runs a transaction. It then hands the result to
+  the event loop, where :meth:`Batcher._finish` answers the publishers, and takes the next ones.
+- *lingering*: nothing waits; the session waits up to ``LINGER_SECONDS`` for more, and writes again or ends.
+
+A session ends after its present transaction when another write waits (:meth:`Batcher.make_way`), after
+``SESSION_SECONDS``, or when a transaction has failed; :meth:`Batcher.run` begins the next one if anything waits. If
+no session could begin, or the write thread died in it, :meth:`Batcher._fail` refuses everything that waits. Cursors
+whose write failed are kept for the next transaction. :meth:`Batcher.drain` closes the queue at shutdown.
 """
 
 from __future__ import annotations
@@ -39,27 +44,27 @@ from ..storage.subscriptions import Save
 
 logger = logging.getLogger("datasette_pubsub")
 
-#: Most messages in one transaction. Longer ones hold the write lock longer
-#: than they gain: at 10,000 the commit's sync is already under 1 % of the time.
+#: The most messages in one transaction. A longer one would hold the write lock longer for little gain: at 10,000
+#: messages, the commit's sync takes less than 1 % of the time.
 COMMIT_MESSAGES = 10_000
 
-#: Most payload bytes in one transaction, unless a single publish has more.
+#: The most payload bytes in one transaction, unless a single publish has more.
 COMMIT_BYTES = 16 * 1024 * 1024
 
-#: How long a session may last, in seconds: many transactions. Others who want to write end it
-#: (:meth:`Batcher.make_way`); who cannot be seen, as Datasette's own functions on a connection of their own, waits
-#: for it, less than a visitor notices.
+#: The longest session, in seconds: many transactions. Another write ends it (:meth:`Batcher.make_way`). A write that
+#: the batcher does not learn of, such as Datasette's own functions on a separate connection, waits until it ends, which
+#: is too short for a visitor to notice.
 SESSION_SECONDS = 0.02
 
-#: How long a session waits for more before it ends, in seconds. Publishers that wait for their answers, or publish
-#: a hundred times a second, send the next publish within this time, and it is spared the hand-over.
+#: How long a session lingers, in seconds. A publisher that waits for each answer, or publishes a hundred times a
+#: second, sends its next publish within this time, and that needs no new call of the write thread.
 LINGER_SECONDS = 0.01
 
-#: How long after a failure cursors that were kept are tried again, in seconds, where nothing else is written before.
+#: How long after a failure the kept cursors are tried again, in seconds, if nothing else is written before.
 CURSOR_RETRY_SECONDS = 1.0
 
-#: Runs a function in a transaction on the write connection; errors are handed back.
-#: The number is when the first of those whose publishes it writes began to wait, by the monotonic clock.
+#: Runs a function in a transaction on the write connection; returns errors instead of raising them.
+#: The number is the time since which the oldest of its publishes has waited, by the monotonic clock.
 Transaction = Callable[[Callable[[sqlite3.Connection], "CommitResult"], float], "CommitResult | PubsubError"]
 
 #: Runs a session on the write thread; the number is as for a transaction. Raises :class:`PubsubError`.
@@ -68,7 +73,7 @@ Write = Callable[[Callable[[Transaction], None], float], Awaitable[None]]
 
 @dataclass(slots=True)
 class _Submission:
-    """Publishes that were handed over together: each all or none by itself."""
+    """Publishes that were submitted together; each is stored whole or not at all."""
 
     publishes: Sequence[Sequence[Item]]
     messages: int
@@ -84,13 +89,13 @@ class Batcher:
         self, settings: Settings, write: Write, committed: Callable[[CommitResult], None], holder: str
     ) -> None:
         self._settings = settings
-        #: Under which name the subscriptions are held whose cursors are saved.
+        #: The name under which this process holds the subscriptions whose cursors it saves.
         self._holder = holder
         self._write = write
         self._committed = committed
         self._waiting: deque[_Submission] = deque()
         self._cursors: dict[int, Save] = {}
-        #: By subscription, the newest cursor ever handed over: at most one entry per row of theirs.
+        #: For each subscription, the newest cursor that :meth:`move_cursor` was given: one entry for each row at most.
         self._newest: dict[int, Save] = {}
         self._messages = 0
         self._bytes = 0
@@ -100,26 +105,26 @@ class Batcher:
         #: Set after every transaction: there may be room again.
         self._written = asyncio.Event()
         self._closed = False
-        #: The newest id that the batcher has written, or 0. It is told of by the event loop a moment later.
+        #: The newest id that the batcher has written, or 0. The event loop tells the hub a moment later.
         self.last = 0
         #: Whether the newest transaction has failed.
         self._failed = False
-        #: Whether others want to write: set by them, cleared before a session is handed over, behind them.
+        #: Whether another write waits: set by :meth:`make_way`, cleared before the next session is queued behind it.
         self._others = False
-        #: Whether the session waits for more, and what ends its wait.
+        #: Whether the session lingers, and the queue whose items end that.
         self._lingers = False
         self._wake_session: SimpleQueue[None] = SimpleQueue()
-        #: What the write thread is writing.
+        #: The submissions that the write thread is writing.
         self._writing: list[_Submission] = []
         self._loop: asyncio.AbstractEventLoop
         self._loop_thread = 0
 
     async def publish(self, items: Sequence[Item]) -> Sequence[int]:
-        """Append the items, all or none; returns their ids once they are durable.
+        """Append all items or none; returns their ids when they are durable.
 
         Raises :class:`~.core.errors.InvalidArgument` or :class:`~.core.errors.PayloadTooLarge`
         for a bad item, :class:`~.core.errors.TooManyRequests` when the queue is full, and
-        :class:`~.core.errors.Unavailable` while shutting down.
+        :class:`~.core.errors.Unavailable` while the server shuts down.
         """
         if not items:
             return []
@@ -137,14 +142,14 @@ class Batcher:
         return outcome
 
     def submit(self, publishes: Sequence[Sequence[Item]], messages: int, size: int) -> asyncio.Future[list[Outcome]]:
-        """Take publishes, whose items have been checked; what became of each, once that is durable.
+        """Queue publishes whose items have been checked; the future has the outcome of each when they are durable.
 
-        ``messages`` and ``size`` (bytes of payload) are those of all of them.
-        The future may also raise :class:`~.core.errors.PubsubError`, for them all.
-        Raises :class:`~.core.errors.Unavailable` while shutting down.
+        ``messages`` and ``size`` (bytes of payload) count all of them. The
+        future may also raise :class:`~.core.errors.PubsubError`, for all of them.
+        Raises :class:`~.core.errors.Unavailable` while the server shuts down.
         """
         if self._closed:
-            raise Unavailable("the server is going away; nothing was published")
+            raise Unavailable("the server is shutting down; nothing was published")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Submission(publishes, messages, size, done))
         self._messages += messages
@@ -153,20 +158,20 @@ class Batcher:
         return done
 
     async def room(self, messages: int, size: int) -> None:
-        """Wait until so many messages, of so many bytes, fit into the queue."""
+        """Wait until this many messages, with this many bytes of payload, fit into the queue."""
         while not self._closed and not self._fits(messages, size):
             self._written.clear()
             await self._written.wait()
 
     def _fits(self, messages: int, size: int) -> bool:
-        # An empty queue takes anything: what is allowed at all must fit once.
+        # An empty queue takes any publish: one that is within the other limits must fit.
         return not self._waiting or (
             self._messages + messages <= self._settings.max_pending_messages
             and self._bytes + size <= self._settings.max_pending_bytes
         )
 
     def move_cursor(self, subscription_id: int, save: Save) -> None:
-        """Save a subscription's cursor with the next transaction, while it is held by that claim. Does not wait."""
+        """Save a subscription's cursor with the next transaction, if that claim still holds it. Does not wait."""
         known = self._newest.get(subscription_id)
         if known is not None and known.claim == save.claim:
             if save.cursor <= known.cursor and save.release <= known.release:
@@ -176,7 +181,7 @@ class Batcher:
         self._wake()
 
     def newest_cursor(self, subscription_id: int, claim: int) -> int:
-        """The newest cursor that was handed over for a subscription under this claim, written already or not."""
+        """The newest cursor that :meth:`move_cursor` was given for a subscription under this claim, written or not."""
         known = self._newest.get(subscription_id)
         return known.cursor if known is not None and known.claim == claim else 0
 
@@ -186,7 +191,7 @@ class Batcher:
         self._newest.pop(subscription_id, None)
 
     def forget_log(self) -> None:
-        """Drop all cursors, and the newest id: they are of a log that was replaced."""
+        """Drop all cursors, and the newest id: they belong to a log that was replaced."""
         self.last = 0
         self._cursors.clear()
         self._newest.clear()
@@ -197,25 +202,25 @@ class Batcher:
         self._rouse()
 
     def make_way(self) -> None:
-        """Let the session end after its present transaction: called by who is about to write through Datasette."""
+        """End the session after its present transaction; called before another write through Datasette is queued."""
         self._others = True
         self._rouse()
 
     def _rouse(self) -> None:
-        """Let a session that waits for more look again."""
+        """Wake a session that lingers."""
         if self._lingers:
             self._lingers = False
             self._wake_session.put(None)
 
     async def run(self) -> None:
-        """Write what is waiting, for ever. Cancelled at shutdown, after :meth:`drain`."""
+        """Write everything that waits, for ever. Cancelled at shutdown, after :meth:`drain`."""
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         while True:
             await self._work.wait()
             self._work.clear()
             self._failed = False
-            # After a failure, cursors that were kept wait for the next wake-up, or a moment.
+            # After a failure, the kept cursors wait for the next wake-up, or for CURSOR_RETRY_SECONDS.
             while self._waiting or (self._cursors and not self._failed):
                 await self._write_all()
             self._idle.set()
@@ -227,18 +232,18 @@ class Batcher:
         try:
             await self._write(self._session, self._waiting[0].since if self._waiting else time.monotonic())
         except asyncio.CancelledError:
-            unknown = Unavailable("the server is going away; whether this was published is not known")
+            unknown = Unavailable("the server is shutting down; whether this was published is not known")
             for submission in self._writing:
                 _refuse(submission, unknown)
             self._fail(unknown)
             raise
         except Exception as error:
-            # No session has begun, or the write thread has died in it.
+            # The session has not begun, or the write thread died in it.
             self._failed = True
             self._fail(_known(error))
 
     async def drain(self, timeout: float) -> bool:
-        """Take no more publishes and wait until all that were taken are written; whether they were."""
+        """Refuse new publishes and wait until all queued ones are written; returns whether they were."""
         self._closed = True
         self._written.set()
         self.make_way()
@@ -250,12 +255,12 @@ class Batcher:
         return True
 
     def _session(self, transaction: Transaction) -> None:
-        """On the write thread: one transaction after the other, while there is something to write."""
+        """Run one transaction after the other while there is something to write. Runs on the write thread."""
         end = time.monotonic() + SESSION_SECONDS
         while True:
             taken, cursors = self._take(), self._take_cursors()
             if not taken and not cursors:
-                # Without SQL threads (num_sql_threads) this is the event loop, which must not wait.
+                # Without SQL threads (num_sql_threads) this runs on the event loop, which must not wait.
                 if self._closed or threading.get_ident() == self._loop_thread or not self._linger():
                     return
                 continue
@@ -269,16 +274,16 @@ class Batcher:
             try:
                 self._loop.call_soon_threadsafe(self._finish, taken, cursors, result)
             except RuntimeError:
-                # The loop has ended, and with it whoever waited.
+                # The event loop has ended, so nothing waits for the answers.
                 return
-            # Not looked at before: beside others who write all the time, each session writes something.
+            # Checked only after a transaction: so each session writes something, even while other writes always wait.
             if isinstance(result, PubsubError) or self._others or time.monotonic() >= end:
                 return
 
     def _linger(self) -> bool:
-        """Wait a moment for something to write; whether there is something."""
+        """Wait a moment for something to write; returns whether there is something."""
         self._lingers = True
-        # Looked at after that is set: what came before it woke nobody.
+        # Checked after the flag is set: a publish that came before it did not wake this session.
         if not (self._waiting or self._cursors or self._others):
             with contextlib.suppress(Empty):
                 self._wake_session.get(timeout=LINGER_SECONDS)
@@ -294,7 +299,7 @@ class Batcher:
     def _take(self) -> list[_Submission]:
         taken: list[_Submission] = []
         messages = size = 0
-        # Cut short at shutdown, where the event loop empties the queue.
+        # At shutdown the event loop may empty the queue at the same time.
         with contextlib.suppress(IndexError):
             while first := self._waiting[0]:
                 if taken and (messages + first.messages > COMMIT_MESSAGES or size + first.size > COMMIT_BYTES):
@@ -306,7 +311,7 @@ class Batcher:
 
     def _take_cursors(self) -> dict[int, Save]:
         taken: dict[int, Save] = {}
-        # One by one: the event loop may be adding more.
+        # One by one, since the event loop may add more at the same time.
         with contextlib.suppress(KeyError):
             while True:
                 subscription_id, cursor = self._cursors.popitem()
@@ -314,7 +319,7 @@ class Batcher:
         return taken
 
     def _finish(self, taken: list[_Submission], cursors: dict[int, Save], result: CommitResult | PubsubError) -> None:
-        """On the event loop: tell everybody what became of one transaction."""
+        """Answer the publishers of one transaction. Runs on the event loop."""
         self._messages -= sum(submission.messages for submission in taken)
         self._bytes -= sum(submission.size for submission in taken)
         self._written.set()
@@ -334,7 +339,7 @@ class Batcher:
                 submission.done.set_result(found)
 
     def _fail(self, error: PubsubError) -> None:
-        """Nothing of what waits will be written."""
+        """Refuse every publish that waits or is being written."""
         left = [submission for submission in self._writing if not submission.done.done()]
         self._writing = []
         for submission in [*left, *self._take_all()]:
@@ -344,10 +349,10 @@ class Batcher:
         self._written.set()
 
     def _keep(self, cursors: dict[int, Save], error: PubsubError) -> None:
-        """Keep cursors that could not be written now; the next transaction takes them along."""
+        """Keep cursors that could not be written, for the next transaction."""
         if isinstance(error, Unavailable) and not self._closed:
             for subscription_id, save in cursors.items():
-                # One that came meanwhile is newer.
+                # A cursor that came meanwhile is newer.
                 if subscription_id in self._newest:
                     self._cursors.setdefault(subscription_id, save)
 
@@ -371,7 +376,7 @@ def _refuse(submission: _Submission, error: PubsubError) -> None:
 def _write_one(
     taken: list[_Submission], cursors: dict[int, Save], holder: str, conn: sqlite3.Connection
 ) -> CommitResult:
-    """What is written in one transaction."""
+    """Write the publishes and cursors of one transaction."""
     result = append(conn, [publish for submission in taken for publish in submission.publishes])
     if cursors:
         subscriptions.save(conn, holder, cursors.values())

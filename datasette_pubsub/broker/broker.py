@@ -1,8 +1,6 @@
-"""The broker of one database: puts batcher, log, hub and streams together.
+"""The broker of one database: connects the batcher, the log, the hub and the streams.
 
-The law of this module: it is the only one that knows both storage and live
-subscribers. It speaks to the database through Datasette's own connections only
-(DESIGN.md, decision 1) and knows no wire format and no HTTP.
+It uses only connections that Datasette has opened (DESIGN.md, decision 1), and knows no wire format and no HTTP.
 """
 
 from __future__ import annotations
@@ -48,27 +46,41 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datasette_pubsub")
 
-#: A jump of the head by more than this many ids is not read into the tail;
-#: subscribers take it from the log, each at its own pace.
+#: If the head jumps by more ids than this, the messages are not read into the tail; subscribers read them from the log,
+#: each at its own pace.
 FILL_IDS = 5_000
 
-#: How long the shutdown waits for the batcher, in seconds; an operator expects
-#: Ctrl+C to end the server within three.
+#: How long the shutdown waits for the batcher, in seconds; an operator expects Ctrl+C to end the server within three.
 DRAIN_SECONDS = 2.0
 
-#: True inside the batcher's own writes, which tell the hub themselves.
+#: True inside the plugin's own writes, which the hook ``write_wrapper`` leaves alone: they update the hub themselves.
 in_batcher: ContextVar[bool] = ContextVar("datasette_pubsub_in_batcher", default=False)
 
 T = TypeVar("T")
 
 
 class Broker:
-    """Publishes to and reads from one database of one Datasette."""
+    """Publishes to one database of one Datasette and reads from it.
+
+    :func:`.registry.registry` finds it. Its methods check no permissions:
+    :mod:`.access.gateway` does that for requests.
+
+    Example::
+
+        from datasette_pubsub.broker.registry import registry
+        from datasette_pubsub.core.values import Item
+
+        broker = registry(datasette).of("data")
+        ids = await broker.publish([Item("news", "hello"), Item("news", "world")])
+        assert ids == [1, 2]
+        (channel,) = await broker.channels()
+        assert (channel.name, channel.count) == ("news", 2)
+    """
 
     def __init__(self, datasette: Datasette, db: Database, settings: Settings) -> None:
         self.name = str(db.name)
         self.settings = settings
-        #: The file, as Datasette opens it.
+        #: The database's file.
         self.store = DatabaseFile(datasette, db, settings)
         self._db = db
         self._datasette = datasette
@@ -76,10 +88,10 @@ class Broker:
         holder = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._batcher = Batcher(settings, self.store.session, self._committed, holder)
         self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.watch_interval_seconds)
-        #: Of subscribers and of publishers.
+        #: Counts subscribers and publish streams.
         self._admission = Admission(self.name, settings)
         self._active = ActiveSubscriptions(self._batcher, holder)
-        self._upkeep = Maintenance(self.name, settings, _FileAtLeisure(self), self._active, lambda: self._removed)
+        self._maintenance = Maintenance(self.name, settings, _UnlimitedFile(self), self._active, lambda: self._removed)
         self._subscribing = Subscribing(
             settings,
             self.store,
@@ -93,13 +105,13 @@ class Broker:
         )
         self._started = False
         self._refreshing = asyncio.Lock()
-        #: Many subscribers that begin at the same time are told the head together.
+        #: Many subscribers that begin at the same time share one read of the head.
         self._heads: SingleFlight[int] = SingleFlight()
 
     # -- life ---------------------------------------------------------------
 
     def start(self) -> None:
-        """Enter the supervised tasks, once; called on the event loop."""
+        """Start the supervised tasks; a second call does nothing. Call it on the event loop."""
         if self._started:
             return
         self._started = True
@@ -112,7 +124,7 @@ class Broker:
             add(self._run_retention, name=f"pubsub retention: {self.name}")
 
     def serves(self, db: Database) -> bool:
-        """Whether this is the broker of that very database, not of one removed and added again."""
+        """Whether this is the broker of this database object, not of one that was removed and added again."""
         return self._db is db
 
     @property
@@ -132,34 +144,34 @@ class Broker:
         await Health(self.name, self.store, self, lambda: self._removed).run()
 
     def end_streams(self) -> None:
-        """Tell every stream to end and come back."""
+        """End every stream and ask its subscriber or publisher to reconnect."""
         self._admission.end_all()
 
     def leave(self) -> None:
-        """The connections to the file are about to be closed."""
+        """Stop using the connections to the file; they are about to be closed."""
         self._watcher.leave()
 
     async def begin_anew(self) -> None:
-        """Another file is served: what is known of the log was of the one before."""
+        """Forget what is known of the log: another file is served now."""
         self._batcher.forget_log()
         self.hub.rewind(await self.store.read(log.head))
 
     async def _run_cursors(self, _datasette: Datasette) -> None:
         in_batcher.set(True)
-        await self._upkeep.run_cursors()
+        await self._maintenance.run_cursors()
         # The database was removed.
         self.close_streams()
 
     async def _run_retention(self, _datasette: Datasette) -> None:
         in_batcher.set(True)
-        await self._upkeep.run_retention()
+        await self._maintenance.run_retention()
 
     def close_streams(self) -> None:
-        """Tell every stream that the server is going away, and take no new ones."""
+        """End every stream because the server shuts down, and admit no new ones."""
         self._admission.close()
 
     async def stop(self) -> None:
-        """End streams and write what was accepted. The tasks are cancelled by Datasette after this."""
+        """End all streams and write all accepted publishes. Datasette cancels the tasks after this."""
         self.close_streams()
         if not await self._batcher.drain(DRAIN_SECONDS):
             logger.warning("database %s: not everything was written within %s s", self.name, DRAIN_SECONDS)
@@ -167,7 +179,7 @@ class Broker:
     # -- writing ------------------------------------------------------------
 
     async def publish(self, items: Sequence[Item]) -> list[int]:
-        """Append messages, all or none; their ids, once they are on disk."""
+        """Append all messages or none; returns their ids when they are durable."""
         self.store.check_writable()
         if len(items) > self.settings.max_batch_messages:
             raise PayloadTooLarge(
@@ -180,10 +192,10 @@ class Broker:
     async def publishing(
         self, party: str, rights: Callable[[], Awaitable[Rights | None]]
     ) -> AsyncIterator[PublishStream]:
-        """One publish stream, entered here and removed when the block ends.
+        """Open a publish stream until the block ends.
 
-        ``party`` is whom it counts for, like a subscriber's stream; ``rights``
-        says what it may publish. Raises :class:`~.core.errors.PubsubError`.
+        It counts for ``party``, an actor or address, as a subscriber does;
+        ``rights`` returns what it may publish. Raises :class:`~.core.errors.PubsubError`.
         """
         self.store.check_writable()
         publish_stream = PublishStream(self._batcher, self.settings, self.name, rights)
@@ -197,7 +209,7 @@ class Broker:
             self._admission.leave(party)
 
     async def acknowledge(self, owner: str, name: str, message_id: int) -> int:
-        """Move a subscription's cursor forward to an id; returns where it stands, once that is on disk."""
+        """Move a subscription's cursor forward to an id; returns the cursor when it is durable."""
         self.store.check_writable()
         check_subscription_name(name)
         number, cursor = await self._write(lambda conn: subscriptions.acknowledge(conn, owner, name, message_id))
@@ -205,21 +217,21 @@ class Broker:
         return cursor
 
     async def delete_subscription(self, owner: str, name: str) -> None:
-        """Forget a subscription and its cursor; its live stream, if any, ends. Raises :class:`NotFound`."""
+        """Delete a subscription and its cursor, and end its subscriber. Raises :class:`NotFound`."""
         self.store.check_writable()
         self._active.drop(await self._write(lambda conn: subscriptions.delete(conn, owner, name)))
 
     async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a change of the file in a transaction of its own; errors come out as :class:`PubsubError`."""
+        """Run a function that changes the file, in its own transaction. Raises :class:`PubsubError`."""
         self.store.check_writable()
         return await self._write(fn)
 
     def _committed(self, result: CommitResult) -> None:
         if not len(self.hub):
-            # Nobody listens: nothing is done for each message.
+            # Without subscribers, nothing is done for each message.
             self.hub.skip_to(result.last)
         elif self._active.behind(result.claims) or not self.hub.committed(result.before, result.messages()):
-            # Others have committed in between: the log has it all, in order, and who holds which subscription.
+            # Other writers have committed in between: the watcher reads their messages and claims from the file.
             self._watcher.look()
 
     async def _write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
@@ -227,7 +239,7 @@ class Broker:
         return await self.store.write(fn)
 
     def make_way(self) -> None:
-        """Called before anything but the batcher writes through Datasette, so that it need not wait for the batcher."""
+        """End the batcher's session; called before another write through Datasette, which then need not wait for it."""
         self._batcher.make_way()
 
     # -- reading ------------------------------------------------------------
@@ -235,16 +247,16 @@ class Broker:
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run a read on one of Datasette's read connections, within ``read_time_limit_seconds``.
 
-        Errors come out as :class:`PubsubError`.
+        Raises :class:`PubsubError`.
         """
         return await self.store.read(fn, self.settings.read_time_limit_seconds)
 
     async def channels(self) -> list[log.Channel]:
-        """All channels of the log, by name, with what they hold."""
+        """All channels of the log, sorted by name, with their counts and newest messages."""
         return await self.read(log.channels)
 
     async def selector_of(self, owner: str, name: str) -> Selector:
-        """What a subscription reads, as stored; nothing for one that does not exist."""
+        """The stored selector of a subscription; an empty one if the subscription does not exist."""
 
         def find(conn: sqlite3.Connection) -> Selector:
             if not schema.installed(conn):
@@ -255,9 +267,9 @@ class Broker:
         return await self.read(find)
 
     async def subscriptions(self, owner: str | None, verdicts: Verdicts = ALL) -> list[dict[str, Any]]:
-        """Subscriptions of one owner, or of all (``None``), by owner and name.
+        """The subscriptions of one owner, or of all owners (``None``), sorted by owner and name.
 
-        With whether a subscriber is connected to any process, and their lag in what ``verdicts`` lets be seen.
+        Each says whether a subscriber is connected to any process, and its lag in the channels that ``verdicts`` allow.
         """
 
         def read(conn: sqlite3.Connection) -> list[tuple[Subscription, tuple[int, bool]]]:
@@ -289,17 +301,17 @@ class Broker:
         ]
 
     async def snapshot_table(self, table: str) -> tuple[list[str], list[Any], int]:
-        """A table's rows and the log's head, as :meth:`snapshot`. Raises :class:`NotFound`."""
+        """A snapshot of a table, as :meth:`snapshot`. Raises :class:`NotFound`."""
         names = [*await self._db.table_names(), *await self._db.view_names()]
         if table not in names:
             raise NotFound(f"table not found: {table}")
         return await self.snapshot(f"SELECT * FROM {identifier(table)}", {})
 
     async def snapshot(self, statement: str, params: dict[str, Any]) -> tuple[list[str], list[Any], int]:
-        """The columns and rows of a SELECT, and the log's head, all of one moment.
+        """The columns and rows of a SELECT, and the log's head, all from one read transaction.
 
-        Raises :class:`InvalidArgument` for SQL that does not run, with SQLite's
-        word for it, and :class:`PayloadTooLarge` for more than ``max_snapshot_rows``.
+        Raises :class:`InvalidArgument`, with SQLite's own message, for SQL that
+        does not run, and :class:`PayloadTooLarge` for more than ``max_snapshot_rows``.
         """
         settings, milliseconds = self.settings, self._datasette.setting("sql_time_limit_ms")
         return await self.read(
@@ -307,7 +319,7 @@ class Broker:
         )
 
     def _knows(self, conn: sqlite3.Connection) -> bool:
-        """Whether the hub has all that is in the log, or is about to be told by the batcher; and no claim is new."""
+        """Whether the hub needs no refresh: it has every message, or the batcher will give it, and no claim is new."""
         if self._active.behind(subscriptions.claims(conn)):
             return False
         head = log.head(conn)
@@ -325,18 +337,18 @@ class Broker:
                 else:
                     everything = Selector(patterns=("*",))
                     page = Reader(everything).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
-                # Read after the messages: it has every claim that was committed before any of them.
+                # Claims are read after the messages, so that every claim committed before a message is among them.
                 return page, subscriptions.newer_claims(conn, seen)
 
             page, (newest, claims) = await self.store.read(read)
             self._active.see(newest, claims)
             if page.head < known:
-                # Restored from a backup: this is not the log that the tail, the cursors and the streams are of.
+                # The file was restored from a backup: the tail, the cursors and the streams belong to another log.
                 self.hub.rewind(page.head)
                 self._batcher.forget_log()
                 self._watcher.look()
                 return
-            # A hole is what a trim has left: readers that need it must be told, by the log.
+            # A hole in the ids is from a trim: subscribers read the log then, and report the gap.
             if page.messages and page.messages[-1].id - known == len(page.messages):
                 new = [message for message in page.messages if message.id > self.hub.head]
                 self.hub.fill(new, page.messages[-1].id)
@@ -346,7 +358,7 @@ class Broker:
         self._watcher.watch(not idle)
 
     async def log_head(self) -> int:
-        """The log's head now, with the hub brought up to it."""
+        """Bring the hub up to the log's head, and return it."""
         return await self._heads.ask(self.name, self._refreshed)
 
     async def _refreshed(self) -> int:
@@ -354,12 +366,12 @@ class Broker:
         return self.hub.head
 
     def subscribe(self, asked: SubscribeOptions, encoder: Encoder) -> AbstractAsyncContextManager[Subscriber]:
-        """One live subscriber, entered here and removed when the block ends; see :meth:`Subscribing.open`."""
+        """Open a live subscriber until the block ends; see :meth:`Subscribing.open`."""
         return self._subscribing.open(asked, encoder)
 
 
-class _FileAtLeisure:
-    """The file, for what no visitor asks for: it may take its time."""
+class _UnlimitedFile:
+    """The file, without a time limit on reads: for maintenance, which no visitor waits for."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker

@@ -1,8 +1,7 @@
-"""The file of one database, as Datasette opens it: reads, writes, and what stands in their way.
+"""The file of one database: runs reads and writes on it, installs the log, and notices when the file is replaced.
 
-The law of this module: every connection is one that Datasette made (DESIGN.md,
-decision 1). Errors of SQLite come out of it as errors that may be shown. It
-knows no subscribers.
+Every connection is one that Datasette has opened (DESIGN.md, decision 1). SQLite's errors become errors that clients
+may see.
 """
 
 from __future__ import annotations
@@ -42,20 +41,20 @@ _now = time.monotonic
 
 
 class DatabaseFile:
-    """One database of one Datasette."""
+    """The file of one database of one Datasette."""
 
     def __init__(self, datasette: Datasette, db: Database, settings: Settings) -> None:
-        #: Why the log could not be installed, as found when the write connection was opened.
+        #: Why the log could not be installed when the write connection was opened.
         self.conflict: PubsubError | None = None
-        #: What the log was told last.
-        self._told: str | None = None
+        #: The last conflict that was logged.
+        self._logged: str | None = None
         self._name = str(db.name)
         self._datasette = datasette
         self._db = db
         self._settings = settings
-        #: Which file the connections are open on; ``None`` while there is none.
+        #: The file that the connections are open on, by device and inode; ``None`` while there is none.
         self._file = self._at_path()
-        #: Which of them the write connection was opened on, as far as is known.
+        #: The file that the write connection was opened on, if known.
         self._written: tuple[int, int] | None = None
         #: When :meth:`prepare_write` last ended, by the monotonic clock.
         self._prepared = 0.0
@@ -63,13 +62,13 @@ class DatabaseFile:
 
     @property
     def writable(self) -> bool:
-        """Whether this is a file that can be written."""
+        """Whether the database is a file that can be written."""
         return bool(self._db.is_mutable and not self._db.is_memory and not self._datasette.nolock)
 
     # -- the file at the path -------------------------------------------------
 
     def _at_path(self) -> tuple[int, int] | None:
-        """Which file is at the path now; ``None`` where there is none. It is only looked at, never opened."""
+        """The file at the path now, by device and inode; ``None`` if there is none. This never opens the file."""
         if self._db.path is None:
             return None
         try:
@@ -77,12 +76,12 @@ class DatabaseFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            # Who cannot look cannot say that it has changed.
+            # The file cannot be looked at, so it counts as unchanged.
             return self._file
         return found.st_dev, found.st_ino
 
     def absence(self) -> Unavailable | None:
-        """What to tell publishers and subscribers while the file that is open is not the one at the path. Cheap."""
+        """The error to return while the open file is not the one at the path. Cheap."""
         if self._file is None or self._db.is_memory:
             return None
         now = self._at_path()
@@ -93,7 +92,7 @@ class DatabaseFile:
         return Unavailable(f"the file of database {self._name} was replaced; nothing was stored, try again")
 
     def check_present(self) -> None:
-        """Raise :class:`Unavailable` while the file that is open is not the one at the path."""
+        """Raise :class:`Unavailable` while the open file is not the one at the path."""
         absence = self.absence()
         if absence is not None:
             raise absence
@@ -107,16 +106,16 @@ class DatabaseFile:
         return self._db.path is not None and os.path.exists(f"{self._db.path}-wal")
 
     async def reopen(self, leave: Callable[[], None]) -> bool:
-        """Have Datasette open the file that is at the path now; whether it could.
+        """Make Datasette open the file that is at the path now; returns whether it did.
 
-        ``leave`` is called before the old connections are closed: whoever has one leaves it.
+        ``leave`` is called before the old connections are closed.
         """
         if not compat.can_reopen(self._db):
             return False
         async with self._thread.reopening:
             if self._written == self._file and self._has_wal():
-                # The new file would be read with the old one's write-ahead log, where that was left at the path:
-                # what stands in it goes into the old file.
+                # If the old write-ahead log was left at the path, SQLite would read the new file with it. The
+                # checkpoint moves its content into the old file.
                 await self._thread.run(lambda conn: conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone(), _now())
             if not await self._thread.end():
                 return False
@@ -133,25 +132,28 @@ class DatabaseFile:
         return found is not None
 
     def revive(self) -> bool:
-        """Start the write thread again if it has died; whether it had."""
+        """Start the write thread again if it has died; returns whether it had."""
         return self._thread.revive()
 
     async def open_again(self) -> bool:
-        """End the write thread if it could not open its connection: it would say so for ever. Whether it was ended."""
+        """End the write thread if it could not open its connection, so that the next write tries again.
+
+        Returns whether it was ended.
+        """
         return self.absence() is None and await self._thread.open_again()
 
     # -- the log --------------------------------------------------------------
 
     def prepare_write(self, conn: sqlite3.Connection) -> None:
-        """Durability and the log, on Datasette's write connection; why not, if not, stands in ``conflict``."""
+        """Set durability and install the log on Datasette's write connection; a failure is kept in ``conflict``."""
         self.conflict = None
         try:
             if self._file is None:
-                # Opening the connection has made it.
+                # Opening the connection has created the file.
                 self._file = self._at_path()
             self._written = self._at_path()
             self._thread.busy_ms = max(self._thread.busy_ms, conn.execute("PRAGMA busy_timeout").fetchone()[0])
-            # Before anything is changed: a file of a newer version stays as it is.
+            # This comes before any change, so that a file of a newer version stays as it is.
             schema.check(conn)
             schema.set_durability(conn, self._settings)
             if not self._datasette.setting("cache_size_kb"):
@@ -162,17 +164,17 @@ class DatabaseFile:
         except sqlite3.Error as error:
             self.conflict = explain(error, self._name, conn)
         self._prepared = _now()
-        self._tell(self.conflict)
+        self._log(self.conflict)
 
-    def _tell(self, conflict: PubsubError | None) -> None:
-        """Say in the log why nothing can be published; once, until it changes."""
+    def _log(self, conflict: PubsubError | None) -> None:
+        """Log why nothing can be published, once until the reason changes."""
         message = None if conflict is None else conflict.message
-        if message is not None and message != self._told:
+        if message is not None and message != self._logged:
             logger.warning("database %s: %s", self._name, message)
-        self._told = message
+        self._logged = message
 
     async def look(self) -> None:
-        """Say in the log what is wrong with the log of this file; called when the server starts."""
+        """Log what is wrong with this file's log, if anything is; called when the server starts."""
         if self.writable:
 
             def problem(conn: sqlite3.Connection) -> PubsubError | None:
@@ -183,24 +185,24 @@ class DatabaseFile:
                 return None
 
             try:
-                self._tell(await self.read(problem))
+                self._log(await self.read(problem))
             except Unavailable:
-                # The file cannot be read now: whoever asks for it is told.
+                # The file cannot be read now: each request for it gets the error.
                 pass
 
     async def prepare_later(self) -> None:
-        """Have the log installed by the write thread, as soon as nothing reads; does not wait for it."""
+        """Queue a write that installs the log, without waiting for it."""
         since = _now()
 
         def prepare(conn: sqlite3.Connection) -> None:
-            # Opening the write connection has done it, where this is the first write.
+            # If this is the first write, opening the write connection has installed the log already.
             with contextlib.suppress(sqlite3.Error):
                 self._obstacle(conn, since)
 
         await self._db.execute_write_fn(prepare, block=False, transaction=False)
 
     def check_writable(self) -> None:
-        """Raise :class:`FailedPrecondition` when this database can never store a message."""
+        """Raise :class:`FailedPrecondition` if this database can never store a message."""
         if self._db.is_memory:
             raise FailedPrecondition(f"database {self._name} is in memory: it cannot keep messages")
         if not self._db.is_mutable:
@@ -209,18 +211,20 @@ class DatabaseFile:
             raise FailedPrecondition("Datasette was started with --nolock: it cannot read a file that has a log")
 
     def _obstacle(self, conn: sqlite3.Connection, since: float) -> PubsubError | None:
-        """Why nothing can be written, looked at anew if the last look was before ``since``; on the write thread."""
+        """The reason why nothing can be written, or ``None``; runs on the write thread.
+
+        A conflict that was found before ``since`` is checked again.
+        """
         absence = self.absence()
         if absence is None and self.conflict is not None and self._prepared < since:
-            # Opening the write connection could not install the log; what stood in the way may be gone.
+            # The log could not be installed when the write connection was opened; the reason may be gone now.
             self.prepare_write(conn)
         return absence or self.conflict
 
     async def write(self, fn: Callable[[sqlite3.Connection], T], seconds: float = math.inf) -> T:
         """Run a function in a transaction on the write connection. Raises :class:`PubsubError`.
 
-        That is :class:`Unavailable`, and nothing is stored, when one of its statements takes longer than so many
-        seconds.
+        Raises :class:`Unavailable`, and stores nothing, when its statements take longer than ``seconds``.
         """
         since = _now()
 
@@ -239,9 +243,10 @@ class DatabaseFile:
         return result
 
     async def session(self, session: Callable[[Transaction], None], since: float) -> None:
-        """Run the batcher's session on the write thread, with what it needs to run transactions.
+        """Run the batcher's session on the write thread, and give it a function that runs transactions.
 
-        ``since`` is when the first of those who wait began to, by the monotonic clock. Raises :class:`PubsubError`.
+        ``since`` is the time since which the oldest publish has waited, by the monotonic clock. Raises
+        :class:`PubsubError`.
         """
 
         def transaction(fn: Callable[[sqlite3.Connection], CommitResult], since: float) -> CommitResult | PubsubError:
@@ -260,7 +265,7 @@ class DatabaseFile:
     def _transaction(
         self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], T], since: float
     ) -> T | PubsubError:
-        """One transaction, on the write thread; errors are handed back."""
+        """Run one transaction on the write thread; returns errors instead of raising them."""
         try:
             with waiting_less(conn, since):
                 return self._write_one(conn, fn, since)
@@ -282,7 +287,7 @@ class DatabaseFile:
         except BaseException:
             conn.rollback()
             raise
-        # Asked again before it is acknowledged: what was committed to a file that has gone is lost.
+        # Check again before the answer: a commit to a file that is gone is lost.
         return self.absence() or result
 
     def _took_too_long(self) -> Unavailable:
@@ -292,9 +297,9 @@ class DatabaseFile:
         )
 
     async def read(self, fn: Callable[[sqlite3.Connection], T], seconds: float = math.inf) -> T:
-        """Run a read on one of Datasette's read connections; errors come out as :class:`PubsubError`.
+        """Run a read on one of Datasette's read connections. Raises :class:`PubsubError`.
 
-        Raises :class:`Unavailable` when it takes longer than so many seconds.
+        Raises :class:`Unavailable` when the read takes longer than ``seconds``.
         """
         since = _now()
 
@@ -320,7 +325,7 @@ class DatabaseFile:
 
 
 async def _all_done(pending: Iterable[object]) -> None:
-    """Wait until these reads have ended, whatever became of them."""
+    """Wait until these reads have ended, whether they succeeded or not."""
     waits = [asyncio.wrap_future(cast("concurrent.futures.Future[object]", each)) for each in pending]
     if waits:
         await asyncio.wait(waits, timeout=BUSY_MS / 1000)

@@ -1,8 +1,7 @@
-"""Looks, twice a second, whether a database can be written as it should, and mends what can be mended.
+"""Health check: looks twice a second whether a database can be written, and repairs what it can.
 
-The write thread may have died, and the file may have been deleted, renamed or
-replaced. Each is told once in the log. What is told to publishers is looked at by
-:mod:`.broker.database` for every commit; this is for subscribers, and for going on by itself.
+It notices a dead write thread, and a file that was deleted, renamed or replaced, and logs each once. For publishers,
+:mod:`.broker.database` checks the file at every commit; this module ends subscribers' streams, and reopens the file.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from .database import DatabaseFile
 
 logger = logging.getLogger("datasette_pubsub")
 
-#: How often it looks, in seconds: what is wrong is to be noticed within a second. One look takes 2 µs.
+#: The interval of the checks, in seconds: a fault should be noticed within a second. One check takes 2 µs.
 HEALTH_SECONDS = 0.5
 
 
 class Served(Protocol):
-    """The live side of the database."""
+    """The broker, as the health check uses it."""
 
     def end_streams(self) -> None: ...
 
@@ -32,22 +31,22 @@ class Served(Protocol):
 
 
 class Health:
-    """The health of one database, until it is ``removed``."""
+    """Checks one database until it is ``removed``."""
 
     def __init__(self, name: str, store: DatabaseFile, served: Served, removed: Callable[[], bool]) -> None:
         self._name = name
         self._store = store
         self._served = served
         self._removed = removed
-        #: What was told of the file last; ``None`` while it is there.
-        self._told: str | None = None
-        #: What was told last of why it could not be opened anew.
+        #: The last message that was logged about the file; ``None`` while the file is present.
+        self._logged: str | None = None
+        #: The last reason that was logged for not reopening it.
         self._hindrance: str | None = None
-        #: Whether another file was opened, of whose log nothing is known yet.
+        #: Whether another file was opened whose log the broker has not read yet.
         self._anew = False
 
     async def run(self) -> None:
-        """Look for ever; an error of one look is logged, and the next one comes."""
+        """Check for ever; an error in one check is logged, and the checks go on."""
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
             if self._removed():
@@ -56,29 +55,29 @@ class Health:
                 await self._look()
             except Exception:
                 if self._removed():
-                    # While it was looked after.
+                    # During the check.
                     return
-                logger.exception("database %s: could not look after it; trying again", self._name)
+                logger.exception("database %s: the health check failed; trying again", self._name)
 
     async def _look(self) -> None:
         store = self._store
         if store.revive() or await store.open_again():
-            # Whoever waits in the queue is served by the new thread.
+            # The new thread serves the writes that wait in the queue.
             await store.prepare_later()
         absence = store.absence()
         if absence is not None:
-            first = self._told is None
-            if self._told != absence.message:
-                self._told = absence.message
+            first = self._logged is None
+            if self._logged != absence.message:
+                self._logged = absence.message
                 logger.error("%s; publishing is refused", absence.message.partition(";")[0])
             try:
                 if store.replaced:
                     await self._reopen()
             finally:
                 if first:
-                    # After the file was opened anew, where that was possible: whoever comes back finds it.
+                    # This comes after the file was reopened, if it could be: subscribers that reconnect find it.
                     self._served.end_streams()
-        elif self._told is not None or self._anew:
+        elif self._logged is not None or self._anew:
             await self._go_on()
 
     async def _reopen(self) -> None:
@@ -86,11 +85,11 @@ class Health:
             self._anew = True
             await self._go_on()
         elif self._hindrance is None:
-            self._hindrance = "its connections cannot be opened anew: restart Datasette"
+            self._hindrance = "its connections cannot be reopened: restart Datasette"
             logger.error("database %s: %s", self._name, self._hindrance)
 
     async def _go_on(self) -> None:
-        """The file is there again, the same or another."""
+        """Serve the file at the path: it is present again, the same file or another."""
         if self._anew:
             try:
                 await self._served.begin_anew()
@@ -99,7 +98,7 @@ class Health:
                     self._hindrance = error.message
                     logger.error("database %s: the file at its path: %s", self._name, error.message)
                 return
-        self._told = self._hindrance = None
+        self._logged = self._hindrance = None
         self._anew = False
         await self._store.prepare_later()
         logger.warning("database %s: the file that is at its path is served; publishing goes on", self._name)

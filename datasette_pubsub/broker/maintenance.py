@@ -1,8 +1,7 @@
-"""What is done for a database again and again while it is served: cursors, subscriptions in use, retention.
+"""Periodic maintenance of a database: saves cursors, marks subscriptions as used, trims old messages.
 
-The law of this module: it says when. What is done stands in :mod:`.broker.active`,
-:mod:`.storage.subscriptions` and :mod:`.storage.retention`; an error of one round is told, and
-the next round comes.
+This module decides when; :mod:`.broker.active`, :mod:`.storage.subscriptions` and :mod:`.storage.retention` do the
+work. An error in one run is logged, and the next run follows.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from .active import ActiveSubscriptions
 
 logger = logging.getLogger("datasette_pubsub")
 
-#: How old ``last_seen_at`` of a connected subscription may become, in seconds; and
-#: as a part of ``subscription_expiry_days``, so that none expires at once when its
-#: connection ends, or when the server comes back before its reader does.
+#: How old ``last_seen_at`` of a connected subscription may become: in seconds, and as a part of
+#: ``subscription_expiry_days``. So no subscription expires at once when its connection ends, or when the server
+#: restarts before its subscriber reconnects.
 SEEN_SECONDS = 60.0
 SEEN_PART = 0.1
 
-#: How often the file's schema is looked at for tables that have lost their broadcast, in seconds: one number is read.
+#: How often the file is checked for tables that have lost their broadcast, in seconds. A check reads one number.
 SCHEMA_SECONDS = 5.0
 
 T = TypeVar("T")
 
 
 class File(Protocol):
-    """The database's file. Both raise :class:`~.core.errors.PubsubError`."""
+    """The database's file. Both methods raise :class:`~.core.errors.PubsubError`."""
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
 
@@ -46,23 +45,23 @@ class File(Protocol):
 
 
 class Maintenance:
-    """The upkeep of one database, until it is ``removed``."""
+    """Maintains one database until it is ``removed``."""
 
     def __init__(
-        self, name: str, settings: Settings, file: File, holders: ActiveSubscriptions, removed: Callable[[], bool]
+        self, name: str, settings: Settings, file: File, active: ActiveSubscriptions, removed: Callable[[], bool]
     ) -> None:
         self._name = name
         self._settings = settings
         self._file = file
-        self._active = holders
+        self._active = active
         self._removed = removed
-        #: The file's schema as it was seen last, when, and which tables were told to have lost their broadcast.
+        #: The file's schema version at the last check, the time of that check, and the lost broadcasts already logged.
         self._schema_version: int | None = None
         self._schema_seen = float("-inf")
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     async def run_cursors(self) -> None:
-        """Save the cursors of live automatic subscriptions now and then, and look after the rows of all."""
+        """Save the automatic cursors of active subscriptions periodically, and check the rows of all of them."""
         while True:
             await asyncio.sleep(self._settings.cursor_save_interval_seconds)
             if self._removed():
@@ -71,18 +70,18 @@ class Maintenance:
             try:
                 if time.monotonic() - self._schema_seen >= SCHEMA_SECONDS:
                     self._schema_seen = time.monotonic()
-                    await self._tell_lost_broadcasts()
+                    await self._log_lost_broadcasts()
                 await self._look_after(self._active.ids)
             except PubsubError:
-                # Locked, or full: told where it was found, and the next round comes soon.
+                # The file is locked, or the disk is full: logged where it was found, and the next run comes soon.
                 continue
             except Exception:
                 if self._removed():
                     return
-                logger.exception("database %s: could not look after its subscriptions; trying again", self._name)
+                logger.exception("database %s: maintenance of its subscriptions failed; trying again", self._name)
 
-    async def _tell_lost_broadcasts(self) -> None:
-        """Tell once of each table that is not broadcast any more; looks only where the file's schema has changed."""
+    async def _log_lost_broadcasts(self) -> None:
+        """Log each table that has lost its broadcast, once; checks only if the file's schema has changed."""
 
         def look(conn: sqlite3.Connection) -> tuple[int, dict[str, Lost] | None]:
             version = int(conn.execute("PRAGMA schema_version").fetchone()[0])
@@ -92,7 +91,7 @@ class Maintenance:
         if lost is None:
             return
         for table, found in lost.items():
-            if (table, found.made_at) not in self._told:
+            if (table, found.made_at) not in self._logged:
                 logger.warning(
                     "database %s: table %r was broadcast: %s; broadcast it again on its page, or with: "
                     "datasette pubsub broadcast FILE TABLE --again",
@@ -100,10 +99,10 @@ class Maintenance:
                     table,
                     found.reason,
                 )
-        self._told = {(table, found.made_at) for table, found in lost.items()}
+        self._logged = {(table, found.made_at) for table, found in lost.items()}
 
     async def _look_after(self, held: list[int]) -> None:
-        """Learn what others did to subscriptions that are held, write that they are in use, and claims that wait."""
+        """For active subscriptions: write claims that wait, read changes that SQL has made, and mark them as used."""
         if not held:
             return
         if waiting := self._active.waiting:
@@ -120,7 +119,7 @@ class Maintenance:
             await self._file.change(lambda conn: subscriptions.touch(conn, stale))
 
     async def run_retention(self) -> None:
-        """Trim in the background, in small transactions with pauses of their own length between them."""
+        """Trim periodically, in small transactions, each followed by a pause of the same length."""
         while not self._removed():
             try:
                 await self._trim()
@@ -133,7 +132,7 @@ class Maintenance:
             await asyncio.sleep(self._settings.trim_interval_seconds)
 
     async def _trim(self) -> None:
-        """Remove what retention releases."""
+        """Trim the messages that exceed the retention limits, and delete expired subscriptions."""
         left = await self._file.read(lambda conn: retention.goals(conn, self._settings))
         while left:
             began = time.monotonic()

@@ -1,7 +1,6 @@
-"""The brokers of one Datasette: which databases take part, and when they begin and end.
+"""The registry of one Datasette: finds, starts and stops the broker of each database.
 
-The law of this module: nothing is kept per process. What belongs to a
-Datasette lives and ends with it.
+It is attached to the Datasette instance, not to the process: it lives and ends with that instance.
 """
 
 from __future__ import annotations
@@ -19,38 +18,38 @@ from .broker import Broker
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: How old an answer about rights may be, in seconds, and at most half of ``permission_recheck_seconds``. Asking
-#: Datasette takes longer than all the rest of a small publish; and of ten thousand readers each would ask the same, at
-#: a fifth of a core.
+#: The TTL of a permission verdict, in seconds, and at most half of ``permission_recheck_seconds``. A permission check
+#: takes longer than all the rest of a small publish; and ten thousand subscribers with the same question would take a
+#: fifth of a core.
 MOMENT_SECONDS = 1.0
 
 
 class Registry:
-    """The brokers of one Datasette: one for each database that takes part, made when first needed."""
+    """The brokers of one Datasette: one for each enabled database, made when first needed."""
 
     def __init__(self, datasette: Datasette) -> None:
         self._datasette = datasette
         self._brokers: dict[str, Broker] = {}
         self._lock = threading.Lock()
         self._closing = False
-        #: Questions about permissions that many requests ask at once.
+        #: Coalesces permission checks that many requests need at the same time.
         self.single_flight: SingleFlight[Any] = SingleFlight()
-        #: What was answered to such questions a moment ago.
+        #: Recent permission verdicts.
         self.ttl_cache = TtlCache()
-        #: The event loop that serves, once there is one; SQL threads hand their work to it.
+        #: The event loop of the server, when it is known; SQL threads call into it.
         self.loop: asyncio.AbstractEventLoop | None = None
-        #: Whether the signals that end the server are heard.
+        #: Whether the handlers for the signals that end the server are installed.
         self.listening = False
-        #: The server, where it is one that lets its connections be aborted.
+        #: The server, if its connections can be aborted.
         self.server: object = None
 
     def moment(self, name: str) -> float:
-        """How old an answer about the rights in a database may be, in seconds."""
+        """The TTL of a permission verdict for a database, in seconds."""
         broker = self.find(name)
         return MOMENT_SECONDS if broker is None else min(MOMENT_SECONDS, broker.settings.permission_recheck_seconds / 2)
 
     def begin(self) -> None:
-        """Remember the event loop; called on it, by Datasette's startup."""
+        """Remember the event loop; called on it by the startup hook."""
         self.loop = asyncio.get_running_loop()
 
     def settings(self, name: str) -> Settings:
@@ -62,11 +61,11 @@ class Registry:
 
     @property
     def instance_settings(self) -> Settings:
-        """The options that hold where no database has its own."""
+        """The options of the instance, which apply unless a database overrides them."""
         return read_settings(self._datasette.plugin_config(PLUGIN))
 
     def find(self, name: str) -> Broker | None:
-        """The broker of a database, ``None`` for an unknown one or one that does not take part. Thread-safe."""
+        """The broker of a database; ``None`` if the database is unknown or not enabled. Thread-safe."""
         db = self._datasette.databases.get(name)
         if db is None:
             return None
@@ -82,8 +81,8 @@ class Registry:
     def of(self, name: str) -> Broker:
         """The broker of a database, started. Call it on the event loop.
 
-        Raises :class:`~.core.errors.NotFound` for an unknown database and for one
-        that does not take part.
+        Raises :class:`~.core.errors.NotFound` if the database is unknown or not
+        enabled.
         """
         if not name:
             raise InvalidArgument("db_name is required")
@@ -97,17 +96,26 @@ class Registry:
         return broker
 
     def close_streams(self) -> None:
-        """Tell every stream of every database that the server is going away."""
+        """End every stream of every database because the server shuts down."""
         self._closing = True
         for broker in list(self._brokers.values()):
             broker.close_streams()
 
     async def stop(self) -> None:
-        """End all streams and write what was accepted."""
+        """End all streams and write all accepted publishes."""
         self.close_streams()
         await asyncio.gather(*(broker.stop() for broker in list(self._brokers.values())))
 
 
 def registry(datasette: Datasette) -> Registry:
-    """The brokers of this Datasette; they live and end with it."""
+    """The registry of this Datasette; it lives and ends with it.
+
+    Example::
+
+        from datasette_pubsub.broker.registry import registry
+
+        broker = registry(datasette).of("data")
+        assert broker.name == "data"
+        assert registry(datasette).find("no-such-database") is None
+    """
     return attached(datasette, Registry, lambda: Registry(datasette))

@@ -1,8 +1,7 @@
-"""Ending streams when the server is told to end.
+"""Ends all streams when the server receives a signal to shut down.
 
-The law of this module: servers wait for open responses before they run the
-shutdown hooks, and streams never end by themselves. So the signal that ends
-the server is heard here first, and then handed on to the server's own handler.
+Servers wait for open responses before they run the shutdown hooks, and streams never end by themselves. So this module
+handles the signal first, and then calls the server's own handler.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-#: How long after the signal a connection may still be open, in seconds. By then
-#: every stream has said goodbye; what is left has a reader that takes nothing.
+#: How long after the signal a connection may stay open, in seconds. By then every stream has sent its last frame; a
+#: connection that is still open has a subscriber that accepts no data.
 PATIENCE_SECONDS = 1.5
 
 
 def listen(datasette: Datasette) -> None:
-    """Hear the signals, once, from the first request on: by then the server's own handlers are in place."""
+    """Install the signal handlers, once, at the first request: the server has installed its own by then."""
     known = registry(datasette)
     if known.listening:
         return
@@ -60,11 +59,11 @@ def _end(loop: asyncio.AbstractEventLoop, known: Registry) -> None:
 
 
 def cut_off(scope: Mapping[str, Any]) -> None:
-    """Close the connection of a reader that takes nothing, with all that waits in its buffers.
+    """Close the connection of a client that accepts no data, and drop its buffers.
 
     An application can only stop sending; the server would then wait for the
-    reader to take the rest. Does nothing on a server whose connections cannot be
-    reached, nor while the other streams of an HTTP/2 connection flow.
+    client to accept the rest. Does nothing if the server's connections cannot be
+    reached, or if other streams of an HTTP/2 connection still move.
     """
     transport = compat.transport_of(scope)
     if transport is not None and (transport.get_write_buffer_size() or not compat.is_multiplexed(scope)):
@@ -72,7 +71,7 @@ def cut_off(scope: Mapping[str, Any]) -> None:
 
 
 def _abort(known: Registry) -> None:
-    """Abort the connections that are being written to."""
+    """Abort the connections with data in their write buffers."""
     for transport in compat.transports_of(known.server):
         if transport.get_write_buffer_size():
             compat.abort(transport)

@@ -1,4 +1,4 @@
-"""What errors of SQLite mean to a caller, told by their codes."""
+"""Maps SQLite's errors, by their codes, to errors that clients may see."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ logger = logging.getLogger("datasette_pubsub")
 
 
 def explain(error: sqlite3.Error, name: str, conn: sqlite3.Connection | None = None) -> PubsubError:
-    """What an SQLite error means to a caller, by its code, without paths or SQL.
+    """The error for a client that an SQLite error means, by its code, without paths or SQL.
 
-    ``conn`` is where it was met, after a rollback: SQLite has no code for a
-    missing table, so the schema is asked.
+    ``conn`` is the connection that raised it, after a rollback: SQLite has no
+    code for a missing table, so this function looks at the schema.
     """
     code = primary(error)
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):

@@ -1,9 +1,10 @@
-"""One subscriber of one database, from its request to its end.
+"""Opens one subscriber of one database, and closes it at its end.
 
-The order matters, and each step has its reason. Count the subscriber before anything is awaited for it. Claim the
-subscription, which supersedes whoever has it. Register at the hub *before* the head is read, so that what commits
-from there on wakes the subscriber. Then find where it begins, and what of that was trimmed. When the block ends, the
-cursor is saved as far as the reader's machine has acknowledged, and the place at the hub is given back.
+The order of the steps matters. First, count the subscriber, before awaiting anything for it. Second, claim the
+subscription, which supersedes its present holder. Third, register at the hub *before* reading the head, so that every
+later commit wakes the subscriber. Fourth, find the position where it begins, and the messages after it that were
+trimmed. When the block ends, save the cursor up to the position that the subscriber's machine has acknowledged, and
+unregister from the hub.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ T = TypeVar("T")
 
 
 class Read(Protocol):
-    """Runs a read of the file; errors come out as :class:`~.core.errors.PubsubError`."""
+    """Runs a read of the file. Raises :class:`~.core.errors.PubsubError`."""
 
     async def __call__(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscribeOptions:
-    """What a subscriber asks for, and for whom. Every field but ``selector`` may be left out.
+    """What a subscriber asks for. Every field but ``selector`` is optional.
 
-    ``visible`` is what the subscriber may receive of ``selector`` (``None``: all of it). With a ``name`` it is the
-    durable subscription of ``owner``; an empty selector then means what the subscription reads already.
-    ``heartbeat_seconds`` of ``None`` is the setting. ``party`` is whom the subscriber counts for in
-    ``max_streams_per_actor``. ``allowed`` is asked now and then whether the subscriber may still receive what it does,
-    and once more after ``expires_in`` seconds, when its token ends.
+    ``visible`` is the part of ``selector`` that the subscriber may receive (``None``: all of it). With a ``name``, it
+    uses the durable subscription of that name and ``owner``; an empty selector then means the subscription's own.
+    ``heartbeat_seconds`` of ``None`` means the setting. The subscriber counts for ``party`` in
+    ``max_streams_per_actor``. ``allowed`` is called to re-check permissions, and once more after ``expires_in``
+    seconds, when the actor's token expires.
     """
 
     selector: Selector
@@ -94,10 +95,10 @@ class Subscribing:
 
     @asynccontextmanager
     async def open(self, asked: SubscribeOptions, encoder: Encoder) -> AsyncIterator[Subscriber]:
-        """One live subscriber, until the block ends.
+        """Open a live subscriber until the block ends.
 
-        A stream that is open under the same name is told that it was superseded. Raises
-        :class:`~.core.errors.PubsubError` before anything is sent.
+        An older subscriber of the same subscription is superseded. Raises :class:`~.core.errors.PubsubError` before
+        anything is sent.
         """
         self._store.check_present()
         self._admission.enter(asked.party)
@@ -106,7 +107,7 @@ class Subscribing:
             subscription = await self._subscription(asked)
             selector = asked.visible or (subscription.selector if subscription else asked.selector)
             automatic = subscription is not None and asked.ack == "auto"
-            # Entered before the head is read: what commits from here on wakes the waiter.
+            # Register before reading the head: every later commit wakes the waiter.
             waiter = self._hub.register(selector)
             head = await self._head()
             wanted = await self._first_position(subscription, asked.where)
@@ -123,7 +124,7 @@ class Subscribing:
                 if subscription is None:
                     return await self._read(lambda conn: catch_up.page(conn, after, limit))
                 number = subscription.id
-                # In this order: a claim is seen that was committed before any message of the page.
+                # In this order, the claim is at least as new as any message of the page.
                 page, claim = await self._read(
                     lambda conn: (catch_up.page(conn, after, limit), subscriptions.claim_of(conn, number))
                 )
@@ -171,7 +172,7 @@ class Subscribing:
             self._admission.leave(asked.party)
 
     async def _subscription(self, asked: SubscribeOptions) -> Subscription | None:
-        """The named subscription, made if it is new; ``None`` for a reader without a name."""
+        """Open the named subscription, and create it if it is new; ``None`` for a subscriber without a name."""
         if asked.name is None:
             if asked.ack == "explicit":
                 raise InvalidArgument("ack is for a named subscription: name one, or leave the ack mode away")
@@ -182,15 +183,15 @@ class Subscribing:
         self._store.check_writable()
         subscription = await self._open(asked.owner, asked.name, asked.selector, asked.where)
         if subscription.new:
-            # In a file of an earlier version it may have the number of one that was deleted by SQL.
+            # In a file of an earlier version, it may have the id of a subscription that was deleted by SQL.
             self._active.drop(subscription.id)
         self._active.enter(subscription)
         return subscription
 
     async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
-        """The named subscription's row, claimed; what it reads is as asked now, or as it was stored.
+        """Claim the named subscription; it reads the channels asked for, or the stored ones.
 
-        While the file cannot be written, an existing one as it is: its stream claims it later.
+        While the file cannot be written, an existing subscription is returned as it is, and claimed later.
         """
 
         bounds = subscriptions.Bounds.of(self._settings, owner)
@@ -230,7 +231,7 @@ class Subscribing:
 
 
 def _as_it_is(conn: sqlite3.Connection, owner: str, name: str, selector: Selector) -> Subscription | None:
-    """An existing subscription whose row needs no change to be read as is asked; else ``None``."""
+    """The existing subscription, if its row needs no change for this request; else ``None``."""
     if not schema.installed(conn) or not has_table(conn, SUBSCRIPTIONS):
         return None
     found = subscriptions.find(conn, owner, name)
@@ -240,7 +241,7 @@ def _as_it_is(conn: sqlite3.Connection, owner: str, name: str, selector: Selecto
 
 
 def _start(conn: sqlite3.Connection, where: Where, default: str, selector: Selector | None = None) -> int:
-    """The position at which a new reader begins."""
+    """The position at which a new subscriber begins."""
     if where.position is not None:
         return min(where.position, log.head(conn))
     if not schema.installed(conn):

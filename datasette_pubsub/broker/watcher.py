@@ -1,10 +1,9 @@
-"""Sees commits that did not come through the batcher: other processes, other writes.
+"""The watcher: notices commits that did not come through the batcher, of other processes and other connections.
 
-The law of this module: one connection per database, made by Datasette, asked
-for ``PRAGMA data_version`` (3 µs) on the event loop, and only while somebody is
-subscribed. The answer changes with every commit of any other connection
-(https://sqlite.org/pragma.html#pragma_data_version). The file itself is never
-opened or looked at: closing it would drop SQLite's locks.
+It polls ``PRAGMA data_version`` (3 µs) on the event loop, on one connection that Datasette has opened, and only while
+there are subscribers. The value changes with every commit of another connection
+(https://sqlite.org/pragma.html#pragma_data_version). The watcher never opens the file beside SQLite: closing it would
+drop SQLite's locks.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ logger = logging.getLogger("datasette_pubsub")
 
 
 class Watcher:
-    """Calls ``changed`` after commits, but those of which ``known`` says, by a look at the file, that it is not needed.
+    """Calls ``changed`` after each commit, unless ``known`` reads the file and says that it is not needed.
 
     :meth:`run` is a supervised task.
     """
@@ -41,22 +40,22 @@ class Watcher:
         self._needed = asyncio.Event()
 
     def watch(self, needed: bool) -> None:
-        """Start or stop looking."""
+        """Start or stop polling."""
         if needed:
             self._needed.set()
         else:
             self._needed.clear()
 
     def look(self) -> None:
-        """Take the next poll for a change, whatever the version says."""
+        """Treat the next poll as a change, whatever the version is."""
         self._version = None
 
     def leave(self) -> None:
-        """Take a new connection next time: the one that is open will be closed, or is open on another file."""
+        """Open a new connection at the next poll: the present one will be closed, or is open on another file."""
         self._conn = None
 
     async def run(self) -> None:
-        """Poll for ever; an error in one round is logged and does not end it."""
+        """Poll for ever; an error in one poll is logged, and polling goes on."""
         while True:
             await self._needed.wait()
             try:
@@ -66,16 +65,16 @@ class Watcher:
                 logger.info("the database was closed; no longer watching it")
                 return
             except Exception:
-                # The connection may be what is broken: take a new one next time.
+                # The connection may be broken: open a new one next time.
                 logger.exception("could not look for new messages; trying again")
                 self._conn = None
                 await asyncio.sleep(1)
             await asyncio.sleep(self._poll_seconds)
 
     async def _commit(self) -> bool:
-        """Poll until there was a commit, or nobody needs to know.
+        """Poll until there was a commit, or until no subscriber is left.
 
-        By a timer that calls a function, which takes a fifth less of a core than a task that sleeps.
+        A timer calls a function for this, which takes a fifth less of a core than a task that sleeps.
         """
         loop = asyncio.get_running_loop()
         found: asyncio.Future[bool] = loop.create_future()
@@ -97,7 +96,7 @@ class Watcher:
         return await found
 
     def _moved(self) -> bool:
-        """Whether another connection has committed what is not known since the last call. Never waits for a lock."""
+        """Whether a commit of another connection since the last call needs a refresh. Never waits for a lock."""
         if self._conn is None:
             self._conn = self._connect()
             self._conn.execute("PRAGMA busy_timeout = 0")

@@ -1,12 +1,12 @@
-"""Datasette's write thread for one database: turns on it, within bounds, also when it has died.
+"""Runs functions on Datasette's write thread for one database, within time limits, and restarts the thread if it died.
 
-Theory of operation. Datasette runs every write of a database in one thread, one after the other. The thread prints
-what a write raises to standard error, unguarded, and dies when that fails; so what is run here hands its errors back
-as values and never raises. A turn is *waiting* until the thread begins it, and then *running*; a lock, taken once,
-decides who comes first: the thread, which then runs the function to its end, or the caller, who gives the turn up
-because it waited too long, was cancelled, or the thread is dead. So a function that was given up is never run, and
-one that was begun is never reported as not stored. A dead thread is noticed by whoever waits for it, and Datasette
-starts another with the next turn.
+Theory of operation. Datasette runs all writes of a database in one thread, one after the other. The thread prints the
+exception of a failed write to standard error, and dies if printing fails; so a function that runs here returns its
+errors as values and never raises. A call is *waiting* until the thread begins it, then *running*, then *done*; or the
+caller gives it up while it is waiting. A lock that is taken once decides between the two: either the thread takes it,
+and runs the function to its end, or the caller takes it, because the call has waited too long, was cancelled, or the
+thread is dead. So a function that was given up never runs, and one that has begun is never reported as not stored. A
+waiting caller notices a dead thread, and Datasette starts a new one with the next call.
 """
 
 from __future__ import annotations
@@ -33,46 +33,46 @@ logger = logging.getLogger("datasette_pubsub")
 
 T = TypeVar("T")
 
-#: How long SQLite waits for another program's lock on connections of Python's ``sqlite3``, in milliseconds.
+#: How long SQLite waits by default for another program's lock on connections of ``sqlite3``, in milliseconds.
 BUSY_MS = 5000
 
-#: How much longer a write may wait for its turn, in seconds, so that whoever is in line behind others is answered
-#: within a second of SQLite's own wait.
+#: How much longer than ``busy_ms`` a write may wait in the queue, in seconds, so that it is answered within a second of
+#: SQLite's own wait.
 SLACK_SECONDS = 0.5
 
-#: How often it is looked whether the write thread still lives, in seconds, by whoever waits for it.
+#: How often a waiting caller checks that the write thread is alive, in seconds.
 LOOK_SECONDS = 0.25
 
-#: Up to here a wait in line counts as none, in milliseconds: to change SQLite's own wait costs a statement.
+#: A shorter wait in the queue is ignored, in milliseconds: changing SQLite's busy timeout costs a statement.
 NO_WAIT_MS = 50
 
 _now = time.monotonic
 
 
 class WriteThread:
-    """The write thread of one of Datasette's databases."""
+    """The write thread of one database."""
 
     def __init__(self, name: str, db: Database) -> None:
         self._name = name
         self._db = db
         #: How long SQLite waits for another program's lock on the write connection, in milliseconds.
         self.busy_ms = BUSY_MS
-        #: Held while connections are opened anew.
+        #: Held while connections are reopened.
         self.reopening = asyncio.Lock()
-        #: Whether the write thread has no connection: it could not open one.
+        #: Whether the write thread could not open its connection.
         self._unopened = False
 
     @property
     def patience(self) -> float:
-        """How long a write waits for its turn, in seconds: as for another program's lock, and a little."""
+        """How long a write waits in the queue, in seconds: as long as for another program's lock, and a little more."""
         return self.busy_ms / 1000 + SLACK_SECONDS
 
     async def run(self, fn: Callable[[sqlite3.Connection], T], since: float) -> T | PubsubError:
-        """Run a function on the write thread. Errors are handed back: Datasette's write thread prints what is raised.
+        """Run a function on the write thread; returns errors as values, since the thread prints what is raised.
 
-        It does not begin later than the patience allows that began at ``since``.
+        The function begins at most ``patience`` seconds after ``since``, or never.
         """
-        #: Taken once: by the write thread, which then runs the function, or by whoever gives it up.
+        #: Taken once: by the write thread, which then runs the function, or by the caller, which gives it up.
         begins = threading.Lock()
 
         def run(conn: sqlite3.Connection) -> T | PubsubError | _Raised | None:
@@ -113,7 +113,7 @@ class WriteThread:
             result = task.result()
         except Exception as error:
             if not begins.acquire(blocking=False):
-                # What was run has raised nothing: a plugin's wrapper has, or the rest of Datasette's.
+                # The function raises nothing: this came from a plugin's write wrapper or from Datasette.
                 return self._handed_back_or_raised(error)
             self._unopened = True
             return self._handed_back_or_raised(error)
@@ -136,12 +136,12 @@ class WriteThread:
         if isinstance(error, sqlite3.Error):
             return explain(error, self._name)
         if isinstance(error, DatasetteClosedError):
-            # Not for a moment: what waits to be written is dropped.
+            # This is permanent, so the publishes that wait are refused.
             return FailedPrecondition(f"database {self._name} is not served any more; nothing was stored")
         raise error
 
     def revive(self) -> bool:
-        """Start the write thread again if it has died; whether it had."""
+        """Start the write thread again if it has died; returns whether it had."""
         if not compat.write_thread_died(self._db) or self.reopening.locked():
             return False
         logger.error(
@@ -153,7 +153,7 @@ class WriteThread:
         return True
 
     async def end(self) -> bool:
-        """End the write thread, so that the next write opens a connection anew; whether it has ended."""
+        """End the write thread, so that the next write opens a new connection; returns whether it has ended."""
         compat.end_write_thread(self._db)
         end = _now() + self.patience
         while compat.write_thread_lives(self._db):
@@ -163,7 +163,10 @@ class WriteThread:
         return True
 
     async def open_again(self) -> bool:
-        """End the write thread if it could not open its connection: it would say so for ever. Whether it was ended."""
+        """End the write thread if it could not open its connection, so that the next write tries again.
+
+        Returns whether it was ended.
+        """
         if not self._unopened or not compat.can_reopen(self._db):
             return False
         self._unopened = False
@@ -176,9 +179,9 @@ class WriteThread:
 
 @contextlib.contextmanager
 def waiting_less(conn: sqlite3.Connection, since: float) -> Iterator[None]:
-    """Within it, SQLite waits for other programs' locks for what is left of the patience that began at ``since``.
+    """Within this block, SQLite waits for locks only for what is left of its busy timeout since ``since``.
 
-    So the ninth in line is answered with the first, and not after eight others have each waited.
+    So the ninth write in the queue is answered together with the first, not after eight waits.
     """
     waited = int((_now() - since) * 1000)
     if waited < NO_WAIT_MS:
@@ -193,7 +196,7 @@ def waiting_less(conn: sqlite3.Connection, since: float) -> Iterator[None]:
 
 
 class _Raised:
-    """What a function has raised on the write thread that is no error of SQLite's: it is raised where it is awaited."""
+    """An exception of a function on the write thread that is not SQLite's; the awaiting caller raises it again."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

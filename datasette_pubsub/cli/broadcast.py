@@ -1,7 +1,6 @@
-"""``datasette pubsub broadcast``: a table that publishes its own changes, from the command line.
+"""The command ``datasette pubsub broadcast``: makes a table publish its own changes.
 
-The law of this module: it is handed the means to open a file and opens none
-itself. What the triggers are stands in ``broadcast`` and ``broadcast_file``.
+The room :mod:`.broadcast` makes the triggers. :mod:`.cli.main` gives this module the function that opens a file.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Opener = Callable[[str, bool], closing[sqlite3.Connection]]
 
 
 def command(opened: Opener) -> click.Command:
-    """The command, with its way to open a file."""
+    """Make the command, with a function that opens a file."""
 
     @click.command(name="broadcast")
     @click.argument("file")
@@ -49,7 +48,7 @@ def command(opened: Opener) -> click.Command:
     @click.option("--dry-run", is_flag=True, help="Print the triggers, and create nothing.")
     @click.option("--show", is_flag=True, help="Print the triggers that are there.")
     @click.option("--remove", is_flag=True, help="Remove the triggers that are there.")
-    @click.option("--again", is_flag=True, help="Make the broadcast again that TABLE had before it was built anew.")
+    @click.option("--again", is_flag=True, help="Make the broadcast again that TABLE had before it was rebuilt.")
     @click.option("--check", is_flag=True, help="Name the tables that have lost their broadcast; then exit with 1.")
     @click.option(
         "--load-extension",
@@ -85,9 +84,9 @@ def command(opened: Opener) -> click.Command:
         extensions: Sequence[str | tuple[str, str]],
         plugins_dir: str | None,
     ) -> None:
-        """Have TABLE of FILE publish its inserts, updates and deletes, whichever program makes them.
+        """Make TABLE of FILE publish its inserts, updates and deletes, whichever program makes them.
 
-        Creates triggers, in place of those that this command or Datasette made before.
+        Creates triggers, and replaces those that this command or Datasette made before.
         """
         conditions = {"insert": when_insert, "update": when_update, "delete": when_delete}
         chosen = channel, channel_suffix, columns, operations, *conditions.values(), no_new, no_old
@@ -146,7 +145,7 @@ def command(opened: Opener) -> click.Command:
     return broadcast
 
 
-#: What must be known of a table that is unique in an expression or a generated column.
+#: The warning for a table with a unique index on an expression or a generated column.
 UNTOLD = (
     "REPLACE can remove rows of this table by a unique index on an expression or a generated column, and SQLite "
     "tells triggers of that only under PRAGMA recursive_triggers = ON"
@@ -172,14 +171,14 @@ def _show(conn: sqlite3.Connection, table: str) -> None:
 def prepare(
     conn: sqlite3.Connection, file: str, extensions: Sequence[str | tuple[str, str]], plugins_dir: str | None
 ) -> None:
-    """Give a connection the functions and collations that Datasette's would have with these options.
+    """Give a connection the functions and collations that Datasette's connections have with these options.
 
     Raises :class:`InvalidArgument` for an extension that cannot be loaded.
     """
     if extensions:
         _load(conn, extensions)
     if plugins_dir is not None:
-        # Datasette registers the plugins of the folder when it is made; it opens nothing.
+        # Making a Datasette registers the plugins of the folder; it opens no file.
         datasette = Datasette([], plugins_dir=plugins_dir)
         pm.hook.prepare_connection(conn=conn, database=Path(file).stem, datasette=datasette)
 
@@ -192,7 +191,7 @@ def _load(conn: sqlite3.Connection, extensions: Sequence[str | tuple[str, str]])
         for extension in extensions:
             path, entrypoint = (extension, None) if isinstance(extension, str) else extension
             try:
-                # Connection.load_extension() takes an entrypoint from Python 3.12 on only.
+                # Connection.load_extension() accepts an entrypoint only since Python 3.12.
                 conn.execute("SELECT load_extension(?, ?)", [path, entrypoint]).fetchone()
             except sqlite3.Error as error:
                 raise InvalidArgument(f"the extension {path} cannot be loaded: {error}") from None
@@ -201,7 +200,7 @@ def _load(conn: sqlite3.Connection, extensions: Sequence[str | tuple[str, str]])
 
 
 def _check(conn: sqlite3.Connection) -> None:
-    """Name the tables that were broadcast and are not any more. Exits with 1 if there are any."""
+    """Print the tables that have lost their broadcast. Exits with 1 if there are any."""
     lost = files.lost(conn)
     for found in lost.values():
         click.echo(f"{visible(found.table)}: {visible(found.reason)}")
@@ -211,7 +210,7 @@ def _check(conn: sqlite3.Connection) -> None:
 
 
 def _removable(conn: sqlite3.Connection, table: str) -> str:
-    """The table's name; also of one that is not there any more, but is recorded as broadcast."""
+    """The table's name, including a table that no longer exists but is recorded as broadcast."""
     for found in files.lost(conn).values():
         if found.gone and found.table.lower() == table.lower():
             return found.table

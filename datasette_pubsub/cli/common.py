@@ -1,7 +1,6 @@
-"""What the commands share: errors in one line, transactions, and text that a terminal can show.
+"""Helpers that the commands share: errors on one line, transactions, tables, and text that is safe for a terminal.
 
-The law of this module: it is given a connection and opens none. Nobody sees a
-traceback or SQL: what can go wrong is one line that names the file.
+A command reports an error on one line that names the file, without a traceback or SQL.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ from ..core.errors import PubsubError
 from ..core.settings import Settings
 from ..storage import schema
 
-#: How long to wait for another program's write to end, in seconds: longer than
-#: any transaction that a server should hold.
+#: How long a command waits for another program's write, in seconds: longer than any transaction of a server should be.
 LOCK_SECONDS = 10.0
 
-#: How often the progress of a command is shown, in seconds.
+#: How often a command updates its progress, in seconds.
 PROGRESS_SECONDS = 0.1
 
 P = ParamSpec("P")
 
-#: What an SQLite error means to the person at the keyboard, by its primary code.
+#: The messages for SQLite's errors, by their primary codes; the file's name comes first.
 _MEANINGS = {
     sqlite3.SQLITE_BUSY: f"is locked: another program has been writing for more than {LOCK_SECONDS:g} seconds",
     sqlite3.SQLITE_LOCKED: "is locked by another program",
@@ -45,11 +43,11 @@ _MEANINGS = {
 
 
 def plainly(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors are one line, and that a closed pipe ends in silence."""
+    """Wrap a command so that it reports errors on one line, and ends silently when its output pipe is closed."""
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        # What a terminal cannot show must not end the command.
+        # Text that the terminal cannot encode must not end the command.
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -57,7 +55,7 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader has left. What is still buffered goes nowhere, also at exit.
+            # The pipe is closed. Redirect the rest of the buffer to /dev/null, so that flushing it at exit cannot fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except PubsubError as error:
             raise click.ClickException(error.message) from None
@@ -70,7 +68,7 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def require_log(conn: sqlite3.Connection, file: str) -> None:
-    """Raise :class:`click.ClickException` unless the file holds a log that this program knows."""
+    """Raise :class:`click.ClickException` unless the file has a complete log of this version."""
     if schema.check(conn):
         return
     what = (
@@ -82,7 +80,7 @@ def require_log(conn: sqlite3.Connection, file: str) -> None:
 
 
 def settings_of(conn: sqlite3.Connection) -> Settings:
-    """The defaults, and the payload limit that the file holds: a server may have been given another."""
+    """The default settings with the payload limit of the file, which a server's option may have set."""
     limit = schema.max_payload_bytes(conn)
     return Settings() if limit is None else Settings(max_payload_bytes=limit)
 
@@ -100,7 +98,7 @@ def transaction(conn: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Ite
 
 
 def visible(text: str) -> str:
-    """Text on one line, with nothing in it that a terminal would obey."""
+    """The text on one line, with control characters escaped, so that it cannot control the terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -118,19 +116,19 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 class Progress:
-    """One line on standard error that is written over; silent where that is no terminal."""
+    """A progress line on standard error, which is overwritten; prints nothing if that is not a terminal."""
 
     def __init__(self, shows: bool = True) -> None:
         self._shows = shows and sys.stderr.isatty()
         self._shown_at = 0.0
 
     def show(self, text: str) -> None:
-        """Say how far it is, unless that was said just now."""
+        """Update the line, at most once in ``PROGRESS_SECONDS``."""
         if self._shows and time.monotonic() - self._shown_at >= PROGRESS_SECONDS:
             self._shown_at = time.monotonic()
             click.echo(f"\r{text}", nl=False, err=True)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         if self._shows:
             click.echo("\r\x1b[K", nl=False, err=True)

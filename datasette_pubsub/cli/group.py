@@ -1,4 +1,4 @@
-"""The group ``datasette pubsub``, whose commands are loaded when one of them is asked for."""
+"""The command group ``datasette pubsub``, which loads its commands on first use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 class Commands(click.Group):
-    """Stands for the commands of :mod:`.cli.main`, which load the broker."""
+    """Stands in for the commands of :mod:`.cli.main`, whose import takes time."""
 
     def __init__(self) -> None:
         super().__init__("pubsub", help="Publish to a database file and read its log, also while Datasette serves it.")

@@ -1,8 +1,7 @@
-"""The command line: ``datasette pubsub``, in a process of its own.
+"""The commands of ``datasette pubsub``.
 
-The law of this module: it opens a file directly, with Python's own SQLite, and
-so never runs inside a server (DESIGN.md, decision 1). SQL on the log stands in
-``log``, ``retention`` and ``subscriptions``.
+They open the file directly, with Python's own SQLite, so they must never run inside a server's process (DESIGN.md,
+decision 1). The SQL is in the room :mod:`.storage`.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from .publish import Publisher
 from .tail import follow_log, json_line, plain_line, print_up_to
 from .trim import Trimmer, limits
 
-#: Bytes of messages that ``tail`` holds in memory at a time.
+#: The most bytes of messages that ``tail`` holds in memory.
 PAGE_BYTES = 1024 * 1024
 
 
 def _open(file: str, writes: bool = False, create: bool = False) -> closing[sqlite3.Connection]:
-    """A connection for one command. A file that is only read is never modified."""
+    """Open a connection for one command. Without ``writes`` and ``create``, the file is never modified."""
     path = Path(file)
     if not path.exists() and not create:
         raise click.ClickException(f"{file}: there is no such file")
@@ -46,7 +45,7 @@ def _open(file: str, writes: bool = False, create: bool = False) -> closing[sqli
     mode = "rwc" if create else "rw" if writes else "ro"
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     conn = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
-    # Text that is not UTF-8, which any program may have stored, is shown as far as it goes.
+    # Any program may have stored text that is not UTF-8: show its invalid bytes as replacement characters.
     conn.text_factory = lambda data: data.decode(errors="replace")
     return closing(conn)
 
@@ -144,9 +143,10 @@ def tail(
 ) -> None:
     """Print the newest messages of FILE, of all channels or of those named.
 
-    A line holds id, time, channel and payload, divided by tabs, with control
-    characters made visible. --json shows payloads as they are. Messages after
-    --after that were trimmed are told: on standard error, and as "missed" in JSON.
+    A line has id, time, channel and payload, separated by tabs, with control
+    characters made visible. --json prints payloads unchanged. If messages after
+    --after were trimmed, their number is printed on standard error, and as
+    "missed" in JSON.
     """
     if sum((after is not None, since is not None, start is not None, count is not None)) > 1:
         raise click.UsageError("--after, --since, --start and -n exclude each other: each says where to begin")
@@ -265,8 +265,8 @@ def trim(
 ) -> None:
     """Remove old messages from the log of FILE, in small transactions.
 
-    A message goes when any limit says so. Subscribers who had not read it are
-    told how many they missed. The options of a server do not count here.
+    A message is removed when it exceeds any limit. Subscribers that have not read
+    it learn how many they missed. The options of a server do not apply here.
     """
     if vacuum and dry_run:
         raise click.UsageError("--vacuum and --dry-run exclude each other")
@@ -297,7 +297,7 @@ def _print_counts(head: str, counts: Mapping[Name, int]) -> None:
 def _vacuum(conn: sqlite3.Connection, path: Path) -> None:
     before = path.stat().st_size
     conn.execute("VACUUM")
-    # The smaller file stands in the write-ahead log until a checkpoint brings it over.
+    # The vacuumed content is in the write-ahead log until a checkpoint writes it to the file.
     waits = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     if waits:
         click.echo("Vacuumed; the file shrinks when those who are reading it now have finished")
@@ -323,11 +323,11 @@ pubsub.add_command(broadcast.command(_open))
 def replay(file: str, speed: float, once: bool) -> None:
     """Replay four years of Seattle's weather into a demo database, one transaction a day.
 
-    Goes on after the newest observation, and begins again when all are there.
-    The file's own triggers publish: to observations, alerts/storm, alerts/frost and alerts/snow.
+    Continues after the newest observation, and begins again when all are there.
+    The file's own triggers publish to observations, alerts/storm, alerts/frost and alerts/snow.
     """
     days = 0
-    # Those who start it in the background (demo/run, systemd) end it so; as at Ctrl+C, it says how far it came.
+    # demo/run and systemd end a background process with SIGTERM; as after Ctrl+C, the command prints its result.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _open(file, writes=True, create=True) as conn:
         try:

@@ -1,7 +1,7 @@
 """Publishing from the command line: one message, or every line of standard input.
 
-The law of this module: what is counted is committed, and a line that is wrong
-is named by its number, after those before it were published.
+It counts only committed messages. If a line is invalid, the lines before it are published, and the error names its
+number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..protocol.items import item_of_fields
 from ..storage import log
 from .common import Progress, counted, transaction
 
-#: Most that is read from standard input at once, in bytes.
+#: The most bytes that one read from standard input returns.
 READ_BYTES = 1024 * 1024
 
 #: How many bytes of JSON one byte of payload can take (``\\u0000``).
@@ -32,7 +32,7 @@ JSON_FIELDS_BYTES = 4096
 
 
 class Publisher:
-    """Publishes in transactions and keeps count: what it has counted is committed."""
+    """Publishes in transactions, and counts the committed messages."""
 
     def __init__(self, conn: sqlite3.Connection, settings: Settings) -> None:
         self._conn = conn
@@ -50,7 +50,7 @@ class Publisher:
         self._last_id = ids[-1]
 
     def publish_lines(self, stream: BinaryIO, channel: str | None, json_lines: bool) -> None:
-        """Publish every line up to the end, or to the first that is wrong. Raises :class:`click.ClickException`."""
+        """Publish every line up to the end, or up to the first invalid one. Raises :class:`click.ClickException`."""
         typed = stream.isatty()
         if typed:
             click.echo("One message a line; Ctrl+D ends.", err=True)
@@ -68,7 +68,7 @@ class Publisher:
                 items = self._flush(items)
                 progress.show(f"Published {counted(self._new)}")
         except Conflict as error:
-            # None of the lines that are still held is stored: they go in one transaction.
+            # The lines that were collected belong to one transaction, so none of them is stored.
             raise click.ClickException(f"{error.message} of its transaction. {self.summary()}") from None
         except PubsubError as error:
             self._flush(items)
@@ -99,7 +99,7 @@ class Publisher:
         return []
 
     def summary(self) -> str:
-        """What was published, in one line."""
+        """One line that says what was published."""
         text = f"Published {counted(self._new)}"
         if self._last_id:
             text += f", last id {self._last_id}"
@@ -109,7 +109,7 @@ class Publisher:
 
 
 def _lines(stream: BinaryIO, longest: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Numbered lines without their ends, in lists of what is there: a slow writer's line is not held back.
+    """Yield lists of numbered lines, without their ends, as soon as they have been read.
 
     Raises :class:`PayloadTooLarge` for a line of more than ``longest`` bytes.
     """
@@ -141,7 +141,7 @@ def _item_of_json(text: str, channel: str | None) -> Item:
         raise InvalidArgument("must be an object with channel and payload")
     if channel is not None:
         data.setdefault("channel", channel)
-    # Given by the log, and there when the line comes from `tail --json`.
+    # The log assigns these fields; a line from `tail --json` has them.
     for field in ("messageId", "createdAt"):
         data.pop(field, None)
     return item_of_fields(data, "")

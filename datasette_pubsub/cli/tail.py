@@ -1,7 +1,6 @@
-"""Printing the log, page by page, and what is committed after it.
+"""Prints the log, page by page, and then new messages as they are committed.
 
-The law of this module: it reads, as any subscriber does, and tells of gaps. It
-ends in silence when nobody reads what it prints.
+It reports gaps as a subscriber does, and ends silently when its output pipe is closed.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from ..storage import log
 from ..storage.catchup import CatchUp
 from .common import counted, visible
 
-#: How often ``tail --follow`` asks for new commits, in seconds. Asking takes
-#: microseconds, and 20 ms are not felt by a person who watches.
+#: How often ``tail --follow`` polls for new commits, in seconds. A poll takes microseconds, and nobody notices a delay
+#: of 20 ms.
 FOLLOW_SECONDS = 0.02
 
 Line = Callable[[Message, int], str]
 
 
 def json_line(message: Message, missed: int) -> str:
-    """A message as subscribers get it."""
+    """A message as the JSON that subscribers receive."""
     return as_json_line(message_fields(message, missed)).decode()
 
 
 def plain_line(message: Message, missed: int) -> str:
-    """Id, time, channel and payload, divided by tabs; bytes only by their number."""
+    """Id, time, channel and payload, separated by tabs; of bytes, only their number."""
     payload = message.payload
     text = f"({counted(len(payload), 'byte')})" if isinstance(payload, bytes) else visible(text_of(payload))
     return f"{message.id}\t{message.created_at}\t{visible(message.channel)}\t{text}"
 
 
 def print_up_to(conn: sqlite3.Connection, reader: CatchUp, position: int, end: int, line: Line) -> int:
-    """Print in pages, so that neither memory nor a read transaction grows; the position reached."""
+    """Print in pages, which bounds memory and read transactions; returns the position reached."""
     while position < end:
         page = reader.page(conn, position)
         missed = page.missed
@@ -58,11 +57,11 @@ def print_up_to(conn: sqlite3.Connection, reader: CatchUp, position: int, end: i
 
 
 def follow_log(conn: sqlite3.Connection, reader: CatchUp, position: int, line: Line) -> None:
-    """Print for ever. Raises ``BrokenPipeError`` when nobody reads any more."""
+    """Print for ever. Raises ``BrokenPipeError`` when the output pipe is closed."""
     wait = _waiter()
     seen: int | None = None
     while True:
-        # Asked before the log is read: what commits after this answer changes the next one.
+        # Read the version before the log: a commit after this changes the next version.
         version = conn.execute("PRAGMA data_version").fetchone()[0]
         if version != seen:
             seen = version
@@ -71,7 +70,7 @@ def follow_log(conn: sqlite3.Connection, reader: CatchUp, position: int, line: L
 
 
 def _waiter() -> Callable[[], None]:
-    """Waits a moment, and notices when the reader of standard output leaves while there is nothing to print."""
+    """A function that waits a moment, and notices a closed output pipe even if there is nothing to print."""
     if not hasattr(select, "poll"):  # Windows
         return lambda: time.sleep(FOLLOW_SECONDS)
     poll = select.poll()

@@ -1,8 +1,7 @@
-"""Trimming from the command line: what is to go, and removing it beside whoever writes.
+"""Trimming from the command line, while other programs write.
 
-The law of this module: it decides nothing about messages; :mod:`retention`
-does, with the same rules as a server. It only counts, and holds the write lock
-for one small transaction at a time.
+:mod:`.storage.retention` decides which messages to trim, with the same rules as in a server. This module counts them,
+and holds the write lock for one small transaction at a time.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from .common import Progress, counted, transaction
 
 
 def limits(days: float | None, messages: int | None, size: int | None, patterns: tuple[str, ...]) -> Settings:
-    """The settings that retain as asked: 30 days, a server's default, when no limit is given.
+    """The settings for the given limits; without a limit, 30 days, the default of a server.
 
-    With patterns the limits hold for each matching channel by itself, and all
-    others are left alone. Raises :class:`InvalidArgument` for a pattern that is none.
+    With patterns, the limits apply to each matching channel by itself, and to no
+    other channel. Raises :class:`InvalidArgument` for an invalid pattern.
     """
     if days is None and messages is None and size is None:
         days = Settings().retention_days
-    # Checked by the same rules as a subscriber's patterns.
+    # This checks patterns by the same rules as a subscriber's.
     Selector.of((), patterns, max(1, len(patterns)))
     if not patterns:
         return Settings(retention_days=days or 0, retention_messages=messages or 0, retention_bytes=size or 0)
@@ -35,7 +34,7 @@ def limits(days: float | None, messages: int | None, size: int | None, patterns:
 
 
 class Trimmer:
-    """One trim. ``wanted`` and ``done`` count messages by channel; what is in ``done`` is committed."""
+    """One trim. ``wanted`` and ``done`` count messages by channel; those in ``done`` are committed."""
 
     def __init__(self, conn: sqlite3.Connection, settings: Settings) -> None:
         self._conn = conn
@@ -45,11 +44,11 @@ class Trimmer:
         self.done: Counter[Name] = Counter()
 
     def _up_to(self, channel: Name, goal: int) -> int:
-        """How many messages of a channel have ids up to a goal."""
+        """How many messages of a channel have ids up to the goal."""
         return log.count_up_to(self._conn, channel, goal)
 
     def run(self) -> None:
-        """Remove what is to go, with a pause after each transaction as long as it took: others write then."""
+        """Trim, with a pause after each transaction that is as long as the transaction, so that others can write."""
         progress = Progress()
         total = sum(self.wanted.values())
         try:
@@ -62,7 +61,7 @@ class Trimmer:
             progress.clear()
 
     def _step(self) -> None:
-        """One transaction: the oldest messages of some channels."""
+        """Trim the oldest messages of some channels in one transaction."""
         left = dict(self._goals)
         with transaction(self._conn):
             removed = retention.trim(self._conn, left)

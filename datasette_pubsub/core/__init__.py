@@ -1,1 +1,1 @@
-"""Values and rules: no input, no output, no SQL."""
+"""Values, settings, errors and validation rules. This room does no input or output and knows no SQL."""

@@ -1,4 +1,4 @@
-"""What belongs to one Datasette, and lives and ends with it."""
+"""Attach objects of this plugin to a Datasette instance, so that they live exactly as long as it does."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _ATTRIBUTE = "_pubsub"
 
 
 def attached(datasette: object, kind: type[T], make: Callable[[], T]) -> T:
-    """The one object of this kind that belongs to this Datasette, made when it is first asked for. Thread-safe.
+    """The one object of this class that belongs to this Datasette; the first call makes it. Thread-safe.
 
-    Where two threads ask at the same time, both may make one, and both get the same.
+    If two threads call at the same time, both may call ``make``, and both get the same object.
     """
     found = datasette.__dict__.get(_ATTRIBUTE)
     if found is None:
-        # setdefault is one step, so that two threads cannot make two.
+        # setdefault is atomic: two threads cannot store two objects.
         found = datasette.__dict__.setdefault(_ATTRIBUTE, {})
     thing = found.get(kind)
     if thing is None:

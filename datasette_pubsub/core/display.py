@@ -1,7 +1,6 @@
-"""How payloads and names look as text on a page; ui/text.js does the same for what arrives there.
+"""Formats payloads and names for display on a page, within bounds for any input.
 
-The law of this module: texts in, texts out; it knows no page. What it gives
-back is bounded, whatever it was given.
+``ui/text.js`` does the same in the browser, for messages that arrive over a stream.
 """
 
 from __future__ import annotations
@@ -9,28 +8,28 @@ from __future__ import annotations
 import json
 import re
 
-#: Payloads longer than this are folded, in characters and in lines; this and what follows is as in ui/text.js.
+#: Payloads longer than this are folded, in characters and in lines. ui/text.js has the same constants.
 PLAIN_CHARACTERS = 500
 PLAIN_LINES = 10
 
-#: What a folded payload shows of itself, in characters.
+#: The length of a folded payload's summary, in characters.
 SUMMARY_CHARACTERS = 160
 
-#: Most that a page shows of one payload, in characters; JSON may take twice that with its indentation.
-#: So 100 rows make a page of a few MB at worst.
+#: A page shows at most this many characters of one payload, or twice as many of indented JSON. So a page of 100 rows
+#: has a few MB at worst.
 SHOWN_CHARACTERS = 10_000
 
-#: Deepest indentation of a JSON payload, in levels: without it the spaces grow with the square of the depth.
+#: The deepest indentation of a JSON payload, in levels: without a limit, the spaces grow with the square of the depth.
 MAX_INDENT = 20
 
-#: Control characters that show nothing, and those that turn the direction of the text around them.
+#: Invisible control characters, and bidirectional control characters, which reorder the text around them.
 _HIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 
 
 def present(payload: str) -> dict[str, str | None]:
-    """How a payload is shown: as it is (``full``), or folded behind a ``summary``; ``note`` says what is left out."""
+    """A payload for display: whole (``full``), or folded behind a ``summary``; ``note`` says what is left out."""
     if len(payload) > SHOWN_CHARACTERS:
         return {
             "summary": visible(payload[:SUMMARY_CHARACTERS]) + "…",
@@ -52,7 +51,7 @@ def present(payload: str) -> dict[str, str | None]:
 
 
 def visible(text: str) -> str:
-    """The text with every character that shows nothing, or turns its neighbours, replaced by one that is seen."""
+    """The text with every invisible or bidirectional control character replaced by a visible one."""
     return _HIDDEN.sub(_name_hidden, text)
 
 
@@ -74,7 +73,7 @@ def _is_json(text: str) -> bool:
 
 
 def indented(text: str) -> str:
-    """Valid JSON with a line for each member; numbers and texts stay as they were written."""
+    """Valid JSON, reformatted with one line for each member; numbers and strings stay as they were written."""
     tokens = _JSON_TOKEN.findall(text)
     out: list[str] = []
     depth = 0

@@ -1,8 +1,7 @@
-"""Every error that a caller may see, with its HTTP status and its Connect code.
+"""Every error that a client may see, with its HTTP status and its Connect code.
 
-The law of this module: an error is defined once, here, and mapped once, by the
-protocol that sends it. Messages name the field or the limit and never show a path
-or SQL that the caller did not send.
+Each protocol maps these errors to its own format in one place. A message names the field or the limit, and never
+contains a path, or SQL that the client did not send.
 """
 
 from __future__ import annotations
@@ -11,13 +10,20 @@ from typing import Self
 
 
 class PubsubError(Exception):
-    """Base of all errors that are meant to be shown to the caller.
+    """Base class of all errors that a client may see.
 
     ``status`` is the HTTP status, ``code`` the Connect code by its protocol
     name (https://connectrpc.com/docs/protocol/#error-codes), ``retry_after``
     how many seconds to wait before trying again, or ``None``. ``field`` is the
     field or parameter that is wrong, and ``limit`` the setting that was
-    reached, where the error is about one.
+    reached, if the error is about one.
+
+    >>> from datasette_pubsub.core.errors import PayloadTooLarge, PubsubError
+    >>> try:
+    ...     raise PayloadTooLarge("payload has 3 bytes; the limit is 2 bytes", field="payload")
+    ... except PubsubError as error:
+    ...     print(error.status, error.code, error.field, error.message)
+    413 resource_exhausted payload payload has 3 bytes; the limit is 2 bytes
     """
 
     status = 500
@@ -31,12 +37,12 @@ class PubsubError(Exception):
         self.limit = limit
 
     def bare(self) -> Self:
-        """The same error without where it was raised, which would keep all that was in use there in memory."""
+        """A copy without the traceback, whose frames would keep all their local variables in memory."""
         return type(self)(self.message, field=self.field, limit=self.limit)
 
 
 class InvalidArgument(PubsubError):
-    """The request itself is wrong and will be wrong again."""
+    """The request is wrong; sending it again gives the same error."""
 
     status = 400
     code = "invalid_argument"
@@ -50,7 +56,7 @@ class OutOfRange(PubsubError):
 
 
 class NotFound(PubsubError):
-    """There is no such database, channel or subscription."""
+    """The database, channel or subscription does not exist."""
 
     status = 404
     code = "not_found"
@@ -71,7 +77,12 @@ class UnsupportedMediaType(PubsubError):
 
 
 class MethodNotAllowed(PubsubError):
-    """The endpoint wants another HTTP method; ``allow`` names those that it answers."""
+    """The endpoint does not answer this HTTP method; ``allow`` names those that it does.
+
+    >>> from datasette_pubsub.core.errors import MethodNotAllowed
+    >>> MethodNotAllowed.instead("GET", "HEAD").message
+    'this address is used with GET'
+    """
 
     status = 405
     code = "unimplemented"
@@ -79,7 +90,7 @@ class MethodNotAllowed(PubsubError):
 
     @classmethod
     def instead(cls, *allow: str) -> MethodNotAllowed:
-        """The error of an address that answers these methods."""
+        """The error for an address that answers these methods."""
         error = cls(f"this address is used with {' and '.join(method for method in allow if method != 'HEAD')}")
         error.allow = allow
         return error
@@ -100,7 +111,7 @@ class RequestTimeout(PubsubError):
 
 
 class TooManyRequests(PubsubError):
-    """A queue or a table of subscribers is full; nothing was stored."""
+    """The batcher's queue is full, or a limit on streams is reached; nothing was stored."""
 
     status = 429
     code = "resource_exhausted"
@@ -108,7 +119,7 @@ class TooManyRequests(PubsubError):
 
 
 class FailedPrecondition(PubsubError):
-    """The database cannot take part as it is: immutable, in memory, or with a log that is not ours."""
+    """The database cannot have a log: it is immutable, in memory, or has a conflicting table."""
 
     status = 409
     code = "failed_precondition"
@@ -122,7 +133,7 @@ class Conflict(PubsubError):
 
 
 class Unavailable(PubsubError):
-    """The database or the server cannot do it now; trying again later may work."""
+    """The database or the server is temporarily unavailable; trying again later may work."""
 
     status = 503
     code = "unavailable"
@@ -130,4 +141,4 @@ class Unavailable(PubsubError):
 
 
 class SchemaConflict(FailedPrecondition):
-    """The file holds a table or view with one of our names that is not ours."""
+    """The file has a table or view with one of the plugin's names that the plugin did not make."""

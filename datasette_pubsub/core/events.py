@@ -1,4 +1,4 @@
-"""What a stream tells besides messages, and why it ends."""
+"""Events of a stream: what it sends besides messages, and the reasons why it ends."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Nothing happened for a while, and the stream lives; up to ``head`` there is nothing more for it."""
+    """The stream is alive but had nothing to send for a while; there are no more messages for it up to ``head``."""
 
     head: int
 
 
-#: Instead of a number of missed messages: the reader's position is ahead of the
-#: log's head, so this is not the log that it has read. How much it misses is not known.
+#: Stands for the number of missed messages when it is unknown: the subscriber's position is ahead of the log's head,
+#: so the log was replaced or restored.
 AHEAD = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """``missed`` messages were trimmed before the subscriber read them; it goes on after ``resumed_at``.
+    """``missed`` messages were trimmed before the subscriber read them; it continues after ``resumed_at``.
 
-    ``missed`` is :data:`AHEAD` when the position that the reader came with is
-    ahead of the head: the file was replaced, or restored from a backup.
+    ``missed`` is :data:`AHEAD` when the subscriber's position is ahead of the
+    head: the file was replaced, or restored from a backup.
     """
 
     missed: int
@@ -43,17 +43,17 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The server is going away; come back with the last id."""
+    """The server is shutting down; the subscriber should reconnect with its last id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """The subscriber's right to what it receives has ended or changed; come back to be told what is left."""
+    """The subscriber's permissions have ended or changed; it should reconnect to receive what it still may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What the subscription reads was changed by SQL; come back to get it."""
+    """The channels of the subscription were changed by SQL; the subscriber should reconnect to receive them."""
 
 
 Event = Ready | Heartbeat | Gap | Superseded | Bye | Revoked | Changed

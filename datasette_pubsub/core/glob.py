@@ -1,6 +1,7 @@
-"""GLOB patterns as SQLite matches them (case-sensitive, ``*``, ``?``, ``[a-z]``, ``[^a-z]``), as regular expressions.
+"""Compiles GLOB patterns (``*``, ``?``, ``[a-z]``, ``[^a-z]``, case-sensitive) into regular expressions.
 
-Live matching and catch-up in SQL must not differ.
+They match exactly as SQLite's GLOB does: live delivery matches in Python, catch-up matches in SQL, and the two must
+not differ.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
     pieces = ["".join(segment) for segment in segments]
     if len(pieces) == 1:
         return re.compile(pieces[0], re.DOTALL)
-    # The first place where a middle piece fits is always good enough, so each is
-    # atomic: without backtracking into it, a hostile pattern costs linear time.
+    # The first place where a middle piece matches is always good enough, so each piece is an atomic group: without
+    # backtracking, a hostile pattern costs linear time.
     middle = "".join(f"(?>.*?{piece})" for piece in pieces[1:-1] if piece)
     return re.compile(f"{pieces[0]}{middle}.*{pieces[-1]}", re.DOTALL)
 
 
 def _character_class(pattern: str, i: int) -> tuple[str, int]:
-    """Translate what follows ``[``; a class that never closes matches nothing, as in SQLite."""
+    """Translate the part after ``[``; a class that never closes matches nothing, as in SQLite."""
     n = len(pattern)
     negated = i < n and pattern[i] == "^"
     if negated:

@@ -1,6 +1,6 @@
-"""Which channels a subscriber follows: exact names and GLOB patterns.
+"""Selectors: the channels that a subscriber follows, as exact names and GLOB patterns.
 
-A selector decides by the channel's name alone, and always as SQLite's GLOB would.
+A selector decides by the channel's name alone, exactly as SQLite's GLOB would.
 """
 
 from __future__ import annotations
@@ -10,13 +10,21 @@ from .glob import glob_regex
 from .validation import check_channel
 from .verdicts import ALL, Verdicts
 
-#: Channel names whose verdict one pattern selector remembers; beyond that it
-#: starts over. 10,000 short names are about 1 MB.
+#: A selector with patterns caches its verdict for this many channel names, then clears the cache. 10,000 short names
+#: take about 1 MB.
 MAX_REMEMBERED = 10_000
 
 
 class Selector:
-    """A set of channels and patterns; equal selectors compare and hash equal."""
+    """A set of channels and patterns; equal selectors compare and hash equal.
+
+    >>> from datasette_pubsub.core.selector import Selector
+    >>> selector = Selector.of(["news"], ["orders.*"])
+    >>> selector.matches("news"), selector.matches("orders.eu"), selector.matches("News")
+    (True, True, False)
+    >>> selector == Selector.of(patterns=["orders.*"], channels=["news"])
+    True
+    """
 
     __slots__ = ("__weakref__", "_hash", "_key", "_known", "_regexes", "channels", "everything", "patterns", "verdicts")
 
@@ -28,12 +36,12 @@ class Selector:
     ) -> None:
         self.channels = channels
         self.patterns = patterns
-        #: Of the channels that match a pattern, only those that are allowed count.
+        #: A channel that matches a pattern counts only if this allows it.
         self.verdicts = verdicts
         self.everything = "*" in patterns and verdicts.everything
         self._regexes = [glob_regex(pattern).fullmatch for pattern in patterns]
         self._known: dict[str, bool] = {}
-        # Every send to a subscriber looks up what it shares with its equals.
+        # Every send looks up the frames that subscribers with equal selectors share, so the hash is kept.
         self._key = (channels, patterns, verdicts)
         self._hash = hash(self._key)
 
@@ -41,7 +49,7 @@ class Selector:
     def of(
         cls, channels: list[str] | tuple[str, ...] = (), patterns: list[str] | tuple[str, ...] = (), limit: int = 100
     ) -> Selector:
-        """A checked selector. Raises :class:`InvalidArgument` naming the field."""
+        """A selector whose names have been checked. Raises :class:`InvalidArgument`, which names the field."""
         for channel in channels:
             check_channel(channel)
         for pattern in patterns:

@@ -1,7 +1,6 @@
-"""The settings table: every option, its default, its unit and its bounds.
+"""The settings table: every option with its default, its unit and its bounds.
 
-The law of this module: options are read here and nowhere else. An unknown or
-wrong option stops Datasette at start with a message that names it.
+Only this module reads options. An unknown or wrong option stops Datasette at startup, with a message that names it.
 """
 
 from __future__ import annotations
@@ -12,31 +11,29 @@ from typing import Any
 
 PLUGIN = "datasette-pubsub"
 
-#: Longest channel name, in bytes of UTF-8. Long enough for a path of ids, short
-#: enough that an index page still holds many; MQTT and NATS users stay below 256.
+#: The longest channel name, in bytes of UTF-8: long enough for a path of ids, and short enough that a page of an index
+#: holds many. Users of MQTT and NATS stay below 256.
 MAX_CHANNEL_BYTES = 255
 
-#: Longest subscription name, in bytes of UTF-8; as for channels.
+#: The longest subscription name, in bytes of UTF-8, as for channels.
 MAX_SUBSCRIPTION_NAME_BYTES = 255
 
-#: Rows that one publish_batch chunk carries, in messages: the bound that the
-#: original description sets for a batch handed to the broker.
+#: publish_batch gives the broker its rows in chunks of at most this many messages.
 CHUNK_MESSAGES = 1000
 
-#: Rows read from the log at a time during catch-up, in messages. One page is
-#: about 100 KB of ordinary messages: large enough that the thread hand-over
-#: (about 0.2 ms) is small beside it.
+#: Catch-up reads pages of at most this many messages from the log. A page of ordinary messages has about 100 KB: large
+#: enough that handing the read to a thread (about 0.2 ms) costs little beside it.
 PAGE_MESSAGES = 1000
 
-#: How long a request's body may take to arrive, in seconds: a body of the
-#: largest size over a slow line, and not for ever.
+#: A request's body must arrive within this many seconds: enough for the largest body over a slow line, and a bound for
+#: slow requests (slowloris).
 BODY_SECONDS = 60.0
 
-#: Largest value in a snapshot, and all its values together, in bytes: it is
-#: held in memory, and SQL can make much of little.
+#: The largest value in a snapshot, and the sum of all its values, in bytes. The server holds a snapshot in memory, and
+#: a short SQL statement can produce a very large value.
 MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
 
-#: The longest retention, in days: a hundred years, which is as good as for ever.
+#: The longest retention, in days: a hundred years.
 MAX_DAYS = 36_500
 
 SYNCHRONOUS = {"normal": 1, "full": 2, "extra": 3}
@@ -48,11 +45,11 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What retention keeps: messages younger than ``days``, the newest ``messages``, the newest ``bytes`` of payload.
+    """A retention rule: keep messages younger than ``days``, the newest ``messages``, the newest ``bytes`` of payload.
 
-    0 and ``None`` set no limit; a message goes when any limit says so. In a rule
-    for channels, ``days`` of ``None`` leaves the age to the log's rule, and 0
-    keeps them for ever.
+    0 and ``None`` set no limit; a message is trimmed when it exceeds any limit.
+    In a rule for channels, ``days`` of ``None`` applies the log's own ``days``,
+    and 0 keeps messages of any age.
     """
 
     days: float | None = None
@@ -66,7 +63,19 @@ def _option(default: Any, unit: str, doc: str, low: float = 0, high: float = flo
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of one database: the instance's, overridden by the database's own."""
+    """The options of one database: the instance's, overridden by the database's own.
+
+    :func:`read_settings` makes one from the configuration and checks it.
+
+    >>> from datasette_pubsub.core.settings import ConfigError, read_settings
+    >>> read_settings({"retention_days": 7}, {"max_streams": 50}).max_streams
+    50
+    >>> try:
+    ...     read_settings({"max_streams": 0})
+    ... except ConfigError as error:
+    ...     print(error)
+    datasette-pubsub: option 'max_streams' must be between 1 and inf streams
+    """
 
     enabled: bool = _option(True, "true or false", "whether this database takes part")
     synchronous: str = _option(
@@ -177,12 +186,12 @@ class Settings:
 
     @property
     def retention(self) -> Rule:
-        """The rule for the whole log."""
+        """The retention rule for the whole log."""
         return Rule(self.retention_days or None, self.retention_messages or None, self.retention_bytes or None)
 
 
 def _rules(option: str, value: Any) -> tuple[tuple[str, Rule], ...]:
-    """The rules by pattern, in their order."""
+    """Check ``channel_retention``: the retention rules by pattern, in their order."""
     where = f"{PLUGIN}: option {option!r}"
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a mapping of channel patterns")
@@ -201,7 +210,10 @@ def _rules(option: str, value: Any) -> tuple[tuple[str, Rule], ...]:
 
 
 def _access(option: str, value: Any) -> tuple[tuple[str, Any, Any], ...]:
-    """Pattern, and the allow blocks for viewing and publishing; ``None`` where there is none, in their order."""
+    """Check ``channel_permissions``: each pattern with its allow blocks for viewing and publishing, in their order.
+
+    ``None`` stands for a block that is not set.
+    """
     where = f"{PLUGIN}: option {option!r}"
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} must be a mapping of channel patterns")
@@ -236,10 +248,10 @@ def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
 
 
 def read_settings(instance: Any, database: Any = None) -> Settings:
-    """Settings from the plugin's blocks of the configuration, checked.
+    """Check the plugin's configuration and return the settings of one database.
 
-    ``instance`` and ``database`` are what stands under ``plugins:
-    datasette-pubsub:`` at the top and for one database. Raises
+    ``instance`` is the block under ``plugins: datasette-pubsub:`` at the top of
+    the configuration, ``database`` the one of the database. Raises
     :class:`ConfigError`, whose text names the option and its bounds.
     """
     kinds = {f.name: (type(f.default), f.metadata) for f in fields(Settings)}

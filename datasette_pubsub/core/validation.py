@@ -1,4 +1,4 @@
-"""The rules for what comes from outside: channels, keys, payloads, ids, names, times."""
+"""Validates input from clients: channels, keys, payloads, ids, names and times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_channel(channel: object, field: str = "channel") -> str:
 
 
 def check_since(text: object, field: str = "since") -> str:
-    """An ISO 8601 time as the log stores it; without a zone it is UTC. Raises :class:`InvalidArgument`."""
+    """Convert an ISO 8601 time to the log's format; a time without a zone is UTC. Raises :class:`InvalidArgument`."""
     try:
         if not isinstance(text, str):
             raise ValueError
@@ -39,12 +39,12 @@ def check_since(text: object, field: str = "since") -> str:
 
 
 def utc_text(moment: datetime) -> str:
-    """A time as the log stores it: UTC, milliseconds, ``Z``."""
+    """A time in the log's format: UTC, with milliseconds and ``Z``."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 def check_message_id(value: object, field: str) -> int:
-    """A message id, 0 or more. Raises :class:`InvalidArgument` naming the field."""
+    """Return the value as a message id, 0 or more, else raise :class:`InvalidArgument` naming the field."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
@@ -99,14 +99,14 @@ def check_item(item: Item, settings: Settings) -> int:
 
 
 def not_finite(field: str) -> InvalidArgument:
-    """The error for a payload that is or holds a number that JSON does not have."""
+    """The error for a payload that is or contains a number that JSON cannot express."""
     return InvalidArgument(f"{field} holds a number that JSON does not have (NaN or an infinity)", field=field)
 
 
 def check_items(items: Sequence[Item], settings: Settings) -> int:
-    """Check messages before they are queued, as :func:`check_item` does each; the size of their payloads in bytes.
+    """Check each message as :func:`check_item` does, before they are queued; return the bytes of all payloads.
 
-    Ordinary messages are checked as a whole, which takes a tenth of the time.
+    Ordinary messages are checked together, which takes a tenth of the time.
     """
     try:
         payloads = [item.payload for item in items]

@@ -1,4 +1,4 @@
-"""Which channels somebody may view or publish to: what the permission rules come to for one actor and database."""
+"""Permission verdicts: the channels of one database that one actor may view or publish to."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .glob import glob_regex
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """Which channels a reader may have: by name, by pattern (the first that matches), and in general."""
+    """The channels that an actor is allowed: by name, then by the first pattern that matches, then in general."""
 
     general: bool = True
     named: frozenset[tuple[str, bool]] = frozenset()
     patterns: tuple[tuple[str, bool], ...] = ()
 
     def allows(self, channel: str) -> bool:
-        """Whether this channel is allowed, also if no such channel exists yet."""
+        """Whether this channel is allowed; the channel need not exist yet."""
         if (channel, False) in self.named:
             return False
         if (channel, True) in self.named:
@@ -28,12 +28,12 @@ class Verdicts:
 
     @property
     def everything(self) -> bool:
-        """Whether no channel can be denied."""
+        """Whether every channel is allowed."""
         return self.general and all(ok for _, ok in self.named) and all(ok for _, ok in self.patterns)
 
     @property
     def nothing(self) -> bool:
-        """Whether no channel can be allowed."""
+        """Whether no channel is allowed."""
         if any(ok for _, ok in self.named) or any(ok for _, ok in self.patterns):
             return False
         return not self.general or any(pattern == "*" for pattern, _ in self.patterns)
@@ -44,7 +44,7 @@ ALL = Verdicts()
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a publisher may do: to which channels it publishes, and of which it may learn anything."""
+    """The permissions of a publisher: the channels that it may publish to, and those that it may view."""
 
     publish: Verdicts
     view: Verdicts

@@ -1,9 +1,8 @@
 """The demo: four years of weather in Seattle, published by triggers in the file.
 
-The law of this module: it publishes as any other program would, by inserting
-into a business table whose triggers insert into ``vpubsub``. It changes only a
-database that it has made itself. In Datasette's process it goes through
-Datasette's own connections (DESIGN.md, decision 1).
+It publishes as any other program would: it inserts into an ordinary table, whose triggers insert into ``vpubsub``. It
+changes only a database that it has made itself. Inside Datasette's process it uses Datasette's own connections
+(DESIGN.md, decision 1).
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
 
 TABLE = "observations"
 
-#: Observations that are there from the beginning, in days, so that no page is
-#: empty. January 2012 had snow and frost, so there are alerts too.
+#: The number of days that a new demo database has from the beginning, so that no page is empty. January 2012 had snow
+#: and frost, so there are alerts as well.
 FIRST_DAYS = 30
 
-#: Wind from which a day is a storm, in m/s: 27 days of the 1,461.
+#: The wind from which a day counts as a storm, in m/s: 27 days of the 1,461.
 STORM_WIND = 7
 
-#: Tables that SQLite and the log's migrations keep for themselves.
+#: The prefixes of internal tables of SQLite and of the migrations.
 _INTERNAL = ("sqlite_", "_sqlite_")
 
 _FIELDS = "date, precipitation, temp_max, temp_min, wind, weather"
@@ -51,7 +50,7 @@ CREATE TABLE {TABLE} (
   weather TEXT
 )"""
 
-#: What stands in the file and makes it publish: ordinary triggers, by name.
+#: The triggers that publish the table's rows, by name.
 _TRIGGERS = {
     f"{TABLE}_publish": f"""
 CREATE TRIGGER {TABLE}_publish AFTER INSERT ON {TABLE}
@@ -111,15 +110,15 @@ def observations() -> tuple[Observation, ...]:
 
 
 def is_demo(conn: sqlite3.Connection) -> bool:
-    """Whether this file is a demo database: the table and every trigger are as :func:`prepare` makes them."""
+    """Whether this file is a demo database: its table and triggers are those that :func:`prepare` makes."""
     sql = {row[0]: row[1] for row in conn.execute("SELECT name, sql FROM sqlite_master WHERE tbl_name = ?", [TABLE])}
     return all(sql.get(name) == text.strip() for name, text in {TABLE: _TABLE, **_TRIGGERS}.items())
 
 
 def check(conn: sqlite3.Connection) -> bool:
-    """Whether this file is a demo database already; ``False`` when it can become one.
+    """Whether this file is a demo database already; ``False`` if it can become one.
 
-    Raises :class:`FailedPrecondition` when it holds tables that the demo did not make.
+    Raises :class:`FailedPrecondition` if it has tables that the demo did not make.
     """
     if is_demo(conn):
         return True
@@ -131,10 +130,10 @@ def check(conn: sqlite3.Connection) -> bool:
 
 
 def prepare(conn: sqlite3.Connection) -> None:
-    """Make the table, its triggers and the first days, inside the caller's transaction; a demo is left as it is.
+    """Make the table, its triggers and the first days, inside the caller's transaction, unless they exist.
 
-    Raises :class:`FailedPrecondition` when the file has no log to publish to,
-    or tables that the demo did not make.
+    Raises :class:`FailedPrecondition` if the file has no log to publish to, or
+    has tables that the demo did not make.
     """
     if check(conn):
         return
@@ -147,7 +146,7 @@ def prepare(conn: sqlite3.Connection) -> None:
 
 
 def progress(conn: sqlite3.Connection) -> int:
-    """How many days of the record are over: the place of the newest observation in it."""
+    """How many days of the record are in the table: the index after the newest observation."""
     newest = conn.execute(f"SELECT max(date) FROM {TABLE}").fetchone()[0]
     return bisect_right(observations(), newest or "", key=lambda observation: observation.date)
 
@@ -162,9 +161,9 @@ def advance(conn: sqlite3.Connection) -> Observation | None:
 
 
 def begin(conn: sqlite3.Connection) -> int:
-    """The days that are over; when all are, remove them, inside the caller's transaction, and begin again.
+    """The number of days in the table. If it has all days, delete them first, inside the caller's transaction.
 
-    What was published stays published.
+    The published messages stay in the log.
     """
     if progress(conn) == len(observations()):
         conn.execute(f"DELETE FROM {TABLE}")
@@ -176,12 +175,13 @@ def _insert(conn: sqlite3.Connection, observation: Observation) -> None:
 
 
 async def serve_demo(datasette: Datasette, file_name: str) -> None:
-    """Serve the demo database beside the configuration, and make it first where there is none.
+    """Serve the demo database, and create it first if it does not exist.
 
-    ``file_name`` is a bare name, taken from the configuration directory or, without
-    one, from the working directory. A file that Datasette serves already is not
-    added again. Raises :class:`~.core.settings.ConfigError` when the option is no
-    file's name, and when the file is not a demo or cannot be made.
+    ``file_name`` is a name without a folder; the file is in the configuration
+    directory or, without one, in the working directory. A file that Datasette
+    serves already is not added again. Raises :class:`~.core.settings.ConfigError`
+    if the option is not a file name, or if the file is not a demo database or
+    cannot be created.
     """
     from datasette.database import Database
 
@@ -193,7 +193,7 @@ async def serve_demo(datasette: Datasette, file_name: str) -> None:
     if db is None:
         db = datasette.add_database(Database(datasette, path=str(path), is_mutable=True))
     try:
-        # A reading connection cannot make the file, so it is only asked where there is one.
+        # A read connection cannot create the file, so it is used only if the file exists.
         if not (path.exists() and await db.execute_fn(is_demo)) and db.is_mutable:
             broker = registry(datasette).find(str(db.name))
             if broker is None:

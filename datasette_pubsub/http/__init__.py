@@ -1,1 +1,1 @@
-"""Plain HTTP, Server-Sent Events and newline-delimited JSON."""
+"""The protocols plain HTTP, Server-Sent Events and newline-delimited JSON."""

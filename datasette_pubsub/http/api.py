@@ -1,7 +1,4 @@
-"""Plain HTTP: publish, ack, and what channels and subscriptions there are.
-
-The law of this module: JSON in, JSON out, every field checked here by name.
-"""
+"""The plain HTTP API: publish, ack, snapshots, and lists of channels and subscriptions."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
 
 @mapped
 async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
-    """``POST …/publish``: one message or many, all or none; answers once they are on disk. Or a stream of them."""
+    """``POST …/publish``: one message or many, all or none; answers when they are durable. Or a publish stream."""
     streams = content_type(request) == ndjson.CONTENT_TYPE
     # curl -T sends PUT.
     require_method(request, *(("POST", "PUT") if streams else ("POST",)))
@@ -54,7 +51,7 @@ async def publish(scope: Any, receive: Any, send: Any, request: Request, dataset
 
 @mapped
 async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``POST …/ack``: all messages up to one are finished; the cursor moves forward."""
+    """``POST …/ack``: acknowledge all messages up to an id; the cursor moves forward."""
     require_method(request, "POST")
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, SMALL_LIMIT)
@@ -66,7 +63,7 @@ async def ack(scope: Any, receive: Any, send: Any, request: Request, datasette: 
 
 @mapped
 async def channels(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``GET …/channels.json``: the channels that the actor may see, by name."""
+    """``GET …/channels.json``: the channels that the actor may view, sorted by name."""
     only_get(request)
     broker = broker_of(datasette, request)
     rows = await permissions.visible_channels(datasette, request.actor, broker)
@@ -87,7 +84,7 @@ async def subscriptions(scope: Any, receive: Any, send: Any, request: Request, d
 
 @mapped
 async def delete_subscription(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``POST …/subscriptions/delete``: forget a subscription and its cursor; without ``owner`` one's own."""
+    """``POST …/subscriptions/delete``: delete a subscription and its cursor; without ``owner``, the actor's own."""
     require_method(request, "POST")
     broker = broker_of(datasette, request)
     data = await read_json(request, receive, SMALL_LIMIT)
@@ -100,7 +97,7 @@ async def delete_subscription(scope: Any, receive: Any, send: Any, request: Requ
 async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET …/snapshot.json?table=`` or ``?sql=``: rows, and the log's head at the same moment.
 
-    A stream with ``after=<head>`` goes on from there without a blind window.
+    A stream with ``after=<head>`` continues from there without missing a message.
     """
     only_get(request)
     broker = broker_of(datasette, request)
@@ -129,7 +126,7 @@ async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datase
 
 
 def _finite(value: Any) -> Any:
-    """A value as JSON has it: numbers that are none are text, as in Protobuf's JSON."""
+    """A value for JSON: infinities become text, as in Protobuf's JSON mapping."""
     if isinstance(value, float) and not math.isfinite(value):
         return "Infinity" if value > 0 else "-Infinity"
     return value

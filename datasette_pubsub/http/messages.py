@@ -1,7 +1,6 @@
-"""The messages of a page as JSON and as CSV.
+"""Queries for messages, with their results as JSON and as CSV.
 
-The law of this module: one query, whoever asks it, the viewer or a program,
-and the same messages for it. They have the field names of ``SubscribeResponse``.
+The viewer uses the same query, and gets the same messages. They have the field names of ``SubscribeResponse``.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from .responses import mapped
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Messages of one answer, in messages, and the most that may be asked for: as Datasette's own tables have it.
+#: The default and the largest number of messages in one answer, as in Datasette's own tables.
 LIMIT = 100
 MAX_LIMIT = 1_000
 
-#: Most that one answer carries, in bytes of payload; the rest is asked for with ``before``.
+#: The most bytes of payload in one answer; the client asks for the rest with ``before``.
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which messages somebody wants to see; ``selector`` is what of it the actor may see."""
+    """A query for messages; ``selector`` is the part of it that the actor may view."""
 
     selector: Selector
     channels: tuple[str, ...] = ()
@@ -47,17 +46,17 @@ class Query:
 
     @property
     def parameters(self) -> list[tuple[str, str]]:
-        """The query as it stands in an address, without ``before``."""
+        """The query as URL parameters, without ``before``."""
         pairs = [("channel", channel) for channel in self.channels]
         pairs += [("pattern", pattern) for pattern in self.patterns]
         return pairs + ([("q", self.text)] if self.text else [])
 
 
 async def query_from(datasette: Datasette, request: Request, broker: Broker, channel: str | None = None) -> Query:
-    """The query of an address; without channels and patterns it is for all that the actor may see.
+    """The query of a request; without channels and patterns it is for every channel that the actor may view.
 
     Raises :class:`InvalidArgument` naming the parameter, and
-    :class:`~.core.errors.PermissionDenied` for what the actor may not see.
+    :class:`~.core.errors.PermissionDenied` for a channel that the actor may not view.
     """
     args = request.args
     channels = [channel] if channel is not None else args.getlist("channel")
@@ -77,7 +76,7 @@ async def query_from(datasette: Datasette, request: Request, broker: Broker, cha
 
 
 async def find(broker: Broker, query: Query, limit: int, *, max_bytes: int, after: int | None = None) -> search.Found:
-    """The newest messages of a query, all of one moment."""
+    """The newest messages of a query, in one read transaction."""
     return await broker.read(functools.partial(found, query=query, limit=limit, max_bytes=max_bytes, after=after))
 
 
@@ -128,7 +127,7 @@ async def as_json(scope: Any, receive: Any, send: Any, request: Request, dataset
 
 @mapped
 async def as_csv(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``GET …/messages.csv``: the same as a table."""
+    """``GET …/messages.csv``: the same messages as CSV."""
     answer = await _ask(request, datasette)
     out = io.StringIO()
     table = csv.DictWriter(out, ["messageId", "channel", "payload", "blob", "createdAt"])

@@ -1,8 +1,7 @@
-"""The publish stream over plain HTTP: newline-delimited JSON in, newline-delimited JSON out.
+"""The publish stream over plain HTTP: newline-delimited JSON in both directions.
 
-The law of this module: it cuts a request's body into lines and turns answers
-into lines, while the request goes on; what is taken, and when, is decided in
-:mod:`.live.publisher`.
+It divides a request's body into lines, and writes answers as lines while the request goes on. :mod:`.live.publisher`
+decides what is taken, and when.
 """
 
 from __future__ import annotations
@@ -32,33 +31,31 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "application/x-ndjson"
 
-#: Lines that are read in one turn of the event loop, in lines: some milliseconds
-#: of work at most, when each of them is wrong.
+#: The most lines that are decoded in one turn of the event loop: a few milliseconds of work, even if each is invalid.
 LINES_AT_ONCE = 250
 
-#: How long a client that is still sending may take to see the last line, in
-#: seconds. A connection that is closed with unread data is reset, and the client
-#: would lose what it has not read; so what it sends is read, and thrown away.
+#: How long the server reads and discards data of a publisher that is still sending after the last line, in seconds.
+#: Closing a connection with unread data resets it, and the publisher would lose the answers that it has not read yet.
 LINGER_SECONDS = 0.5
 
 
 class Lines:
-    """Cuts what comes in pieces into lines. Holds at most one line that is not complete."""
+    """Divides a body that arrives in parts into lines. Holds at most one incomplete line."""
 
     def __init__(self, limit: int) -> None:
-        #: How many lines have been handed on, or are being read.
+        #: The number of the line that was decoded last.
         self.number = 0
-        #: Whether nothing more comes.
+        #: Whether the body has ended.
         self.ended = False
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0
         self._too_long = False
-        #: When the first part of the line came that is not complete, on the loop's clock.
+        #: When the first part of the incomplete line arrived, on the loop's clock.
         self.began: float | None = None
 
     def feed(self, data: bytes) -> Iterator[tuple[list[int], list[Sequence[Item] | PubsubError]]]:
-        """The publishes of the lines that are now complete, and the numbers of their lines, some lines at a time."""
+        """Yield the publishes of the lines that are complete now, with the numbers of the lines, some at a time."""
         *lines, rest = data.split(b"\n")
         if lines:
             lines[0] = b"".join([*self._parts, lines[0]])
@@ -90,7 +87,7 @@ class Lines:
             self.began = asyncio.get_running_loop().time()
         self._size += len(rest)
         if self._size > self._limit:
-            # What comes up to its end is thrown away.
+            # The rest of the line is discarded.
             self._too_long = True
         if self._too_long:
             self._parts.clear()
@@ -106,7 +103,7 @@ def _publish(line: bytes) -> Sequence[Item] | PubsubError:
 
 
 async def _feed(receive: Any, lines: Lines, publish_stream: PublishStream) -> None:
-    """Read the body to its end. Raises :class:`PubsubError` when it does not come to one."""
+    """Read the body to its end. Raises :class:`PubsubError` if it is incomplete."""
     more = True
     while more:
         until = None if lines.began is None else lines.began + BODY_SECONDS
@@ -126,7 +123,7 @@ async def _feed(receive: Any, lines: Lines, publish_stream: PublishStream) -> No
             if numbers:
                 await publish_stream.put(numbers, publishes)
             if len(numbers) == LINES_AT_ONCE:
-                # Others have their turn between.
+                # Let other tasks run in between.
                 await asyncio.sleep(0)
 
 
@@ -142,7 +139,7 @@ def _error_line(number: int, error: PubsubError) -> bytes:
 
 
 async def publish(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette, broker: Broker) -> None:
-    """Answer the lines of a request while they come. Raises :class:`PubsubError` before anything is sent."""
+    """Answer the lines of a request while they arrive. Raises :class:`PubsubError` before anything is sent."""
     check_uncompressed(request)
     async with gateway.open_publisher(datasette, request, broker) as publish_stream:
         lines = Lines(broker.settings.max_body_bytes)
@@ -188,10 +185,10 @@ async def _start(scope: Any, send: Any, datasette: Datasette) -> None:
 
 
 def _farewell(publish_stream: PublishStream) -> bytes:
-    """The last line of a stream that was told to end."""
+    """The last line of a stream that was stopped."""
     number = publish_stream.taken + 1
     if isinstance(publish_stream.end, Bye):
-        return _error_line(number, Unavailable("the server is going away; from this line on nothing was published"))
+        return _error_line(number, Unavailable("the server is shutting down; from this line on nothing was published"))
     if isinstance(publish_stream.end, Revoked):
         return _error_line(
             number, PermissionDenied("the right to publish has ended; from this line on nothing was published")

@@ -1,6 +1,6 @@
-"""Reading requests: query strings, headers and bodies, within limits and in time.
+"""Reads requests: query strings, headers and bodies, within limits on size and time.
 
-Everything that is wrong with a request raises a :class:`~.core.errors.PubsubError` that says what.
+An invalid request raises a :class:`~.core.errors.PubsubError` that says what is wrong.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 
-#: Bodies up to here are read before it is asked whether the caller may publish at all, in bytes: larger ones
-#: are memory that only publishers may fill. Other requests have no larger ones.
+#: A body up to this size, in bytes, is read before the check whether the actor may publish. Only publishers may fill
+#: the memory that a larger body takes. Requests that publish nothing have no larger bodies.
 SMALL_BODY_BYTES = 64 * 1024
 
 
-#: Most fields that a form may have, in fields; ours have four.
+#: The most fields that a form may have; ours have four.
 MAX_FORM_FIELDS = 20
 
 
@@ -50,12 +50,12 @@ def require_method(request: Request, *allow: str) -> None:
 
 
 def only_get(request: Request) -> None:
-    """Raise :class:`MethodNotAllowed` for anything but reading. HEAD is read as GET is; its body is left out."""
+    """Raise :class:`MethodNotAllowed` for all methods but GET and HEAD, which is GET without the body."""
     require_method(request, "GET", "HEAD")
 
 
 def check_query(request: Request) -> None:
-    """Refuse a query string that is not text: Datasette would read other characters in place of the wrong bytes.
+    """Refuse a query string that is not UTF-8: Datasette would replace the wrong bytes by other characters.
 
     Raises :class:`InvalidArgument` naming the parameter.
     """
@@ -85,7 +85,7 @@ def broker_of(datasette: Datasette, request: Request) -> Broker:
     """The broker of the database in the URL, by its route. Raises :class:`~.core.errors.NotFound`."""
     route = request.url_vars["database"]
     if not route.isidentifier():
-        # A plain name stands for itself, and decoding it would ask for random bytes.
+        # A plain name needs no decoding, and tilde_decode() reads random bytes from the system.
         route = tilde_decode(route)
     try:
         name = datasette.get_database(route=route).name
@@ -95,17 +95,17 @@ def broker_of(datasette: Datasette, request: Request) -> Broker:
 
 
 def is_large(request: Request) -> bool:
-    """Whether a body is to come that is not small, or of unknown size."""
+    """Whether the body is larger than a small one, or of unknown size."""
     length = header(request, b"content-length")
     return not (length.isdecimal() and int(length) <= SMALL_BODY_BYTES)
 
 
-#: What :func:`in_time` hands on instead of a part of the body that is late.
+#: The type of the message that :func:`in_time` returns instead of a part of the body that is late.
 TOO_SLOW = "pubsub.too_slow"
 
 
 def in_time(receive: Any) -> Any:
-    """An ASGI ``receive`` whose body must be complete within ``BODY_SECONDS``."""
+    """An ASGI ``receive`` that requires the whole body within ``BODY_SECONDS``: a limit for slow requests."""
     loop = asyncio.get_running_loop()
     end = loop.time() + BODY_SECONDS
     complete = False
@@ -125,9 +125,9 @@ def in_time(receive: Any) -> Any:
 
 
 def header(request: Request, name: bytes) -> str:
-    """The value of one header, by its name in lower case; empty where there is none.
+    """The value of one header, by its name in lower case; empty if it is missing.
 
-    Datasette's ``request.headers`` makes a dictionary of all of them whenever it is asked.
+    Datasette's ``request.headers`` makes a dictionary of all headers at each access.
     """
     for key, value in request.scope["headers"]:
         if key == name:
@@ -147,14 +147,14 @@ def check_uncompressed(request: Request) -> None:
 
 
 class BodyLimit(NamedTuple):
-    """The largest body that is read, in bytes, and where that is set: a setting, or in words why it is fixed."""
+    """The largest body, in bytes, and the setting that says so, or in words why it is fixed."""
 
     size: int
     setting: str | None = None
     why: str | None = None
 
     def exceeded(self, what: str = "request body") -> PayloadTooLarge:
-        """The error for a larger one."""
+        """The error for a larger body."""
         return PayloadTooLarge(
             f"{what} is over the limit of {self.size} bytes ({self.setting or self.why})", limit=self.setting
         )
@@ -170,7 +170,7 @@ SMALL_LIMIT = BodyLimit(SMALL_BODY_BYTES, why="of a request that publishes nothi
 
 
 async def read_body(request: Request, receive: Any, limit: BodyLimit) -> bytes:
-    """The body, of at most ``limit``, counted while reading. Raises :class:`PayloadTooLarge`."""
+    """Read the body, up to ``limit`` bytes. Raises :class:`PayloadTooLarge` as soon as it is longer."""
     check_uncompressed(request)
     parts: list[bytes] = []
     size = 0
@@ -191,7 +191,7 @@ async def read_body(request: Request, receive: Any, limit: BodyLimit) -> bytes:
 
 
 async def read_json(request: Request, receive: Any, limit: BodyLimit) -> dict[str, Any]:
-    """The JSON object in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
+    """Read the JSON object in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
     data = object_of_json(await read_json_body(request, receive, limit), "the body")
     for name, value in data.items():
         if isinstance(value, str):
@@ -200,14 +200,14 @@ async def read_json(request: Request, receive: Any, limit: BodyLimit) -> dict[st
 
 
 async def read_json_body(request: Request, receive: Any, limit: BodyLimit) -> bytes:
-    """The body, as JSON text that has not been read yet. Raises as :func:`read_body`, and for another content type."""
+    """Read a JSON body without decoding it. Raises as :func:`read_body`, and for another content type."""
     if content_type(request) != "application/json":
         raise UnsupportedMediaType("content-type must be application/json")
     return await read_body(request, receive, limit)
 
 
 async def read_form(request: Request, receive: Any, limit: BodyLimit, most: int = MAX_FORM_FIELDS) -> dict[str, str]:
-    """The fields of a form as browsers send it, at most so many.
+    """Read the fields of an HTML form, at most ``most``.
 
     Raises a :class:`PubsubError` that says what is wrong with it.
     """
@@ -227,16 +227,16 @@ def selector_from(request: Request, limit: int) -> Selector:
     return Selector.of(request.args.getlist("channel"), request.args.getlist("pattern"), limit)
 
 
-#: The parameters by which a reader says what it has where it cannot send a header: ours, and those of EventSource
-#: polyfills (event-source-polyfill, and what followed older ones of its kind).
+#: The parameters for the last received id, for clients that cannot send the header: ours, and those of EventSource
+#: polyfills (event-source-polyfill and older ones).
 LAST_EVENT_ID = ("last_event_id", "lastEventId", "lastEventID", "Last-Event-ID")
 
 
 def _last_event_id(request: Request) -> int | None:
-    """The last message that a reader says it has. The header wins; of parameters, the greatest: the newest of them."""
-    told = request.headers.get("last-event-id")
-    if told:
-        return check_message_id(told, "Last-Event-ID")
+    """The last id that the client has received: from the header, else the greatest of the parameters."""
+    sent = request.headers.get("last-event-id")
+    if sent:
+        return check_message_id(sent, "Last-Event-ID")
     args = request.args
     return max(
         (check_message_id(value, name) for name in LAST_EVENT_ID for value in args.getlist(name) if value), default=None
@@ -244,9 +244,9 @@ def _last_event_id(request: Request) -> int | None:
 
 
 def check_parameters(request: Request, known: Collection[str]) -> None:
-    """Refuse a query parameter that means nothing here, so that nobody believes that it does.
+    """Refuse an unknown query parameter, which would otherwise have no effect without notice.
 
-    Those that begin with ``_`` are added by caches and frameworks, and mean nothing anywhere.
+    Caches and frameworks add parameters that begin with ``_``; these are ignored.
     Raises :class:`InvalidArgument` naming the parameter.
     """
     for name in request.args:
@@ -255,7 +255,7 @@ def check_parameters(request: Request, known: Collection[str]) -> None:
 
 
 def where_from(request: Request) -> Where:
-    """Where a reader begins, from its query string and its ``Last-Event-ID`` header."""
+    """The position at which a subscriber begins, from its query string and its ``Last-Event-ID`` header."""
     args = request.args
     last = _last_event_id(request)
     after, start, since = args.get("after"), args.get("start"), args.get("since")

@@ -1,6 +1,6 @@
-"""Responses: errors mapped to statuses, and the headers that streams and other origins need.
+"""Response helpers: map errors to HTTP statuses, and add the headers that streams and CORS need.
 
-Errors are mapped to HTTP here and nowhere else, and no text that was not meant for the caller leaves this module.
+Only this module maps errors to HTTP. It sends no internal error text to a client.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ View = Callable[..., Awaitable[Response | None]]
 
 
 def internal(error: Exception) -> PubsubError:
-    """The error shown for one that was not foreseen: a reference that stands in the log, and nothing else.
+    """The error for an unexpected exception: it has only a reference, under which the server's log has the details.
 
-    Not so where Datasette itself, which looks at every database before it
-    answers a request, met a file that another program has locked against readers.
+    One exception is expected: Datasette reads every database before it answers a
+    request, and another program may have locked a file for reading.
     """
     if isinstance(error, sqlite3.Error) and is_busy(error):
         return Unavailable("a database is locked by another program; nothing was stored, try again")
@@ -46,14 +46,14 @@ def internal(error: Exception) -> PubsubError:
 
 
 def error_fields(error: PubsubError) -> dict[str, Any]:
-    """An error in Datasette's own JSON shape, with the field and the setting that it is about, where it is."""
+    """An error in Datasette's JSON format, with the field and the setting that it is about, if any."""
     about = {"field": error.field, "limit": error.limit}
     fields = {"ok": False, "error": error.message, "errors": [error.message], "status": error.status}
     return fields | {name: value for name, value in about.items() if value is not None}
 
 
 def error_headers(error: PubsubError) -> dict[str, str]:
-    """The headers that belong to an error, whatever its body is."""
+    """The headers of an error, for any format of the body."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -68,13 +68,13 @@ def error_response(error: PubsubError) -> Response:
 
 
 def without_body(request: Request, response: Response | None) -> None:
-    """Take the body out of an answer to HEAD."""
+    """Remove the body from the response to HEAD."""
     if request.method == "HEAD" and response is not None:
         response.body = ""
 
 
 def mapped(view: View) -> View:
-    """A view whose errors become JSON responses."""
+    """Wrap a view so that its errors become JSON responses."""
 
     @functools.wraps(view)
     async def wrapper(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
@@ -95,28 +95,28 @@ def mapped(view: View) -> View:
     return with_signature(wrapper)
 
 
-#: Of answers that go on for as long as their readers stay: what is on the way may keep, hold back or rewrite nothing.
+#: The headers of streams: caches and proxies must not store, buffer or change them.
 STREAM_HEADERS = {
     "Cache-Control": "no-store, no-transform",
-    # nginx hands answers on as they come.
+    # Without this, nginx buffers responses.
     "X-Accel-Buffering": "no",
-    # Proxies and plugins that compress (Caddy's encode, nginx's gzip, datasette-gzip) collect what comes until there is
-    # enough to begin with, unless it has an encoding already. This one is none.
+    # Proxies and plugins that compress (Caddy's encode, nginx's gzip, datasette-gzip) buffer a response, unless it has
+    # an encoding already. "identity" is an encoding that changes nothing.
     "Content-Encoding": "identity",
 }
 
 
 def with_signature(view: View) -> View:
-    """A view that knows its own signature, which Datasette asks for at every request."""
+    """Store a view's signature on it, since Datasette reads the signature at every request."""
     view.__signature__ = inspect.signature(view)  # type: ignore[attr-defined]
     return view
 
 
 def cors_headers(datasette: Datasette) -> dict[str, str]:
-    """What lets pages of other origins read, where Datasette was started with ``--cors``; else nothing.
+    """The CORS headers, if Datasette was started with ``--cors``; else nothing.
 
-    Without credentials (https://fetch.spec.whatwg.org/#cors-protocol-and-credentials):
-    another origin sees what anybody sees, or what its own token lets it see.
+    They do not allow credentials (https://fetch.spec.whatwg.org/#cors-protocol-and-credentials):
+    a page of another origin reads as an anonymous visitor, or with its own token.
     """
     if not datasette.cors:
         return {}
@@ -131,10 +131,10 @@ def cors_headers(datasette: Datasette) -> dict[str, str]:
 
 
 def with_cors(datasette: Datasette, scope: Any, send: Any) -> Any:
-    """An ASGI ``send`` that lets pages of other origins import our scripts, where they may read the rest.
+    """An ASGI ``send`` that adds a CORS header to our scripts, if Datasette was started with ``--cors``.
 
-    Datasette serves the static files of plugins without CORS headers, and a
-    module is imported under CORS.
+    A page of another origin needs CORS to import a module, and Datasette serves
+    the static files of plugins without CORS headers.
     """
     ours = datasette.urls.static_plugins("datasette_pubsub", "")
     if not datasette.cors or not scope["path"].startswith(ours):
@@ -150,6 +150,6 @@ def with_cors(datasette: Datasette, scope: Any, send: Any) -> Any:
 
 
 def preflight(datasette: Datasette) -> Response:
-    """The answer to OPTIONS."""
+    """The response to OPTIONS."""
     headers = {"Allow": "GET, POST, HEAD, OPTIONS", **cors_headers(datasette)}
     return Response("", status=204, headers=headers)

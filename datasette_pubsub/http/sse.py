@@ -1,8 +1,7 @@
 """Server-Sent Events: ``GET /<db>/-/pubsub/-/stream``.
 
-The law of this module: it turns a request into a stream of the broker and its
-bytes into a response; what is sent, and when, is decided elsewhere. A response
-is two tasks and little else: thousands of them wait at the same time.
+It opens a subscriber for a request, and sends the subscriber's frames as the response. Each response has two tasks and
+little else, since thousands of them wait at the same time.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _ENCODERS = {"": SseEncoder(), "json": SseEncoder(), "raw": SseEncoder(raw=True)
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 
-#: What may stand in the query string.
+#: The parameters of the query string.
 PARAMETERS = frozenset(
     {"channel", "pattern", "subscription", "after", "start", "since", "ack", "format", *LAST_EVENT_ID}
 )
@@ -45,7 +44,7 @@ def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
 async def _answer(
     live: Subscriber, scope: Any, receive: Any, send: Any, headers: dict[str, str], seconds: float
 ) -> None:
-    """The whole response: until the stream ends or its reader has gone. Raises :class:`SendTimeout`."""
+    """Send the whole response, until the stream ends or the client disconnects. Raises :class:`SendTimeout`."""
     await send(
         {
             "type": "http.response.start",
@@ -63,14 +62,14 @@ async def _answer(
 
 
 async def _send_until_gone(live: Subscriber, receive: Any, sender: FrameSender, arrival: Acknowledged | None) -> bool:
-    """Send all of the stream; whether its reader is still there. Raises :class:`SendTimeout`."""
+    """Send all frames; returns whether the client is still connected. Raises :class:`SendTimeout`."""
     task = asyncio.current_task()
     assert task is not None
     waiting = True
 
     def ended(_: asyncio.Task[None]) -> None:
         if waiting:
-            task.cancel()  # nobody waits any more for the reader to go
+            task.cancel()  # the stream has ended: stop waiting for the client to disconnect
 
     live.through(sender.begin, arrival)
     sending = sender.start(live.frames())
@@ -84,7 +83,7 @@ async def _send_until_gone(live: Subscriber, receive: Any, sender: FrameSender, 
     finally:
         waiting = False
         gone = not sending.done()
-        sending.cancel()  # what is being sent does not count as taken
+        sending.cancel()  # a send that has not ended does not count as taken
         await asyncio.wait([sending])
         failed = None if sending.cancelled() else sending.exception()
     if failed is not None and not gone:
@@ -118,5 +117,5 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
             headers, seconds = cors_headers(datasette), broker.settings.send_timeout_seconds
             await _answer(live, scope, receive, send, headers, seconds)
         except SendTimeout:
-            gateway.cut_off(request, broker, "reader")
+            gateway.cut_off(request, broker, "subscriber")
     return None

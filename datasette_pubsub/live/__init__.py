@@ -1,1 +1,1 @@
-"""Subscribers and publishers in the event loop: no SQL, no HTTP."""
+"""Subscribers and publish streams on the event loop. This room knows no SQL and no HTTP."""

@@ -1,7 +1,7 @@
-"""How many streams of one database are open, and for whom.
+"""Counts and limits the open streams of one database, in all and for each actor or address.
 
-The law of this module: a stream is counted from the moment it is let in, before
-anything is awaited for it, so that a crowd that comes at once is counted too.
+A stream is counted when it is admitted, before the server awaits anything for it: so the limits also hold when
+many subscribers connect at the same moment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..core.settings import Settings
 
 
 class Endable(Protocol):
-    """A subscriber's stream, or a publisher's."""
+    """A subscriber, or a publish stream."""
 
     def stop(self, reason: End) -> None: ...
 
@@ -27,7 +27,7 @@ class Admission:
         self._name = name
         self._settings = settings
         self._open = 0
-        #: How many are open for each actor or address.
+        #: How many streams are open for each actor or address.
         self._parties: Counter[str] = Counter()
         self._streams: set[Endable] = set()
         self._closing = False
@@ -35,11 +35,11 @@ class Admission:
     def enter(self, party: str) -> None:
         """Count a stream for an actor or address, until :meth:`leave`.
 
-        Raises :class:`TooManyRequests` when there can be no more of them, and
-        :class:`Unavailable` while shutting down.
+        Raises :class:`TooManyRequests` when a limit is reached, and
+        :class:`Unavailable` while the server shuts down.
         """
         if self._closing:
-            raise Unavailable("the server is going away; try again")
+            raise Unavailable("the server is shutting down; try again")
         if self._open >= self._settings.max_streams:
             raise TooManyRequests(
                 f"{self._open} streams are open on database {self._name}; "
@@ -54,29 +54,29 @@ class Admission:
         self._parties[party] += 1
 
     def leave(self, party: str) -> None:
-        """The stream has ended, or was never begun."""
+        """Stop counting a stream: it has ended, or was never opened."""
         self._open -= 1
         self._parties[party] -= 1
         if not self._parties[party]:
             del self._parties[party]
 
     def add(self, stream: Endable) -> None:
-        """From here on the stream is told when the server goes away."""
+        """From now on, stop this stream when the server shuts down."""
         self._streams.add(stream)
         if self._closing:
             stream.stop(Bye())
 
     def discard(self, stream: Endable) -> None:
-        """It need not be told any more."""
+        """Forget a stream that has ended."""
         self._streams.discard(stream)
 
     def end_all(self) -> None:
-        """Tell every stream to end and come back; more may come in."""
+        """End every stream and ask its subscriber or publisher to reconnect; new streams are admitted."""
         for stream in list(self._streams):
             stream.stop(Bye())
 
     def close(self) -> None:
-        """Tell every stream that the server is going away, and let no more in."""
+        """End every stream because the server shuts down; no new stream is admitted."""
         self._closing = True
         for stream in list(self._streams):
             stream.stop(Bye())

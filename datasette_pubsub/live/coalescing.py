@@ -1,8 +1,9 @@
-"""Request coalescing: one answer for all who ask the same at the same time, or a moment later.
+"""Request coalescing: many requests with the same question share one answer.
 
-:class:`SingleFlight` keeps nothing: an answer is never older than the question. Who asks while a question is being
-answered waits for the next round, which begins after that. :class:`TtlCache` keeps answers, bounded in number, with the
-time at which each was asked for; the caller says how old one may be. Event loop only, without locks.
+:class:`SingleFlight` stores no answers: each answer is computed after the question was asked. A question that arrives
+while the same one is being answered waits for the next run, which begins when the present one ends.
+:class:`TtlCache` stores a bounded number of answers, each with the time of its question; the caller says how old an
+answer may be. Both run on the event loop only and need no locks.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Questions that are being answered, by a key that says all that the answer depends on."""
+    """Runs each question once for all that ask it together. A key names everything that the answer depends on."""
 
     def __init__(self) -> None:
-        #: For each question that is being answered: who waits for its next round.
+        #: For each question that is being answered: the futures that the next run will answer.
         self._waiting: dict[Hashable, list[asyncio.Future[T]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, key: Hashable, answer: Callable[[], Awaitable[T]]) -> T:
-        """The answer, as ``answer`` gives it, begun after this call. Raises what it raises.
+        """The result of a call of ``answer`` that begins after this call. Raises what ``answer`` raises.
 
-        It runs in a context of its own: what one asker's context holds is not another's.
+        ``answer`` runs in a new context, so that it cannot use the context variables of one of the callers.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(key)
@@ -68,23 +69,23 @@ class SingleFlight(Generic[T]):
                     future.set_result(found)
 
 
-#: How many answers are kept at most; then they are forgotten, and asked for again.
+#: The most answers that a cache holds; when it is full, it is cleared.
 MAX_ANSWERS = 1_000
 
 
 class TtlCache:
-    """Answers by a key that says all that they depend on."""
+    """Stores answers for a short time. A key names everything that the answer depends on."""
 
     def __init__(self) -> None:
         self._answers: dict[Hashable, tuple[float, Any]] = {}
 
     def get(self, key: Hashable, seconds: float) -> Any:
-        """The answer, if it was asked for within so many seconds, else ``None``."""
+        """The answer, if its question was asked at most this many seconds ago, else ``None``."""
         found = self._answers.get(key)
         return found[1] if found is not None and time.monotonic() - found[0] < seconds else None
 
     def put(self, key: Hashable, asked: float, answer: Any) -> None:
-        """Keep an answer. ``asked`` is when its question was asked, on :func:`time.monotonic`'s clock."""
+        """Store an answer. ``asked`` is the time of its question, on :func:`time.monotonic`'s clock."""
         if len(self._answers) >= MAX_ANSWERS:
             self._answers.clear()
         self._answers[key] = (asked, answer)

@@ -1,8 +1,17 @@
-"""The hub: wakes subscribers when messages are committed, and keeps the newest in memory.
+"""The hub of one database: tells live subscribers of newly committed messages, and keeps the newest in memory.
 
-The law of this module: it knows no SQL and no HTTP. It holds no queue per
-subscriber; what a subscriber has not taken is in the shared tail or, failing
-that, in the log. Everything runs on the event loop's thread, without locks.
+Theory of operation. The hub has a head, the tail (the newest messages before the head, without holes), and a line of
+waiters that have something to receive. It has no queue for each subscriber: a subscriber reads the shared tail or,
+when its position is before the tail, the log. Everything runs on the event loop's thread, without locks.
+
+The head moves in three ways, each called by the broker. :meth:`Hub.committed` and :meth:`Hub.fill` move it forward
+with all messages in between: these enter the tail, and the waiters that follow their channels enter the line.
+:meth:`Hub.skip_to` moves it forward without them: the tail starts over, and every waiter wakes to read the log.
+:meth:`Hub.rewind` moves it back, after a restore: every waiter wakes, and a subscriber that is ahead reports a gap.
+
+The line is *idle* or *serving*. The first waiter that enters an idle line schedules :meth:`Hub._serve`. Each call
+releases up to :data:`SERVED_AT_ONCE` waiters and schedules the next call, until the line is empty and idle again.
+:mod:`.waiter` describes the states of a waiter.
 """
 
 from __future__ import annotations
@@ -17,9 +26,9 @@ from ..core.values import Message
 from .tail import Tail
 from .waiter import Waiter
 
-#: So many subscribers are served at once, before others have their turn. Publishers go on meanwhile, so that each send
-#: carries what they have published since the last. Fewer than these are served before the publishers of what they
-#: get are answered.
+#: One turn of the event loop serves this many subscribers. Publishers run between two turns, so that each send also
+#: carries what they have published since. With no more subscribers than this, all receive a message before its
+#: publisher receives the answer.
 SERVED_AT_ONCE = 16
 
 
@@ -28,7 +37,7 @@ class Hub:
 
     def __init__(self, tail_bytes: int, on_idle: Callable[[bool], None]) -> None:
         self.head = 0
-        #: How often the log was found to end before the head, and where it ended then.
+        #: How many times the head has moved back, and where it moved to the last time.
         self.rewinds = 0
         self.rewound_to = 0
         self.tail = Tail(tail_bytes)
@@ -36,7 +45,7 @@ class Hub:
         self._by_channel: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._by_pattern: set[Waiter] = set()
         self._waiters: set[Waiter] = set()
-        #: Who has something to get, in the order in which they are served, and whether that is under way.
+        #: The line: waiters that have something to receive, in their order; and whether :meth:`_serve` is scheduled.
         self._due: deque[Waiter] = deque()
         self._serves = False
         self._selectors: WeakValueDictionary[Selector, Selector] = WeakValueDictionary()
@@ -45,8 +54,8 @@ class Hub:
         return len(self._waiters)
 
     def register(self, selector: Selector) -> Waiter:
-        """Enter a subscriber. Register before reading the head: nothing committed after can then be overlooked."""
-        # All who follow the same hold the same: what they share is found without comparing.
+        """Register a subscriber. Call this before reading the head, so that no later commit is missed."""
+        # Subscribers with equal selectors share one object: a lookup then compares identities.
         selector = self._selectors.setdefault(selector, selector)
         waiter = Waiter(selector)
         self._waiters.add(waiter)
@@ -59,7 +68,7 @@ class Hub:
         return waiter
 
     def unregister(self, waiter: Waiter) -> None:
-        """Remove a subscriber; harmless when it is gone already."""
+        """Remove a subscriber; does nothing if it was removed before."""
         if waiter not in self._waiters:
             return
         waiter.leave()
@@ -75,9 +84,9 @@ class Hub:
             self._on_idle(True)
 
     def committed(self, before: int, messages: Sequence[Message]) -> bool:
-        """Take in messages just committed, where ``before`` was the log's head before them.
+        """Add newly committed messages; ``before`` was the log's head before them.
 
-        Returns ``False`` when messages between the hub's head and these are
+        Returns ``False`` if messages between the hub's head and these are
         missing: the caller then reads the log and calls :meth:`fill`.
         """
         if not messages:
@@ -94,11 +103,11 @@ class Hub:
         return True
 
     def fill(self, messages: Sequence[Message], head: int) -> None:
-        """Take in all messages between the hub's head and ``head``, and wake who follows them."""
+        """Add all messages between the hub's head and ``head``, and put the waiters that follow them in line."""
         if head <= self.head:
             return
         if not self._waiters:
-            # The tail keeps nothing for nobody, and must not begin before a hole.
+            # Without subscribers the tail stays empty: it must not begin before a hole.
             self.skip_to(head)
             return
         previous, self.head = self.head, head
@@ -113,7 +122,7 @@ class Hub:
             asyncio.get_running_loop().call_soon(self._serve)
 
     def _line_up(self, waiters: Iterable[Waiter], resume: int) -> None:
-        """Put these in line, who had nothing to get up to ``resume``."""
+        """Put waiters in line that have nothing to receive up to ``resume``, and something after it."""
         for waiter in waiters:
             waiter.mark(resume)
             if not waiter.due:
@@ -121,7 +130,7 @@ class Hub:
                 self._due.append(waiter)
 
     def _serve(self) -> None:
-        """Serve the first in line, and go on after others have had their turn. Runs outside of any task."""
+        """Release the first waiters in line, and schedule the next call for the rest. Runs outside of any task."""
         loop = asyncio.get_running_loop()
         due, now = self._due, loop.time()
         try:
@@ -135,7 +144,7 @@ class Hub:
                 loop.call_soon(self._serve)
 
     def skip_to(self, head: int) -> None:
-        """Move to a head without knowing what lies before it; subscribers read it from the log."""
+        """Move the head forward without the messages before it; subscribers read those from the log."""
         if head <= self.head:
             return
         self.head = head
@@ -143,13 +152,13 @@ class Hub:
         self.wake_all()
 
     def rewind(self, head: int) -> None:
-        """The log ends earlier than it did: it was restored from a backup. Streams that are ahead of it tell so."""
+        """Move the head back: the log was restored from a backup. Subscribers that are ahead report a gap."""
         self.head = self.rewound_to = head
         self.rewinds += 1
         self.tail.reset(head)
         self.wake_all()
 
     def wake_all(self) -> None:
-        """End every wait, so that each stream looks at its state."""
+        """End every wait, so that each subscriber looks at its state."""
         for waiter in list(self._waiters):
             waiter.wake()

@@ -1,8 +1,7 @@
-"""One publish stream: publishes in, and what became of each, in the same order.
+"""One publish stream: it accepts publishes and answers each, in the same order.
 
-The law of this module: it knows no HTTP and no wire format. What is taken is
-answered, also when the server ends. It takes no more than it can hold: who puts
-publishes in waits instead of being refused, and so reads no further.
+Every publish that it has taken is answered, even when the server shuts down. It holds a bounded number of bytes: when
+it is full, :meth:`PublishStream.put` waits, and the protocol reads no further from the publisher (back-pressure).
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from ..core.validation import check_items
 from ..core.values import Item
 from ..core.verdicts import Rights
 
-#: What one publish stream may have in flight, in bytes: some commits' worth, so
-#: that it never waits for its own answers, and a small part of what may wait in all.
+#: The most bytes that one publish stream may have in flight: enough for several commits, so that it never waits for
+#: its own answers, and a small part of ``max_pending_bytes``.
 STREAM_BYTES = 8 * 1024 * 1024
 
-#: What a publish and each of its messages take in memory beside the payload, in bytes.
+#: The memory that a publish, and each of its messages, takes beside the payload, in bytes.
 OVERHEAD_BYTES = 200
 
 Outcome = Sequence[int] | PubsubError
 
 
-#: The number of one publish, and what became of it: the ids of its messages, or why none of them is stored.
+#: The number of one publish and its result: the ids of its messages, or the error that refused them all.
 Answer = tuple[int, Outcome]
 
 
 class Queue(Protocol):
-    """Where publishes go: the batcher."""
+    """The batcher, as a publish stream uses it."""
 
     async def room(self, messages: int, size: int) -> None: ...
 
@@ -45,7 +44,7 @@ class Queue(Protocol):
 
 
 class _Batch(NamedTuple):
-    """Publishes that were put in together. Those that were refused at once are not in ``done``."""
+    """Publishes that one call of :meth:`PublishStream.put` has taken. Those in ``refused`` are not in ``done``."""
 
     numbers: Sequence[int]
     refused: dict[int, PubsubError]
@@ -54,14 +53,17 @@ class _Batch(NamedTuple):
 
 
 class PublishStream:
-    """One publish stream. ``rights`` is asked at the beginning and then now and then; ``None`` ends the stream."""
+    """One publish stream. ``rights`` returns what it may publish, and is called again to re-check permissions.
+
+    The stream ends when ``rights`` returns ``None``.
+    """
 
     def __init__(
         self, queue: Queue, settings: Settings, database: str, rights: Callable[[], Awaitable[Rights | None]]
     ) -> None:
-        #: The number of the newest publish that will be answered; those after it were not taken.
+        #: The number of the newest publish that will be answered; the publishes after it were not taken.
         self.taken = 0
-        #: Why the stream was told to end, if it was.
+        #: The reason why the stream was stopped, if it was.
         self.end: End | None = None
         self._queue = queue
         self._settings = settings
@@ -71,30 +73,33 @@ class PublishStream:
         self._checked = 0.0
         self._batches: deque[_Batch] = deque()
         self._weight = 0
-        #: Set when there is something to answer, or nothing more to come.
+        #: Set when there is a batch to answer, or when the feed has ended.
         self._more = asyncio.Event()
-        #: Set when something was answered.
+        #: Set when a batch was answered.
         self._less = asyncio.Event()
         self._feed: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Ask for the first time. Raises :class:`~.core.errors.PermissionDenied` where nothing may be published."""
+        """Check permissions for the first time.
+
+        Raises :class:`~.core.errors.PermissionDenied` if the publisher may publish to no channel.
+        """
         self._verdicts = await self._rights()
         self._checked = asyncio.get_running_loop().time()
         if self._verdicts is None or self._verdicts.publish.nothing:
             raise PermissionDenied(f"permission denied: publish-message on database {self._database}")
 
     def stop(self, reason: End) -> None:
-        """Take no more; what was taken is still answered."""
+        """Take no more publishes; those that were taken are still answered."""
         if self.end is None:
             self.end = reason
             if self._feed is not None:
                 self._feed.cancel()
 
     async def put(self, numbers: Sequence[int], publishes: Sequence[Sequence[Item] | PubsubError]) -> None:
-        """Take publishes, with their numbers in the stream, which grow. Waits while there is no room.
+        """Take publishes, with their increasing numbers in the stream. Waits while the stream or the batcher is full.
 
-        Each is all or none by itself; an error stands for one that could not be read.
+        Each publish is stored whole or not at all. An error stands for a publish that could not be read.
         """
         verdicts = await self._current()
         accepted, refused, messages, size = self._sift(verdicts, numbers, publishes)
@@ -124,15 +129,15 @@ class PublishStream:
     def _sift(
         self, verdicts: Rights, numbers: Sequence[int], publishes: Sequence[Sequence[Item] | PubsubError]
     ) -> tuple[list[Sequence[Item]], dict[int, PubsubError], int, int]:
-        """What is accepted and what is refused, and the messages and payload bytes of what is accepted."""
+        """The accepted publishes, the refused ones, and how many messages and payload bytes the accepted ones have."""
         accepted: list[Sequence[Item]] = []
         refused: dict[int, PubsubError] = {}
         try:
-            # As a whole first: nearly always nothing is wrong.
+            # Check all together first: nearly always nothing is wrong.
             items = [item for publish in publishes for item in publish]  # type: ignore[union-attr]
             size = self._check(verdicts, items)
         except (PubsubError, TypeError):
-            # Below, one by one.
+            # Something is wrong: check one by one, below.
             pass
         else:
             return list(publishes), refused, len(items), size  # type: ignore[arg-type]
@@ -159,7 +164,7 @@ class PublishStream:
                 raise PermissionDenied(
                     f"permission denied: publish-message on channel {channel!r} of database {self._database}"
                 )
-        # A condition tells of the channel, whether it is met or not.
+        # A condition reveals the channel's newest id, whether it is met or not.
         for channel in {item.channel for item in items if item.expected_last_id is not None}:
             if not verdicts.view.allows(channel):
                 raise PermissionDenied(
@@ -168,16 +173,16 @@ class PublishStream:
         return check_items(items, self._settings)
 
     async def answers(self, feed: Coroutine[Any, Any, None]) -> AsyncGenerator[list[Answer]]:
-        """Run ``feed``, which calls :meth:`put`, and yield answers until all that it put in are answered.
+        """Run ``feed``, which calls :meth:`put`, and yield answers until every publish that it put is answered.
 
-        What was put in is answered also when ``feed`` fails; then its exception is raised.
+        This also holds if ``feed`` fails; its exception is raised after the last answer.
         """
         self._feed = asyncio.get_running_loop().create_task(feed, name="pubsub publish stream")
         self._feed.add_done_callback(lambda _: self._more.set())
         if self.end is not None:
             self._feed.cancel()
         try:
-            # It begins to read before the first answer, which lets a client go on that waits to be asked.
+            # The feed begins to read before the first answer: some clients wait for that before they send anything.
             await asyncio.sleep(0)
             yield []
             while True:
@@ -194,7 +199,7 @@ class PublishStream:
             self._feed.cancel()
 
     async def _next(self) -> list[Answer]:
-        """Wait for the oldest batch; its answers, and those of all that are done by then."""
+        """Wait for the oldest batch; returns its answers, and those of all batches that are done by then."""
         first = self._batches[0]
         if first.done is not None:
             with contextlib.suppress(PubsubError):

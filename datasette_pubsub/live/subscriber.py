@@ -3,20 +3,19 @@
 Theory of operation. :meth:`Subscriber._next` looks at the state and says what is to be done now; it waits for nothing
 and changes nothing but what it says. The steps, the first that applies:
 
-- ``END``: the stream was told to end; its last frame says why.
-- ``CHECK``: the reader's rights are to be looked at again.
+- ``END``: the stream was stopped; its last frame says why.
+- ``CHECK``: it is time to re-check permissions.
 - ``SEND``: frames are ready: of messages in the hub's tail, or of an event.
-- ``READ``: the position is behind the tail, or a gap is to be told; the next page of the log is read.
-- ``WAIT``: there is nothing for this reader, or it must acknowledge first. The hub wakes it.
+- ``READ``: the position is before the tail, or a gap has to be reported; the next page of the log is read.
+- ``WAIT``: there is nothing to send, or the subscriber must acknowledge first. The hub wakes it.
 
 Two drivers take the steps. :meth:`Subscriber.frames`, an iterator in a task of its own, takes all of them. While it
-waits, the hub may call :meth:`Subscriber._serve`, which takes ``SEND`` steps without a turn of that task (the *direct
-send*), until there is nothing to send (``WAIT``: the task waits on) or anything else is due (the task is woken). A
-send that does not end at once is left to the task, with its step. So exactly one driver acts at a time, and both by
-the same rules.
+waits, the hub may call :meth:`Subscriber._serve`, which takes ``SEND`` steps without running that task (the *direct
+send*), until there is nothing to send (``WAIT``: the task waits on) or another step is due (the task is woken). If a
+send does not end at once, the task finishes it. So exactly one driver acts at a time, and both follow the same rules.
 
-Catch-up and live delivery are the same steps, so there is no hand-over to race (DESIGN.md, decision 4). A stream
-holds never more than one send's worth of bytes.
+Catch-up and live delivery are the same steps, so there is no hand-over between them that could race (DESIGN.md,
+decision 4). A subscriber never holds more bytes than one send.
 """
 
 from __future__ import annotations
@@ -36,26 +35,25 @@ from .hub import Hub
 from .tail import Encoder, Span
 from .waiter import Waiter
 
-#: Reads one page of the log after a position, of at most so many messages.
+#: Reads one page of the log: the messages after a position, at most this many.
 ReadPage = Callable[[int, int], Awaitable[Page]]
 
-#: Begins to send something, outside of the consumer's task; whether it was sent at once. What was not is also yielded.
+#: Begins a send outside of the consumer's task; returns whether it ended at once. If not, the iterator yields it too.
 Begin = Callable[[bytes], bool]
 
-#: How long a subscription with an automatic cursor rests after its very first
-#: message, in seconds. A reader that takes one message and leaves (``break``,
-#: ``head -1``) is common, and in this mode what has arrived counts as read;
-#: so the second message is not sent before the first could have made it leave.
+#: How long a subscription with an automatic cursor pauses after its first message, in seconds. A client often takes one
+#: message and leaves (``break``, ``head -1``), and in this mode an arrived message counts as processed; so the second
+#: message is not sent before the client has had time to leave.
 FIRST_MESSAGE_SECONDS = 0.2
 
-#: The shortest wait after a direct send, in seconds: none means that the task is needed.
+#: The shortest wait after a direct send, in seconds: 0 would mean that the task is needed.
 SOON_SECONDS = 0.001
 
 _ALL = 1 << 30
 
 
 class What(Enum):
-    """The kinds of steps; see the top of this module."""
+    """The kinds of steps; the module's docstring explains them."""
 
     END = auto()
     CHECK = auto()
@@ -65,7 +63,7 @@ class What(Enum):
 
 
 class Step(NamedTuple):
-    """What is to be done: of a ``SEND``, the frame of an event or a span of messages; of a ``READ``, how many."""
+    """One step. A ``SEND`` has the frame of an event or a span of messages, a ``READ`` the number of messages."""
 
     what: What
     frame: bytes = b""
@@ -74,7 +72,7 @@ class Step(NamedTuple):
 
     @property
     def data(self) -> bytes:
-        """The bytes of a ``SEND``; none where all messages of the span are for others."""
+        """The bytes of a ``SEND``; empty if the subscriber follows no message of the span."""
         return self.frame if self.span is None else self.span.data
 
 
@@ -83,14 +81,14 @@ _END, _CHECK, _WAIT = Step(What.END), Step(What.CHECK), Step(What.WAIT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriberOptions:
-    """How one subscriber is served.
+    """Options of one subscriber.
 
-    ``send_bytes``: how much one send carries at most. ``heartbeat_seconds``: after how long without a message it is
-    told that the stream lives. ``automatic``: its cursor follows what its machine has acknowledged. ``ahead``: it came
-    with a position ahead of the head. ``max_unacked``: no more than so many messages are handed over before
-    :meth:`Subscriber.acknowledged` is called (``None``: no limit). ``allowed`` is asked every ``recheck_seconds``, and
-    after ``expires_in`` seconds, whether the subscriber keeps its rights (``None``: nobody is asked).
-    ``direct_send``: the hub may send in its name; see the top of this module.
+    ``send_bytes``: the most bytes of one send. ``heartbeat_seconds``: the silence after which a heartbeat is sent.
+    ``automatic``: the cursor follows the bytes that the subscriber's machine has acknowledged. ``ahead``: the
+    subscriber's position was ahead of the head. ``max_unacked``: the most messages that are sent before
+    :meth:`Subscriber.acknowledged` is called (``None``: no limit). ``allowed`` is called every ``recheck_seconds``, and
+    after ``expires_in`` seconds, to re-check permissions (``None``: they are not checked). ``direct_send``: the hub may
+    send for the subscriber; the module's docstring explains it.
     """
 
     send_bytes: int
@@ -105,10 +103,10 @@ class SubscriberOptions:
 
 
 class Subscriber:
-    """A subscriber's loop. ``position`` is the last id that was handed over or passed by.
+    """One subscriber. ``position`` is the last id that was sent, or skipped since the subscriber does not follow it.
 
-    It moves when the consumer asks for the next send, so when the last was taken. With an automatic cursor, what the
-    reader's machine has acknowledged is asked for with :meth:`finished`.
+    ``position`` moves when the consumer asks for the next send, so after it has taken the last one. With an automatic
+    cursor, :meth:`finished` returns the position that the subscriber's machine has acknowledged.
     """
 
     def __init__(
@@ -121,55 +119,55 @@ class Subscriber:
         options: SubscriberOptions,
     ) -> None:
         self.position = position
-        #: How many sends have told this reader of something: messages, or a gap.
+        #: How many sends had messages or reported a gap.
         self.sends = 0
         self._hub = hub
         self._waiter = waiter
         self._read_page = read_page
         self._encoder = encoder
         self._send_bytes = options.send_bytes
-        #: How long a wait lasts: until a heartbeat is due, or the next look at the reader's rights.
+        #: The longest wait: until the next heartbeat or the next re-check of permissions is due.
         self._patience = options.heartbeat_seconds
         if options.allowed is not None:
             self._patience = min(options.heartbeat_seconds, options.recheck_seconds)
         self._direct_send = options.direct_send
-        #: Whether the reader's cursor follows what is sent.
+        #: Whether the subscription's cursor follows what is sent.
         self.automatic = options.automatic
         self._first_alone = options.automatic
         self._acknowledged: Acknowledged | None = None
-        #: What the next message is to say about a gap before it.
+        #: The number of missed messages that the next message reports.
         self._missed = AHEAD if options.ahead else 0
-        #: Where a gap began that the wire format has no event for: it counts as told with the next message.
+        #: Where a gap began, if the wire format has no event for it: the next message reports the gap.
         self._untold: int | None = None
         self._rewinds = hub.rewinds
         self._max_unacked = options.max_unacked
         self._allowed = options.allowed
         self._recheck_seconds = options.recheck_seconds
-        #: The loop's clock, kept for the reason that is told at the waiter's loop.
+        #: The loop's clock, kept because asking for the loop costs a system call on Python 3.11.
         self._now = asyncio.get_running_loop().time
-        #: When the reader's token ends, on the loop's clock; then its rights are looked at, too.
+        #: When the actor's token expires, on the loop's clock: permissions are re-checked then.
         self._expiry = math.inf if options.expires_in is None else self._now() + options.expires_in
         self._checked = self._now()
-        #: Sends whose messages are not all acknowledged: their last position and how many messages they had.
+        #: Sends with unacknowledged messages: the last position and the number of messages of each.
         self._unacked: deque[tuple[int, int]] | None = None if options.max_unacked is None else deque()
         self._in_flight = 0
         self._end: End | None = None
         self._begin: Begin | None = None
-        #: What was given to it and is not sent yet.
+        #: The step of a direct send that did not end at once.
         self._begun: Step | None = None
-        #: Whether the reader was told that it has caught up; and whether it is yet to be told that it came ahead.
+        #: Whether ``Ready`` was sent; and whether the gap of a position ahead of the head is still to be reported.
         self._ready = False
         self._tell_ahead = options.ahead
-        #: Since when nothing was sent, on the loop's clock; ``None`` until the next wait begins.
+        #: The time of the last send, on the loop's clock; ``None`` until the next wait begins.
         self._idle_since: float | None = None
-        #: Whether the wait began when everything up to the head had been read; not so one for acknowledgements.
+        #: Whether the present wait began at the head; a wait for acknowledgements may begin before it.
         self._at_head = False
-        #: Ends the pause after a first message; made for it.
+        #: Ends the pause after the first message; ``None`` outside of that pause.
         self._ended: asyncio.Event | None = None
 
     @property
     def settled(self) -> int:
-        """Up to here nothing is left to hand over or to tell: the hub's head while the stream waits for more."""
+        """Up to this id nothing is left to send or to report: the hub's head while the subscriber waits for more."""
         if self._rewinds != self._hub.rewinds:
             return min(self.position, self._hub.rewound_to)
         if self._untold is not None:
@@ -178,9 +176,9 @@ class Subscriber:
         return max(self.position, self._hub.head) if waits else self.position
 
     def finished(self) -> tuple[int, bool]:
-        """Up to where the reader has everything, as far as that can be known, and whether there is nothing more.
+        """The position up to which everything has arrived, and whether everything that was sent has arrived.
 
-        Where what has arrived cannot be known, that is what was handed over.
+        If the server cannot know what has arrived, everything that was sent counts as arrived.
         """
         acknowledged = self._acknowledged
         if acknowledged is None or not acknowledged.known or acknowledged.look():
@@ -189,7 +187,7 @@ class Subscriber:
 
     @property
     def delivery(self) -> Delivery:
-        """What moves the reader's cursor."""
+        """What moves the subscription's cursor."""
         if not self.automatic:
             return "explicit"
         known = self._acknowledged is not None and self._acknowledged.known
@@ -197,11 +195,11 @@ class Subscriber:
 
     @property
     def end(self) -> End | None:
-        """Why the stream was told to end, if it was."""
+        """The reason why the subscriber was stopped, if it was."""
         return self._end
 
     def stop(self, reason: End) -> None:
-        """Let the stream end with this reason after the send that is under way."""
+        """End the stream with this reason, after the present send."""
         if self._end is None:
             self._end = reason
             if self._ended is not None:
@@ -209,9 +207,9 @@ class Subscriber:
             self._waiter.wake()
 
     def through(self, begin: Begin, acknowledged: Acknowledged | None = None) -> None:
-        """Let the hub serve this reader while :meth:`frames` waits, which saves a turn of the consumer's task.
+        """Enable the direct send: while :meth:`frames` waits, the hub sends without waking the consumer's task.
 
-        ``acknowledged`` knows of what was sent how much has arrived.
+        ``acknowledged`` knows how many of the sent bytes have arrived.
         """
         if self._direct_send:
             self._begin = begin
@@ -221,17 +219,17 @@ class Subscriber:
             self._acknowledged = acknowledged
 
     async def last_looks(self) -> None:
-        """Give what was sent last a moment to arrive, before the end of the connection is not waited for."""
+        """Wait a moment for the last send to arrive, before the stream ends."""
         if self._acknowledged is not None:
             await self._acknowledged.last_looks()
 
     def close(self) -> None:
-        """The stream has ended, and its cursor was saved."""
+        """Release what the subscriber holds; called when its stream has ended and its cursor was saved."""
         if self._acknowledged is not None:
             self._acknowledged.close()
 
     def acknowledged(self, cursor: int) -> None:
-        """The reader has finished everything up to here."""
+        """Note that the subscriber has acknowledged every message up to this cursor."""
         full = not self._room()
         while self._unacked and self._unacked[0][0] <= cursor:
             self._in_flight -= self._unacked.popleft()[1]
@@ -239,16 +237,16 @@ class Subscriber:
             self._waiter.wake()
 
     def _room(self) -> int:
-        """How many messages may be handed over now."""
+        """How many messages may be sent now."""
         if self._first_alone:
             return 1
         return _ALL if self._max_unacked is None else max(0, self._max_unacked - self._in_flight)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """Yield what is to be sent, until the stream is stopped or the iterator closed.
+        """Yield the bytes of each send, until the subscriber is stopped or the iterator is closed.
 
-        Each item is one send; the next is made only when the consumer asks, so
-        a slow reader costs no memory and loses nothing.
+        The next send is made only when the consumer asks for it, so a slow
+        subscriber takes no memory and loses no message.
         """
         while True:
             step, self._begun = self._begun or self._next(self._now()), None
@@ -284,7 +282,7 @@ class Subscriber:
             yield frame
 
     def _next(self, now: float) -> Step:
-        """What is to be done now; see the top of this module."""
+        """The step that is due now; the module's docstring explains the steps."""
         hub, position = self._hub, self.position
         if self._end is not None:
             return _END
@@ -310,7 +308,7 @@ class Subscriber:
         return _WAIT
 
     def _serve(self, now: float) -> float:
-        """The direct send: the steps that need no turn of the task; see :attr:`.live.waiter.Waiter.serve`."""
+        """The direct send: take the steps that do not need the task; see :attr:`.live.waiter.Waiter.serve`."""
         assert self._begin is not None
         if self._first_alone:
             return 0.0
@@ -324,22 +322,22 @@ class Subscriber:
             if step.span is not None:
                 self._taken(step.span)
                 if step.span.data and self.position < self._hub.head:
-                    # Others have their turn: the task goes on with what one send did not hold.
+                    # The rest did not fit into one send. The task sends it, so that other subscribers have their turn.
                     return 0.0
         return max(self._wait_seconds(now), SOON_SECONDS) if step.what is What.WAIT else 0.0
 
     def _resume(self) -> None:
-        """Skip what was committed for others while this reader waited, having read all before."""
+        """Skip messages that were committed during a wait at the head and that this subscriber does not follow."""
         if self._at_head and self._waiter.resume is not None:
             self._move(self._waiter.resume)
 
     def _woken(self) -> bytes:
-        """A wait has ended, and nothing was sent meanwhile: the heartbeat, if nothing has happened."""
+        """The frame to send after a wait in which nothing was sent: a heartbeat if the wait timed out, else nothing."""
         if self._waiter.woken:
             self._resume()
             return b""
         if self._at_head:
-            # Everything up to the head was for others.
+            # The subscriber follows no message up to the head.
             self._move(self._hub.head)
         self._idle_since = None
         return self._encoder.event(Heartbeat(self.position))
@@ -349,7 +347,7 @@ class Subscriber:
         return hub.tail.span(self._waiter.selector, self._encoder, self.position, hub.head, self._send_bytes, room)
 
     def _taken(self, span: Span) -> None:
-        """The consumer has taken this; all up to where it ends has been handed over or passed by."""
+        """Move the position to the end of a span that the consumer has taken."""
         if span.data:
             self.sends += 1
         self._move(span.position)
@@ -362,17 +360,17 @@ class Subscriber:
             self._in_flight += span.messages
 
     def _wait_seconds(self, now: float) -> float:
-        """How long to wait: until a heartbeat is due, however often the reader is woken for nothing meanwhile."""
+        """How long to wait: until the next heartbeat is due, even if waits without a send came in between."""
         if self._idle_since is None:
             self._idle_since = now
         return max(0.0, min(self._idle_since + self._patience, self._expiry) - now)
 
     def _recheck_due(self, now: float) -> bool:
-        """Whether the reader's rights are to be looked at: every ``recheck_seconds``, and when its token ends."""
+        """Whether it is time to re-check permissions: every ``recheck_seconds``, and when the token expires."""
         return self._allowed is not None and (now >= self._expiry or now - self._checked >= self._recheck_seconds)
 
     async def _recheck(self, now: float) -> bool:
-        """Whether the reader still has them."""
+        """Re-check permissions; returns whether the subscriber still has them."""
         assert self._allowed is not None
         self._checked = now
         if now >= self._expiry:
@@ -384,7 +382,7 @@ class Subscriber:
             self.position = position
 
     def _rewound(self) -> bytes:
-        """The log was restored from a backup: what tells of it, if this reader is ahead of where it ended then."""
+        """The log was restored from a backup: the frame that reports a gap, if this subscriber was ahead of the log."""
         self._rewinds = self._hub.rewinds
         if self.position <= self._hub.rewound_to:
             return b""

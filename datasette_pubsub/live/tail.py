@@ -1,4 +1,4 @@
-"""The newest messages in memory, bounded in bytes, each encoded once for every wire format."""
+"""The tail: the newest messages in memory, bounded in bytes. Each is encoded once for each wire format."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ..core.events import Event
 from ..core.selector import Selector
 from ..core.values import Message
 
-#: Joined spans that are kept until the next commit, in spans. All subscribers
-#: at the same place share one; a few places and formats are in use at a time.
+#: How many spans are kept until the next commit. Subscribers at the same position share one span; only a few positions
+#: and formats are in use at the same time.
 MAX_SPANS = 64
 
 
 class Encoder(Protocol):
-    """A wire format: turns messages and events into bytes. Stateless, shared by many streams."""
+    """A wire format: encodes messages and events as bytes. It has no state, and many streams share it."""
 
     name: str
 
     def message(self, message: Message, missed: int = 0) -> bytes:
-        """The frame of one message; ``missed`` as on the first message after a gap."""
+        """The frame of one message; the first message after a gap carries how many were ``missed``."""
 
     def event(self, event: Event) -> bytes:
-        """The frame of an event, empty when the format does not show it."""
+        """The frame of an event; empty if the format has none for it."""
 
 
 class Span(NamedTuple):
-    """What lies after a position, joined: the bytes, where they end, how many messages, and the id of the last."""
+    """Joined frames after a position: the bytes, the position where they end, the number of messages, the last id."""
 
     data: bytes
     position: int
@@ -44,7 +44,7 @@ class Tail:
     def __init__(self, max_bytes: int) -> None:
         self.base = 0
         self._max_bytes = max_bytes
-        #: How many bytes have ever been dropped; for each message, how many had ever been added with it.
+        #: Running totals of bytes: of all messages dropped so far, and, for each message, of all added up to it.
         self._dropped = 0
         self._ends: list[int] = []
         self._ids: list[int] = []
@@ -53,7 +53,7 @@ class Tail:
         self._spans: OrderedDict[tuple[object, ...], Span] = OrderedDict()
 
     def reset(self, position: int) -> None:
-        """Forget everything; the tail now begins after this position."""
+        """Clear the tail; it now begins after this position."""
         self.base = position
         self._dropped = 0
         self._ends.clear()
@@ -63,7 +63,7 @@ class Tail:
         self._spans.clear()
 
     def extend(self, messages: Sequence[Message]) -> None:
-        """Add the messages that follow the head, and drop the oldest over the byte bound."""
+        """Add the messages that follow the newest one, and drop the oldest ones over the byte limit."""
         self._spans.clear()
         self._ids.extend([message.id for message in messages])
         sizes = [message.size for message in messages]
@@ -76,7 +76,7 @@ class Tail:
             self._shrink()
 
     def _shrink(self) -> None:
-        # Down to three quarters, so that the lists are not cut at every commit.
+        # Shrink to three quarters of the limit, so that not every commit has to cut the lists.
         drop = bisect_left(self._ends, self._ends[-1] - self._max_bytes * 3 // 4) + 1
         self._dropped = self._ends[drop - 1]
         self.base = self._ids[drop - 1]
@@ -87,7 +87,7 @@ class Tail:
     def span(
         self, selector: Selector, encoder: Encoder, after: int, head: int, max_bytes: int, max_messages: int
     ) -> Span:
-        """The frames after a position inside the tail, encoded once and joined once for all who ask alike."""
+        """The frames after a position inside the tail, encoded and joined once for all calls with equal arguments."""
         key = (after, selector, encoder.name, max_bytes, max_messages)
         span = self._spans.get(key)
         if span is None:
@@ -119,7 +119,7 @@ class Tail:
                 frame = frames[index] = encoder.message(message)
             total += len(frame)
             if parts and (total > max_bytes or len(parts) >= max_messages):
-                # Stops before this message; all others up to it have been looked at.
+                # The span ends before this message; it covers every message up to there.
                 return Span(b"".join(parts), message.id - 1, len(parts), last)
             parts.append(frame)
             last = message.id

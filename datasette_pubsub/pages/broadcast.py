@@ -1,7 +1,6 @@
-"""Broadcast this table: the page that shows, creates and removes a table's triggers.
+"""The page "Broadcast this table", which shows, creates and removes a table's triggers.
 
-The law of this module: what is created is what was shown. Plain forms, without
-scripts: the choices travel in the address, the creation is a POST.
+It creates exactly the triggers that it has shown before. It is an HTML form that works without scripts.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from .layout import shown
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Largest form, in bytes: three conditions and an expression of the longest kind, and the names of many columns.
+#: The largest form, in bytes: three conditions and an expression of the greatest length, and many column names.
 MAX_FORM_BYTES = 256 * 1024
 
-#: What a table's triggers need: the right to change its schema, and to see what they would tell.
+#: The permissions that an actor needs: to change the table's schema, and to view the rows that its messages have.
 RIGHTS = ("view-table", "alter-table")
 
 
@@ -81,7 +80,7 @@ async def page(scope: Any, receive: Any, send: Any, request: Request, datasette:
 
 
 async def _refused(datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str) -> str | None:
-    """The first right that the actor lacks."""
+    """The first permission that the actor lacks."""
     for action in RIGHTS:
         if not await datasette.allowed(action=action, resource=TableResource(database, table), actor=actor):
             return action
@@ -89,7 +88,7 @@ async def _refused(datasette: Datasette, actor: dict[str, Any] | None, database:
 
 
 async def _read(request: Request, receive: Any) -> MultiParams:
-    """The form in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
+    """Read the form in the body. Raises a :class:`PubsubError` that says what is wrong with it."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("content-type must be application/x-www-form-urlencoded")
@@ -101,7 +100,7 @@ async def _read(request: Request, receive: Any) -> MultiParams:
 
 
 def _wanted(form: MultiParams, shape: Shape) -> Broadcast:
-    """What the form asks for; its texts are checked where the triggers are made."""
+    """The broadcast that the form describes; its texts are checked when the triggers are made."""
     chosen = tuple(form.getlist("column"))
     return Broadcast(
         form.get("channel") or "",
@@ -131,7 +130,7 @@ async def _show(
     wanted: Broadcast | None = None,
     fault: PubsubError | None = None,
 ) -> Response:
-    """The page: what there is, and what ``wanted`` would make, or what is wrong with it."""
+    """The page: the present broadcast, and the triggers that ``wanted`` would make or the error in it."""
     shape, found, lost = await broker.read(lambda conn: _look(conn, table))
     triggers = None
     if wanted is not None and (fault is None or isinstance(fault, Conflict)):
@@ -168,13 +167,13 @@ async def _show(
 async def _preview(
     datasette: Datasette, request: Request, broker: Broker, shape: Shape, wanted: Broadcast
 ) -> list[Trigger]:
-    """The triggers that would be created, as far as the actor may."""
+    """The triggers that would be created. Raises :class:`PermissionDenied`."""
     await _require_publish(datasette, request, broker, wanted)
     return await broker.change(lambda conn: files.preview(conn, shape.table, wanted))
 
 
 async def _require_publish(datasette: Datasette, request: Request, broker: Broker, wanted: Broadcast) -> None:
-    """Raise :class:`PermissionDenied` unless the actor may publish to wherever the triggers will."""
+    """Raise :class:`PermissionDenied` unless the actor may publish to the channels of the triggers."""
     check_channel(wanted.channel)
     if not wanted.per_row:
         await permissions.require_publish(datasette, request.actor, broker.name, {wanted.channel})
@@ -188,7 +187,7 @@ async def _require_publish(datasette: Datasette, request: Request, broker: Broke
 
 
 async def _open_to_all(datasette: Datasette, database: str, table: str, wanted: Broadcast) -> bool:
-    """Whether everybody may view the channel, but not the table."""
+    """Whether anonymous visitors may view the channel, but not the table."""
     resource = TableResource(database, table)
     if await datasette.allowed(action="view-table", resource=resource, actor=None):
         return False
@@ -220,7 +219,7 @@ def _sql(triggers: Sequence[Trigger]) -> str:
 
 
 def digest(triggers: Sequence[Trigger]) -> str:
-    """A short mark of the triggers' text, by which a form says what it has shown."""
+    """A short hash of the triggers' SQL, by which a form says which triggers it has shown."""
     return hashlib.sha256(_sql(triggers).encode()).hexdigest()[:16]
 
 
@@ -231,7 +230,7 @@ def broadcast_path(datasette: Datasette, database: str, table: str) -> str:
 def table_link(
     datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
-    """The entry in a table's menu, for those who may change its schema."""
+    """The entry in a table's menu, for actors who may change its schema."""
 
     async def link() -> list[dict[str, str]]:
         broker = registry(datasette).find(database)

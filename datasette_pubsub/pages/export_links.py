@@ -1,7 +1,6 @@
-"""The same messages elsewhere: as JSON and CSV here, as a table and as SQL in Datasette.
+"""Export links: the messages of a page as JSON and CSV, and in Datasette as a table and as SQL.
 
-The law of this module: every link shows what the page shows, and nobody gets a
-link that he may not follow.
+Every link leads to the messages that the page shows. A page has no link that its actor may not open.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 async def links(
     datasette: Datasette, request: Request, database: str, query: Query, may_view_log: bool
 ) -> dict[str, str]:
-    """Addresses by what they are; the script writes another text to search for into them.
+    """The links by kind; the page's script replaces the search text in them.
 
-    ``sql_text`` is ``sql`` with a condition for a text, which it lacks itself while nothing is searched for.
+    ``sql_text`` is ``sql`` with a condition for the search text, which ``sql`` lacks without a search.
     """
     before = [] if query.before is None else [("before", str(query.before))]
     own = f"{datasette.urls.database(database)}/-/pubsub/-/messages"
@@ -50,7 +49,7 @@ def _filters(query: Query) -> list[tuple[str, str]]:
 
 
 def _sql(datasette: Datasette, database: str, query: Query, with_text: bool) -> str:
-    """The query as SQL to view and edit; what was asked for are its parameters."""
+    """The query as SQL to view and edit, with its values as parameters."""
     values: dict[str, str] = {}
     either = []
     for kind, operator, wanted in (("channel", "=", query.channels), ("pattern", "glob", query.patterns)):

@@ -1,7 +1,6 @@
 """Channels in Datasette's jump menu.
 
-The law of this module: only channels that the actor may see, and a bounded
-number of them, since the menu asks with every key that is pressed.
+It returns a bounded number of channels that the actor may view, since the menu sends a request at every key press.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ if TYPE_CHECKING:
 
     from ..core.verdicts import Verdicts
 
-#: Channels of one database that the menu is given, in channels: it shows 100 of everything.
+#: The most channels of one database in the result: the menu shows 100 entries.
 MAX_FOUND = 101
 
-#: Channels of one database that are looked through, in channels.
+#: The most channels of one database that a search reads.
 MAX_WALKED = 10_000
 
 
 async def channels(datasette: Datasette, actor: dict[str, Any] | None, words: str) -> JumpSQL | None:
-    """The channels of all databases whose names contain the words in this order, as Datasette looks for them."""
+    """The channels of all databases whose names contain the words in this order, as Datasette's own search does."""
     terms = words.lower().split()
     items: list[tuple[str, str, str]] = []
     for database in list(datasette.databases):

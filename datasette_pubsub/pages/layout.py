@@ -1,8 +1,4 @@
-"""What all pages share: the content security policy, errors as pages, and the way from one to the other.
-
-The law of this module: it knows no page's content. A view under :func:`shown`
-answers with HTML, whatever happens.
-"""
+"""The layout that all pages share: the content security policy, error pages, and navigation between pages."""
 
 from __future__ import annotations
 
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def shown(view: View) -> View:
-    """A view whose answers have the content security policy, and whose errors are pages."""
+    """Wrap a view so that its responses have the content security policy, and its errors are HTML pages."""
 
     @functools.wraps(view)
     async def wrapper(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
@@ -49,7 +45,7 @@ def shown(view: View) -> View:
 
 
 async def _error_page(datasette: Datasette, request: Request, error: PubsubError) -> Response:
-    """An error on Datasette's own page for errors."""
+    """An error on Datasette's own error page."""
     html = await datasette.render_template(
         ["error.html"], {"ok": False, "error": error.message, "status": error.status, "title": None}, request=request
     )
@@ -57,16 +53,16 @@ async def _error_page(datasette: Datasette, request: Request, error: PubsubError
 
 
 class _Policy:
-    """The content security policy of one Datasette's pages; ``None`` before the first."""
+    """The content security policy of one Datasette's pages; ``None`` before the first page."""
 
     text: str | None = None
 
 
 async def policy(datasette: Datasette) -> str:
-    """A content security policy under which no script runs that a message brings.
+    """A content security policy that blocks every script inside a message.
 
-    Datasette's frame has small inline scripts, and other plugins may add files:
-    exactly those that stand in a page without messages are allowed.
+    Datasette's base template has small inline scripts, and other plugins may add
+    files: the policy allows exactly the scripts of a page without messages.
     """
     known = attached(datasette, _Policy, _Policy)
     if known.text is None:
@@ -88,16 +84,16 @@ async def policy(datasette: Datasette) -> str:
 
 
 def silence(broker: Broker) -> float:
-    """After how many seconds without a word a page takes its connection for dead.
+    """The silence after which a page considers its connection dead, in seconds.
 
-    A heartbeat and a half, and never less than two seconds after a heartbeat was due: a busy server is not a dead one.
+    One and a half heartbeat intervals, and at least two seconds more than one: a busy server may be late.
     """
     heartbeat = broker.settings.heartbeat_seconds
     return max(1.5 * heartbeat, heartbeat + 2)
 
 
 async def place(datasette: Datasette, request: Request, broker: Broker, channel: str | None = None) -> dict[str, Any]:
-    """What the templates of a database's pages need to know to lead to each other; see ``pubsub_nav.html``."""
+    """The template context for navigation between a database's pages; see ``pubsub_nav.html``."""
     actor, name = request.actor, broker.name
     base = datasette.urls.database(name) + "/-/pubsub"
     views = not (await permissions.rights(datasette, actor, rules.VIEW, name)).nothing
@@ -114,7 +110,7 @@ async def place(datasette: Datasette, request: Request, broker: Broker, channel:
 async def publish_path(
     datasette: Datasette, actor: dict[str, Any] | None, database: str, channel: str | None = None
 ) -> str | None:
-    """The address of the form, for those who may publish to some channel of a database that stores messages."""
+    """The path of the publish form; ``None`` if the actor may publish to no channel, or the database is read-only."""
     broker = registry(datasette).find(database)
     if broker is None or not broker.store.writable:
         return None

@@ -1,8 +1,7 @@
-"""Live tables: what the page of a broadcast table is told, so that its rows follow the table.
+"""Live tables: gives the page of a broadcast table what its script needs to keep the rows up to date.
 
-The law of this module: the position is read before the rows, so that no change
-falls between the page and the stream. Rows are Datasette's business: the script
-asks Datasette's own page for them, under its permissions.
+It reads the position before Datasette reads the rows, so that no change is lost between the page and the stream. The
+script gets changed rows from Datasette's own page, under Datasette's permissions.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from ..storage import log
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Where a request keeps what was found for its page, in its scope.
+#: The keys in a request's scope for what was found for its page.
 _FOUND = "pubsub_live_table"
 _LOST = "pubsub_lost_broadcast"
 
 
 @dataclass(frozen=True, slots=True)
 class LiveTable:
-    """A broadcast that the visitor may see, and the log's head before the page's rows were read."""
+    """A broadcast that the actor may view, and the log's head before the page's rows were read."""
 
     broadcast: Broadcast
     told_as: str
@@ -68,7 +67,7 @@ def look(request: Request, datasette: Datasette, database: str, table: str) -> C
                 await permissions.visible(datasette, request.actor, database, selector)
                 request.scope[_FOUND] = live
         except PubsubError:
-            # The page is Datasette's: it must not fail for what we cannot read, or the visitor may not.
+            # The page is Datasette's: it must not fail if we cannot read the broadcast, or the actor may not view it.
             return
 
     return find
@@ -79,7 +78,7 @@ def found(request: Request | None) -> LiveTable | None:
 
 
 def script(request: Request | None) -> list[dict[str, Any]]:
-    """The page's script, where it is of use."""
+    """The page's script, if its table is live."""
     return [{"url": _static("pages/live_table.js"), "module": True}] if found(request) else []
 
 
@@ -92,7 +91,7 @@ def _static(name: str) -> str:
 
 
 async def top(datasette: Datasette, request: Request, database: str) -> str:
-    """What stands above the rows: that the table is broadcast, and where; the script goes on from it."""
+    """The HTML above the rows: it says that the table is broadcast, and to which channel; the script reads it."""
     live = found(request)
     if live is None:
         return await _top_of_lost(datasette, request, database, request.scope.get(_LOST))
@@ -114,7 +113,7 @@ async def top(datasette: Datasette, request: Request, database: str) -> str:
 
 
 async def _top_of_lost(datasette: Datasette, request: Request, database: str, lost: Lost | None) -> str:
-    """That the table is not broadcast any more, for those who may change that."""
+    """A warning that the table is not broadcast any more, for actors who may change that."""
     if lost is None:
         return ""
     resource = TableResource(database, lost.table)

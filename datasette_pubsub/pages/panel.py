@@ -1,8 +1,7 @@
-"""The panel on a database's page: its channels with their newest message and their rate, live.
+"""The panel on a database's page: its channels with their newest messages and rates, live.
 
-The law of this module: nothing for those who may see no channel, nothing where
-no log is, one line where the log is empty. What it costs does not grow with
-the log (see :mod:`.storage.activity`).
+There is no panel if the actor may view no channel or the database has no log, and one line if the log is empty. Its
+cost does not grow with the log (see :mod:`.storage.activity`).
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ from .sparkline import drawn
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Channels that the panel shows, in channels: it stands above everything else on the page.
+#: The most channels in the panel, which is above everything else on the page.
 SHOWN_CHANNELS = 5
 
-#: Channels that ``activity.json`` tells of, in channels.
+#: The most channels in ``activity.json``.
 ACTIVE_CHANNELS = 100
 
 
 async def panel(datasette: Datasette, request: Request, database: str) -> str | None:
-    """The panel as HTML; ``None`` where there is nothing to show."""
+    """The panel as HTML; ``None`` if there is nothing to show."""
     if registry(datasette).find(database) is None:
         return None
     try:
         broker = registry(datasette).of(database)
         answer = await _active(datasette, request, broker, SHOWN_CHANNELS)
     except PubsubError:
-        # No right to any channel, or a database that cannot be read: its page says so itself.
+        # The actor may view no channel; or the database cannot be read, which Datasette's page itself reports.
         return None
     if not answer.installed or (answer.head and not answer.channels):
-        # No log; or one that holds nothing for this visitor, who need not know that it holds anything.
+        # There is no log; or it has no message for this actor, who must not learn that it has any.
         return None
     base = datasette.urls.database(database) + "/-/pubsub"
     html: str = await datasette.render_template(
@@ -77,7 +76,7 @@ async def panel(datasette: Datasette, request: Request, database: str) -> str | 
 
 
 def preview(message: Message) -> str:
-    """The beginning of a payload in one line."""
+    """The beginning of a payload, on one line."""
     if isinstance(message.payload, bytes):
         return f"{len(message.payload):,} bytes"
     text = text_of(message.payload)
@@ -85,9 +84,9 @@ def preview(message: Message) -> str:
 
 
 async def _active(datasette: Datasette, request: Request, broker: Broker, limit: int) -> activity.Activity:
-    """The channels that were written to last, of those that the actor may see; all of one moment.
+    """The channels with the newest messages that the actor may view, in one read transaction.
 
-    Raises :class:`~.core.errors.PermissionDenied` where that can be none.
+    Raises :class:`~.core.errors.PermissionDenied` if the actor may view no channel.
     """
     everything = Selector(patterns=("*",))
     selector = await permissions.visible(datasette, request.actor, broker.name, everything)
@@ -101,7 +100,7 @@ async def _active(datasette: Datasette, request: Request, broker: Broker, limit:
 
 @mapped
 async def activity_json(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``GET …/activity.json``: the channels that were written to last, with their newest message and their rate."""
+    """``GET …/activity.json``: the channels with the newest messages, with these messages and their rates."""
     only_get(request)
     answer = await _active(datasette, request, broker_of(datasette, request), ACTIVE_CHANNELS)
     channels = [

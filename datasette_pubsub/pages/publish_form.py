@@ -1,7 +1,6 @@
-"""The form that publishes.
+"""The publish form.
 
-The law of this module: a plain form, which works without scripts; whatever is
-wrong with what was typed is said beside it, and what was typed is kept.
+It works without scripts. It shows an error beside the field that is wrong, and keeps what the publisher has typed.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from .layout import place, publish_path, shown
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Channels that the form offers to choose from, in channels: what a browser shows of a list at once, and some more.
+#: The most channels that the form suggests: more than a browser shows of a list at once.
 OFFERED_CHANNELS = 200
 
-#: Message ids that are named one by one when they do not follow each other, in ids.
+#: The most message ids that are listed one by one, if they are not consecutive.
 NAMED_IDS = 20
 
-#: The field that an error is about, where it names one.
+#: Finds the field that an error is about, if it names one.
 _FIELD = re.compile(r"(?:line \d+: )?(channel|payload|key)\b|permission denied: .* on (channel)\b")
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """What stands in the form. With ``lines`` every line of the payload is a message."""
+    """The values of the form. With ``lines``, every line of the payload is a message."""
 
     channel: str = ""
     payload: str = ""
@@ -50,7 +49,7 @@ class Typed:
     lines: bool = False
 
     def items(self) -> list[Item]:
-        """The messages that are meant. Raises :class:`InvalidArgument`."""
+        """The messages to publish. Raises :class:`InvalidArgument`."""
         if "\0" in self.payload:
             raise InvalidArgument("payload must not contain NUL: send it as a blob, over HTTP")
         key = self.key or None
@@ -66,7 +65,7 @@ class Typed:
 
 @shown
 async def publish_form(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``GET`` and ``POST /<db>/-/pubsub/-/publish-form``, with ``channel=`` to begin with."""
+    """``GET`` and ``POST /<db>/-/pubsub/-/publish-form``; ``channel=`` fills in the channel."""
     require_method(request, "GET", "HEAD", "POST")
     broker = broker_of(datasette, request)
     broker.store.check_writable()
@@ -78,7 +77,7 @@ async def publish_form(scope: Any, receive: Any, send: Any, request: Request, da
     form = await read_form(request, receive, publish_limit(broker))
     typed = Typed(
         channel=form.get("channel", ""),
-        # A browser sends the lines of a text with CR LF, whatever was typed.
+        # A browser always sends CR LF between the lines of a text.
         payload=form.get("payload", "").replace("\r\n", "\n"),
         key=form.get("key", ""),
         lines=form.get("lines", "") != "",
@@ -95,7 +94,7 @@ async def publish_form(scope: Any, receive: Any, send: Any, request: Request, da
 def database_link(
     datasette: Datasette, actor: dict[str, Any] | None, database: str
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
-    """The entry in a database's menu, for those who may publish."""
+    """The entry in a database's menu, for actors who may publish."""
 
     async def link() -> list[dict[str, str]]:
         path = await publish_path(datasette, actor, database)

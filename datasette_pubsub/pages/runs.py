@@ -1,24 +1,22 @@
-"""publish_batch in a SELECT runs once each time that somebody asks for it.
+"""Runs a SELECT with publish_batch exactly once each time that a visitor asks for it.
 
-A browser sends the same GET for a button, a reload, Back, a link and what it
-fetches in advance, so a page that a browser opens never publishes. Theory of
-operation:
+A browser sends the same GET for a button, a reload, Back, a link and a prefetch,
+so a page that a browser opens never publishes. Theory of operation:
 
-1. The button of the SQL page (``pages/run_button.js``), or the one that stands above
-   a query which was not run, sends the form as a POST to :func:`run`.
-2. That runs the query once, as a request of the same visitor to Datasette's own
-   query page, notes what was published in a *receipt*, and leads the browser to
-   the query page with the receipt in its address.
-3. With a receipt in its address, a page publishes nothing: its calls return
-   what the receipt says. So do its CSV and JSON links, which carry it along.
+1. The button of the SQL page (``pages/run_button.js``), or the one above a query that
+   was not run, sends the form as a POST to :func:`run`.
+2. :func:`run` runs the query once, as a request of the same actor to Datasette's
+   own query page. It records what was published in a *receipt*, and redirects the
+   browser to the query page with the receipt in the URL.
+3. A page with a receipt in its URL publishes nothing: its publish_batch calls
+   return the results in the receipt. Its CSV and JSON links have the receipt as well.
 
-A receipt is signed and kept nowhere: it holds in every process that has the
-same secret, and after a restart with it. Elsewhere nothing is published either,
-but what was published then is not known.
+A receipt is signed and not stored: it is valid in every process with the same
+secret, and after a restart. A process with another secret publishes nothing
+either, but does not know what was published.
 
-A client that is no browser publishes by GET, once for each request, although
-Datasette runs a query twice for CSV: the second run of a request returns what
-the first did.
+A client that is not a browser publishes by GET, once for each request. Datasette
+runs a query twice for CSV; the second run returns the results of the first.
 """
 
 from __future__ import annotations
@@ -48,32 +46,32 @@ from .layout import shown
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: The parameter that holds a receipt. Datasette takes what begins with ``_`` for no parameter of the query.
+#: The URL parameter for a receipt. Datasette does not take names that begin with ``_`` for parameters of the query.
 RECEIPT = "_pubsub_run"
 
-#: The longest receipt with the result of every call, in characters: an address must pass proxies, which take 8 KiB.
+#: The longest receipt that has the result of every call, in characters: proxies limit a URL to 8 KiB.
 MAX_RECEIPT = 3000
 
-#: Most fields of a query's form, in fields: SQL with more parameters than that is not written by hand.
+#: The most fields in the form of a query: SQL written by hand has fewer parameters.
 MAX_FIELDS = 200
 
-#: What a page of another may show within itself.
+#: The ways in which a page can embed another page, as ``Sec-Fetch-Dest`` names them.
 FRAMES = ("iframe", "frame", "embed", "object", "fencedframe")
 
 _NAMESPACE = "datasette-pubsub-run"
 
-#: The run that is asked for by the request which begins now, within this process.
+#: The run that the request which is about to begin asks for, within this process.
 _wanted: ContextVar[Run | None] = ContextVar("datasette_pubsub_wanted", default=None)
 
 Fields = list[tuple[str, str]]
 
 
 class NotRun(FailedPrecondition):
-    """A browser has opened the query, which nobody asked to run."""
+    """A browser has opened the page of the query, without a request to run it."""
 
 
 def take_wanted() -> Run | None:
-    """The run that the request asks for which begins now; once."""
+    """The run that the request which begins now asks for; a second call returns ``None``."""
     wanted = _wanted.get()
     if wanted is not None:
         _wanted.set(None)
@@ -81,17 +79,17 @@ def take_wanted() -> Run | None:
 
 
 def note_table_page() -> None:
-    """The request that is being served is for the page of a table or view."""
+    """Note that the present request is for the page of a table or view."""
     serving = bridge.current.get()
     if serving is not None:
         serving.table_page = True
 
 
 def plan(datasette: Datasette, database: str) -> Plan | None:
-    """What the publish_batch calls of the statement do that begins now. Called in its SQL thread."""
+    """The plan for the publish_batch calls of the statement that begins now. Called in its SQL thread."""
     serving = bridge.current.get()
     if serving is None or serving.request is None:
-        # Code without a request is trusted; before there is an actor, the check of the rights refuses.
+        # SQL without a request is trusted. If the request has no actor yet, the permission check refuses.
         return None
     request = serving.request
     if serving.runs and (serving.asked_for is not None or _is_query(request)):
@@ -135,10 +133,10 @@ def _refusal_or_receipt(
 
 
 def _is_opened(request: Request) -> bool:
-    """Whether a browser asks by itself: for a page that it opens, or for what a page shows; not for a script.
+    """Whether a browser sends the request for a page that it opens, or for a part of a page, and not for a script.
 
     Browsers say so in ``Sec-Fetch-*`` (https://www.w3.org/TR/fetch-metadata/), but on plain HTTP only to their own
-    machine. Elsewhere they are known by what they want when they open a page.
+    machine. Without these headers, a browser is recognised by the headers that it sends when it opens a page.
     """
     headers = request.headers
     mode, dest = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
@@ -148,7 +146,7 @@ def _is_opened(request: Request) -> bool:
 
 
 def _is_query(request: Request) -> bool:
-    """Whether the request is for the SQL page or a stored query, in whatever format; each has one query."""
+    """Whether the request is for the SQL page or a stored query, in any format; each of these has one query."""
     names = request.url_vars
     return "database" in names and ("table" in names or _path(request).partition(".")[0].endswith("/-/query"))
 
@@ -165,7 +163,7 @@ def _actor_id(request: Request) -> Any:
 
 
 def _digest(database: str, query: str, fields: Fields) -> str:
-    """What a receipt is for: a query of a database, with its parameters."""
+    """A hash of what a receipt is for: a query of a database, with its parameters."""
     asked = [database, query, sorted((name, value) for name, value in fields if not name.startswith("_"))]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
@@ -175,7 +173,7 @@ def _fields(request: Request) -> Fields:
 
 
 def _receipt(datasette: Datasette, database: str, request: Request) -> dict[str, Any] | None:
-    """The receipt in the address of a query, if it is for that query; else ``None``."""
+    """The receipt in the URL of a query, if it is for that query; else ``None``."""
     try:
         receipt: dict[str, Any] = datasette.unsign(request.args.get(RECEIPT) or "", _NAMESPACE)
     except BadSignature:
@@ -199,12 +197,12 @@ def _run_of(receipt: dict[str, Any]) -> Run:
     if error is not None:
         failed = FailedPrecondition(error.removeprefix("publish_batch: "))
     elif counts is None:
-        failed = FailedPrecondition(f"{_told(receipt)} The results of so many groups are not kept")
+        failed = FailedPrecondition(f"{_sentence(receipt)} The results of so many groups are not kept")
     return Run(counts or [], receipt["n"], failed)
 
 
-def _told(receipt: dict[str, Any]) -> str:
-    """What was published, as a sentence."""
+def _sentence(receipt: dict[str, Any]) -> str:
+    """A sentence that says what was published."""
     when = datetime.fromtimestamp(receipt["t"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     count = receipt["n"]
     verb = "message was" if count == 1 else "messages were"
@@ -215,9 +213,9 @@ def _told(receipt: dict[str, Any]) -> str:
 
 
 async def run(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
-    """``POST /<db>/-/pubsub/-/run``: the form of a query, with ``?query=`` for a stored one; runs it once.
+    """``POST /<db>/-/pubsub/-/run`` with the form of a query, and ``?query=`` for a stored one: runs it once.
 
-    A browser is led to the query's page; other clients get the result as JSON, as Datasette makes it.
+    A browser is redirected to the query's page; other clients get the result as Datasette's JSON.
     """
     view = shown(_run) if _is_opened(request) else mapped(_run)
     return await view(scope, receive, send, request, datasette)
@@ -261,7 +259,7 @@ async def _run(scope: Any, receive: Any, send: Any, request: Request, datasette:
 
 
 def _identity(request: Request) -> dict[str, str]:
-    """The headers by which the visitor is known, for a request on their behalf."""
+    """The headers that identify the actor, for a request on their behalf."""
     dropped = ("content-", "sec-", "accept-encoding", "transfer-encoding", "connection", "expect", "origin", "referer")
     return {name: value for name, value in request.headers.items() if not name.startswith(dropped)}
 
@@ -269,7 +267,7 @@ def _identity(request: Request) -> dict[str, str]:
 async def script(
     datasette: Datasette, request: Request | None, database: str | None, view_name: str
 ) -> list[dict[str, Any]]:
-    """The script that makes the button of a query's form send a POST, for those who may publish."""
+    """The script that makes the button of a query's form send a POST, for actors who may publish."""
     if request is None or database is None or view_name != "database":
         return []
     broker = registry(datasette).find(database)
@@ -283,7 +281,7 @@ async def script(
 
 
 async def top(datasette: Datasette, request: Request, database: str, query: str | None) -> str:
-    """What stands above a query with publish_batch: what it published, or why it did not, and a button that runs it."""
+    """The HTML above a query with publish_batch: what it published, or why it did not, and a button that runs it."""
     broker = registry(datasette).find(database)
     if broker is None or not broker.store.writable:
         return ""
@@ -291,7 +289,7 @@ async def top(datasette: Datasette, request: Request, database: str, query: str 
     serving = bridge.current.get()
     receipt = _receipt(datasette, database, request) if RECEIPT in request.args else None
     if receipt is not None:
-        text = f"{_told(receipt)} Opening this page again, its CSV or its JSON publishes nothing."
+        text = f"{_sentence(receipt)} Opening this page again, its CSV or its JSON publishes nothing."
     elif serving is not None and isinstance(serving.refused, NotRun):
         text = "This query publishes messages. It was not run, since opening a page publishes nothing."
     stored = await datasette.get_query(database, query) if query else None
@@ -318,10 +316,10 @@ async def top(datasette: Datasette, request: Request, database: str, query: str 
 
 
 def make_known(database: Any) -> None:
-    """Let Datasette analyse SQL with publish_batch in it.
+    """Let Datasette analyse SQL that calls publish_batch.
 
-    It compiles the SQL of stored queries and of its write page on a connection
-    of its own, which it shows to no plugin: there the function would not exist.
-    What is compiled there does not publish.
+    Datasette compiles the SQL of stored queries and of its write page on a
+    separate connection, which it shows to no plugin: the function would not exist
+    there. SQL that is compiled there does not publish.
     """
     compat.prepare_isolated(database, aggregate.register_name)

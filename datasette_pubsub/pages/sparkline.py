@@ -1,6 +1,6 @@
-"""Rates as small pictures: bars in SVG, and the same in words; ui/sparkline.js draws what arrives later.
+"""Sparklines: the rate of a channel as SVG bars, always with the same information as text.
 
-The law of this module: numbers in, texts out. No picture without its words.
+``ui/sparkline.js`` draws the messages that arrive later.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Any
 
 from ..storage.activity import SPAN_SECONDS, SPANS
 
-#: The picture's height, in its own units; each bar is one wide. As in ui/sparkline.js.
+#: The height of the SVG, in its own units; each bar is one unit wide. ui/sparkline.js has the same constant.
 HEIGHT = 20
 
-#: Spans that make a minute: a channel's rate is what came in the last so many.
+#: The number of spans in a minute; a channel's rate counts the messages in as many.
 MINUTE = 60 // SPAN_SECONDS
 
 
 def drawn(counts: Sequence[int]) -> dict[str, Any]:
-    """What a template needs to show the messages of each span, oldest first, as a picture and in words."""
+    """The template context for the message counts of each span, oldest first, as SVG and as text."""
     return {
         "counts": ",".join(map(str, counts)),
         "path": path(counts),
@@ -31,7 +31,7 @@ def drawn(counts: Sequence[int]) -> dict[str, Any]:
 
 
 def path(counts: Sequence[int]) -> str:
-    """The bars as one SVG path, the greatest as high as the picture."""
+    """The bars as one SVG path; the highest has the full height."""
     peak = max(counts)
     bars = []
     for x, count in enumerate(counts):
@@ -42,7 +42,7 @@ def path(counts: Sequence[int]) -> str:
 
 
 def words(counts: Sequence[int]) -> str:
-    """The same as a sentence."""
+    """The same information as a sentence."""
     total = sum(counts)
     minutes = SPANS * SPAN_SECONDS // 60
     if not total:

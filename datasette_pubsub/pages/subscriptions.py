@@ -1,7 +1,6 @@
-"""The page of subscriptions: where each stands, and how to end it.
+"""The subscriptions page: lists subscriptions with their cursors and lags, and deletes them.
 
-The law of this module: rows and their removal come from the broker; who sees
-the subscriptions of others is decided in permissions.py.
+:mod:`.access.permissions` decides whether the actor sees the subscriptions of others.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 @shown
 async def page(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
-    """``GET …/subscriptions``: the list, or with ``delete=<name>`` the question whether to; ``POST``: the deed."""
+    """``GET …/subscriptions``: the list, with ``delete=<name>`` a confirmation; ``POST``: delete a subscription."""
     require_method(request, "GET", "HEAD", "POST")
     broker = broker_of(datasette, request)
     if request.method == "POST":

@@ -1,7 +1,7 @@
 """The live channel viewer.
 
-The law of this module: the server renders the newest rows as an ordinary
-table that works without scripts; the script goes on from the id stamped on it.
+The server renders the newest messages as an HTML table, which works without scripts. The script continues after the
+message id on the page.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from .sparkline import drawn
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: Messages that the server puts on a page, in rows; one page of Datasette's own tables.
+#: The number of messages that the server renders, as on one page of Datasette's own tables.
 ROWS = 100
 
-#: Messages that a live page holds at most, in rows: few enough to be laid out ten times a second.
+#: The most messages on a live page: few enough for ten updates a second.
 LIVE_ROWS = 200
 
-#: Channels that are listed, the most recent ones, in channels; as in pages/viewer_channels.js.
+#: The most channels in the list, those with the newest messages. pages/viewer_channels.js has the same constant.
 LISTED_CHANNELS = 100
 
 
@@ -50,8 +50,8 @@ LISTED_CHANNELS = 100
 async def viewer(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET /<db>/-/pubsub`` and ``GET /<db>/-/pubsub/<channel>``: the newest messages, then live.
 
-    With ``before=<id>``: the messages before that one, which stay as they are.
-    With ``channel``, ``pattern`` and ``q``: only those.
+    With ``before=<id>``: the messages before that id, without live updates.
+    With ``channel``, ``pattern`` and ``q``: only messages that match.
     """
     only_get(request)
     return Response.html(await _page(request, datasette))
@@ -68,7 +68,7 @@ async def _page(request: Request, datasette: Datasette) -> str:
     seen = await broker.read(functools.partial(_read, query=query, channel=channel))
     base = datasette.urls.database(database) + "/-/pubsub"
     path = base if channel is None else f"{base}/{tilde_encode(channel)}"
-    # On a channel's page the channel stands in the path.
+    # On a channel's page, the channel is in the path.
     parameters = query.parameters if channel is None else [("q", query.text)] if query.text else []
     may_view_log = await datasette.allowed(
         action="view-table", resource=TableResource(database, LOG), actor=request.actor
@@ -105,7 +105,7 @@ async def _page(request: Request, datasette: Datasette) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a page shows, all of one moment: so the script can go on from the head, and count on from the counts."""
+    """The content of a page, from one read transaction: so the script can continue from the head and the counts."""
 
     found: Found
     span: int
@@ -131,7 +131,7 @@ def _read(conn: Any, query: Query, channel: str | None) -> Seen:
 
 
 def _follow(query: Query) -> str:
-    """What the script follows: as asked for, since the server decides about it again."""
+    """The channels that the script subscribes to, as asked for; the server checks permissions again."""
     patterns = query.patterns if query.channels or query.patterns else ("*",)
     return json.dumps({"channels": list(query.channels), "patterns": list(patterns)})
 
@@ -149,7 +149,7 @@ def _listed(row: log.Channel, counts: tuple[int, ...], base: str) -> dict[str, A
 
 
 def _address(path: str, parameters: list[tuple[str, str]], before: int | None = None) -> str:
-    """The page's address with a query, for links."""
+    """The page's path with a query string, for links."""
     pairs = parameters + ([] if before is None else [("before", str(before))])
     return path + ("?" + urlencode(pairs) if pairs else "")
 
@@ -170,7 +170,7 @@ def _row(message: Message, base: str) -> dict[str, Any]:
 def database_link(
     datasette: Datasette, actor: dict[str, Any] | None, database: str
 ) -> Callable[[], Awaitable[list[dict[str, str]]]]:
-    """The entry in a database's menu, for those who may see messages of it."""
+    """The entry in a database's menu, for actors who may view its messages."""
 
     async def link() -> list[dict[str, str]]:
         if registry(datasette).find(database) is None:

@@ -1,1 +1,1 @@
-"""Values in, bytes out, and back."""
+"""Wire formats: encodes messages and events as bytes, and decodes messages from JSON."""

@@ -1,7 +1,6 @@
-"""The wire format of Connect, gRPC and gRPC-Web readers.
+"""The wire format of Connect, gRPC and gRPC-Web streams.
 
-As :mod:`.protocol.frames`: values in, bytes out. It stands by itself so that Protobuf is loaded where something
-speaks it.
+It is separate from :mod:`.protocol.frames` so that Protobuf is loaded only when it is needed.
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ from ..gen.db_pb2 import Kind, SubscribeResponse
 from .frames import compact_json, message_json
 
 _NUMBERS = SubscribeResponse.DESCRIPTOR.fields_by_name
-#: What stands before a message id and before a payload in Protobuf: the field's number and how it is written.
+#: The Protobuf tags of a message id and of a payload: the field's number and its wire type.
 _ID_TAG = bytes([_NUMBERS["message_id"].number << 3 | 0])
 _PAYLOAD_TAG = bytes([_NUMBERS["payload"].number << 3 | 2])
 
-#: What stands before a message of a Connect stream: a flag byte, and its length in four bytes.
+#: The prefix of a message in a Connect stream: a flag byte, and the length in four bytes.
 _PREFIX = struct.Struct(">BI").pack
 
 
 def _message_proto(message: Message, missed: int) -> bytes:
     """A message in Protobuf, in its envelope."""
-    # What stands one after the other is one message to a reader of Protobuf
+    # Protobuf decodes two concatenated messages as one message with the fields of both
     # (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
     shared = _shared_fields(message.channel, message.created_at)
     payload = message.payload
     if missed or not isinstance(payload, str) or not payload:
         return envelope(_own_fields(message, missed) + shared)
-    # An ordinary one is put together here, of parts that its neighbours have, too, in a seventh of the time.
+    # An ordinary message is joined here from parts that it shares with others, in a seventh of the time.
     text = payload.encode()
     number = message.id
     high = _varint(number >> 7) if number > 127 else b""
@@ -42,7 +41,7 @@ def _message_proto(message: Message, missed: int) -> bytes:
 
 
 def _own_fields(message: Message, missed: int) -> bytes:
-    """Of a message in Protobuf, what is its own."""
+    """The Protobuf fields that differ between any two messages."""
     own = SubscribeResponse(message_id=message.id, missed=missed)
     if isinstance(message.payload, bytes):
         own.blob = message.payload
@@ -53,7 +52,7 @@ def _own_fields(message: Message, missed: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _varint(number: int) -> bytes:
-    """A number as Protobuf writes it (https://protobuf.dev/programming-guides/encoding/#varints)."""
+    """Encode a number as a Protobuf varint (https://protobuf.dev/programming-guides/encoding/#varints)."""
     parts = bytearray()
     while number > 127:
         parts.append(number & 127 | 128)
@@ -62,15 +61,15 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
-#: The first byte of a message id in Protobuf.
+#: All values of the first byte of a varint.
 _LOW = [bytes([byte]) for byte in range(256)]
 
 
 @lru_cache(maxsize=1024)
 def _around_id(high: int, text: int, shared: int) -> tuple[bytes, bytes]:
-    """What stands before the id and before the payload of an ordinary message, by the sizes of its parts in bytes.
+    """The bytes before the id and before the payload of an ordinary message, by the sizes of its parts in bytes.
 
-    ``high`` is what the id takes after its first byte.
+    ``high`` is the size of the id without its first byte.
     """
     tag = _PAYLOAD_TAG + _varint(text)
     size = len(_ID_TAG) + 1 + high + len(tag) + text + shared
@@ -79,7 +78,7 @@ def _around_id(high: int, text: int, shared: int) -> tuple[bytes, bytes]:
 
 @lru_cache(maxsize=1024)
 def _shared_fields(channel: str, created_at: str) -> bytes:
-    """Of a message in Protobuf, what those of one channel and one commit have in common."""
+    """The Protobuf fields that the messages of one channel and one commit share."""
     response = SubscribeResponse(channel=channel)
     response.created_at.seconds, response.created_at.nanos = _timestamp(created_at)
     return response.SerializeToString()
@@ -88,9 +87,9 @@ def _shared_fields(channel: str, created_at: str) -> bytes:
 class ConnectEncoder:
     """Enveloped messages of Connect, gRPC and gRPC-Web streams.
 
-    Each is a flag byte, the length in four bytes and the message
-    (https://connectrpc.com/docs/protocol/#streaming-rpcs). How a stream ended
-    is told by its end, so ``Superseded`` and ``Bye`` have no frame.
+    Each has a flag byte, the length in four bytes and the message
+    (https://connectrpc.com/docs/protocol/#streaming-rpcs). The end of the stream
+    says why it ended, so ``Superseded`` and ``Bye`` have no frame.
     """
 
     def __init__(self, as_json: bool, status: bool = False, heartbeats: bool = False) -> None:
@@ -121,12 +120,12 @@ class ConnectEncoder:
 
 
 def envelope(data: bytes) -> bytes:
-    """One message of a Connect stream: a flag byte, the length in four bytes, and itself."""
+    """One message of a Connect stream: a flag byte, the length in four bytes, and the data."""
     return _PREFIX(0, len(data)) + data
 
 
 def _timestamp(created_at: str) -> tuple[int, int]:
-    """Seconds and nanoseconds of a time as the log stores it; zero for one that is no date."""
+    """Seconds and nanoseconds of a time in the log's format; zero for an invalid one."""
     try:
         moment = datetime.fromisoformat(created_at)
     except ValueError:

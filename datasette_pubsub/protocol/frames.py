@@ -1,7 +1,6 @@
-"""The wire formats: how messages and events look to readers of SSE, and what they have in common with Connect's.
+"""The wire format of Server-Sent Events, and the JSON that it shares with Connect.
 
-The law of this module: values in, bytes out; it knows no storage, no hub and no
-HTTP. Encoders are stateless, so that one frame serves all streams of a format.
+Encoders have no state, so that all streams of a format share one frame of a message.
 """
 
 from __future__ import annotations
@@ -19,29 +18,29 @@ from ..core.values import Message, text_of
 
 _LINES = re.compile(r"\r\n|\r|\n")
 
-#: JSON without blanks, as text.
+#: Encodes JSON without spaces, as text.
 compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-#: How long a reader of Server-Sent Events waits before it connects again, in milliseconds, from and to. It is chosen at
-#: random for each stream, so that those that were cut off together do not all come back at the same moment; longer
-#: when the server goes away, since it must start first.
+#: How long an SSE client waits before it reconnects, in milliseconds, from and to. The value is random for each stream,
+#: so that clients that were disconnected together do not reconnect at the same moment. It is longer when the server
+#: shuts down, since the server must start again first.
 RETRY_MS = (1_000, 5_000)
 RETRY_AFTER_BYE_MS = (2_000, 10_000)
 
 
 def retry_line(between: tuple[int, int] = RETRY_MS) -> str:
-    """The line of an event stream that says when to connect again."""
+    """The ``retry`` line of an event stream, which says when to reconnect."""
     return f"retry: {random.randint(*between)}\n"
 
 
-#: Characters that many readers take for the end of a line (Python's ``splitlines`` and what is built on it), and what
-#: JSON may write instead of them. All others of that kind are escaped in any JSON.
+#: Characters that many clients take for the end of a line (those that use Python's ``splitlines``), with their JSON
+#: escapes. JSON always escapes the other characters of that kind.
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def one_line(text: str) -> str:
-    """JSON that is one line to everybody."""
+    """The JSON text as one line for every client: it escapes the characters that some take for the end of a line."""
     if not text.isascii():
         for end, escaped in _LINE_ENDS.items():
             text = text.replace(end, escaped)
@@ -49,7 +48,7 @@ def one_line(text: str) -> str:
 
 
 def as_json_line(value: Any) -> bytes:
-    """A value as JSON in one line, without its end."""
+    """A value as JSON in one line, without the line's end."""
     return one_line(compact_json(value)).encode()
 
 
@@ -58,10 +57,10 @@ def _divides(text: str) -> bool:
 
 
 def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
-    """A message with the names and types of ``SubscribeResponse`` in Connect JSON.
+    """The fields of a message, with the names and types of ``SubscribeResponse`` in Connect JSON.
 
-    Ids are strings (https://protobuf.dev/programming-guides/json/: int64), a
-    blob travels as base64 under ``blob``.
+    Ids are strings (https://protobuf.dev/programming-guides/json/: int64), and
+    a payload of bytes is base64 in ``blob``.
     """
     fields: dict[str, Any] = {"messageId": str(message.id), "channel": message.channel}
     if isinstance(message.payload, bytes):
@@ -75,7 +74,7 @@ def message_fields(message: Message, missed: int = 0) -> dict[str, Any]:
 
 
 class _Ordinary(msgspec.Struct, rename="camel", gc=False):
-    """:func:`message_fields` of an ordinary message, which becomes JSON without Python."""
+    """:func:`message_fields` of an ordinary message, which msgspec encodes without running Python code."""
 
     message_id: str
     channel: str
@@ -100,8 +99,8 @@ def message_json(message: Message, missed: int) -> bytes:
 class SseEncoder:
     """Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
-    A message is an unnamed event with an id; everything else is named and has
-    none, so that a reader's ``Last-Event-ID`` is always a message.
+    A message is an unnamed event with an id; every other event has a name and
+    no id, so that a client's ``Last-Event-ID`` is always a message id.
     """
 
     def __init__(self, raw: bool = False) -> None:
@@ -109,7 +108,7 @@ class SseEncoder:
         self._raw = raw
 
     def beginning(self) -> bytes:
-        """What stands before all else: it is no event, and has no id."""
+        """The first bytes of the stream: the ``retry`` line, which is no event."""
         return f"{retry_line()}\n".encode()
 
     def message(self, message: Message, missed: int = 0) -> bytes:
@@ -139,7 +138,7 @@ class SseEncoder:
             case Superseded():
                 name, data = "superseded", {"reason": "a newer connection has taken over this subscription"}
             case Bye():
-                name, data = "bye", {"reason": "the server is going away; connect again"}
+                name, data = "bye", {"reason": "the server is shutting down; connect again"}
                 retry = retry_line(RETRY_AFTER_BYE_MS)
             case Revoked():
                 name, data = "bye", {"reason": "the right to receive these messages has ended or changed"}

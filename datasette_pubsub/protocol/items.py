@@ -1,6 +1,7 @@
-"""Messages on their way in, from JSON.
+"""Decodes messages to publish from JSON.
 
-Ordinary messages are decoded without Python; the others field by field, so that an error names the field.
+msgspec decodes ordinary messages without running Python code; other messages are decoded field by field, so that an
+error names the field.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..core.values import Item
 
 _ITEM_FIELDS = {"channel", "payload", "blob", "key", "expected_last_id"}
 
-#: JSON without blanks, as text. It raises ``ValueError`` for NaN and infinities, which JSON does not have.
+#: Encodes JSON without spaces, as text. Raises ``ValueError`` for NaN and infinities, which JSON cannot express.
 _strict_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -30,16 +31,16 @@ class _Items(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _ITEM = msgspec.json.Decoder(Item)
 _ITEMS = msgspec.json.Decoder(_Items)
 
-#: What the decoders raise for JSON that is wrong, or only more than ordinary; the last for hundreds of brackets.
+#: The exceptions of the decoders for JSON that is invalid or not ordinary; the last is for hundreds of brackets.
 NOT_ORDINARY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def items_of_json(body: bytes, what: str) -> list[Item]:
     """The messages of one JSON object: one message, or a list of them under ``items``.
 
-    Ordinary messages are decoded without Python. Anything else is read a second
-    time, field by field, so that an error names the field; ``what`` is what the
-    text is called in one. Raises :class:`InvalidArgument`.
+    If the body is not ordinary, it is decoded a second time, field by field, so
+    that an error names the field; ``what`` is the name of the body in errors.
+    Raises :class:`InvalidArgument`.
     """
     try:
         items = [_ITEM.decode(body)]
@@ -52,7 +53,7 @@ def items_of_json(body: bytes, what: str) -> list[Item]:
         return items
     if any(item.payload is None for item in items):
         return _items_by_field(body, what)
-    # What was decoded holds neither halves of surrogate pairs nor numbers that JSON does not have.
+    # Decoded values contain neither halves of surrogate pairs nor numbers that JSON cannot express.
     return [Item(item.channel, _stored(item.payload, "payload"), item.key, item.expected_last_id) for item in items]
 
 
@@ -66,7 +67,7 @@ def _items_by_field(body: bytes, what: str) -> list[Item]:
 
 
 def object_of_json(body: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in a text that is called ``what`` in errors. Raises :class:`InvalidArgument`."""
+    """Decode a JSON object; ``what`` is the name of the body in errors. Raises :class:`InvalidArgument`."""
     try:
         data = json.loads(body)
     except RecursionError:
@@ -82,7 +83,7 @@ def object_of_json(body: bytes, what: str) -> dict[str, Any]:
 def _stored(payload: Any, field: str) -> Any:
     """A JSON value as the log stores it: objects and lists as JSON text, true and false as text.
 
-    Raises :class:`InvalidArgument` naming ``field`` for a number that JSON does not have.
+    Raises :class:`InvalidArgument`, naming ``field``, for a number that JSON cannot express.
     """
     if isinstance(payload, bool):
         return "true" if payload else "false"
@@ -99,9 +100,9 @@ def _stored(payload: Any, field: str) -> Any:
 
 
 def item_of_fields(entry: Any, field: str) -> Item:
-    """One message from a JSON object; ``field`` is what stands before a field's name in an error.
+    """One message from a JSON object; ``field`` is the prefix of a field's name in an error.
 
-    Raises :class:`InvalidArgument` for a field that is missing, unknown, or of a wrong type.
+    Raises :class:`InvalidArgument` for a field that is missing, unknown or of a wrong type.
     """
     if not isinstance(entry, dict):
         raise InvalidArgument(f"{field.rstrip('.')} must be an object with channel and payload")

@@ -1,1 +1,1 @@
-"""The SQL function ``publish_batch``."""
+"""The SQL function ``publish_batch``, and its bridge to permissions and the batcher."""

@@ -1,9 +1,20 @@
-"""publish_batch: publishing from SELECT, on every connection that Datasette opens.
+"""The SQL aggregate ``publish_batch``: publishes from SELECT, on every connection that Datasette opens.
 
-The law of this module: it is an aggregate of one connection and knows neither
-hub nor permissions. On a write connection it inserts into the caller's
-transaction, all or nothing with it; on a read-only one it hands chunks of at
-most 1,000 messages to a function that blocks until they are durable.
+Theory of operation. SQLite makes one aggregate for each call in a statement (and each group), and calls ``step`` for
+each row, then ``finalize``. An aggregate is *collecting*; then it has *ended*, and its result is the number of
+messages; or it has *failed*, and ignores further rows. ``step`` adds a row to the chunk, and hands a full chunk over
+(1,000 messages or 4 MiB); ``finalize`` hands the rest over. Three classes differ in what happens then:
+
+- :class:`_InTransaction`, on a write connection: chunks wait, the first in memory and further ones in a temporary
+  table, and ``finalize`` inserts them into the log, in the caller's transaction. A failure undoes the statement.
+- :class:`_ThroughBatcher`, on a read-only connection: a full chunk goes to the batcher, and ``step`` returns when it
+  is durable. The last chunk is *held*: SQLite also calls ``finalize`` when it breaks a statement off. The next row of
+  the statement, or the next ``step``, proves that it goes on, and publishes the held chunks.
+- :class:`_Again`, on a read-only connection: publishes nothing, and returns the results of an earlier run.
+
+The plan of the statement, which its first call asks for, chooses between the last two and records what was published.
+An exception cannot leave an aggregate with its text, so a failure is kept in :data:`failure`, and raised by the row
+factory or by the write wrapper.
 """
 
 from __future__ import annotations
@@ -20,11 +31,11 @@ from ..core.validation import check_items
 from ..core.values import Item
 from ..storage import log
 
-#: Is asked whether the caller may publish a chunk. Raises :class:`PubsubError`.
+#: Checks whether the actor may publish a chunk. Raises :class:`PubsubError`.
 Permit = Callable[[Sequence[Item]], None]
 
-#: Hands one chunk on; returns when it is durable. May raise :class:`PubsubError`.
-#: The flag says that the file cannot be written while the SELECT is reading it.
+#: Publishes one chunk; returns when it is durable. May raise :class:`PubsubError`.
+#: The flag says that the file cannot be written while the SELECT reads it.
 Publish = Callable[[Sequence[Item], bool], None]
 
 
@@ -32,8 +43,8 @@ Publish = Callable[[Sequence[Item], bool], None]
 class Run:
     """What one run of a statement has published on a read-only connection.
 
-    ``counts`` holds the results of its calls, in the order in which they ended;
-    ``published`` counts the messages that are on disk.
+    ``counts`` has the results of its calls, in the order in which they ended;
+    ``published`` counts the durable messages.
     """
 
     counts: list[int] = field(default_factory=list)
@@ -43,10 +54,10 @@ class Run:
 
 @dataclass(slots=True)
 class Plan:
-    """What the calls of one statement do: publish, noted in ``run``, or, with ``again``, only return what ``run`` did.
+    """The plan of one statement: its calls publish and record that in ``run`` or, with ``again``, return its results.
 
-    With ``unlimited``, Datasette's time limit for SQL does not end a statement
-    that runs again, as it did not end the first run.
+    With ``unlimited``, Datasette's time limit for SQL does not apply to the
+    repeated statement, as it did not apply to the first run.
     """
 
     run: Run
@@ -56,29 +67,26 @@ class Plan:
     ended: int = 0
 
 
-#: Is asked once for each statement, in its SQL thread, when its first call begins. ``None`` publishes, and notes
-#: nothing: nobody asks what became of it. Must not raise.
+#: Called once for each statement, in its SQL thread, when its first call begins. ``None`` means: publish, and record
+#: nothing. Must not raise.
 Ask = Callable[[], Plan | None]
 
-#: The plan of the statement that runs now. Each SQL call of Datasette's runs in a context of its own.
+#: The plan of the present statement. Each SQL call of Datasette runs in its own context.
 _plan: ContextVar[Plan | None] = ContextVar("datasette_pubsub_plan", default=None)
 
-#: The payload bytes that one chunk may hold before it is handed on early.
+#: A chunk with this many bytes of payload is handed over before it has 1,000 messages.
 CHUNK_BYTES = 4 * 1024 * 1024
 
 _SPOOL = "temp.pubsub_spool"
 
-#: Why the publish_batch of the statement that runs now has failed. Python's
-#: sqlite3 replaces the text of an exception in an aggregate by one of its own,
-#: so the reason travels beside it. Set by the aggregate, taken by whoever can
-#: raise it: the row factory on a read connection, the write wrapper on a write
-#: connection. Each SQL call of Datasette's runs in a context of its own.
+#: The failure of the present statement. Python's sqlite3 replaces the text of an exception in an aggregate by its own,
+#: so the error travels here. The aggregate sets it; the row factory (on a read connection) or the write wrapper (on a
+#: write connection) raises it. Each SQL call of Datasette runs in its own context.
 failure: ContextVar[list[PubsubError] | None] = ContextVar("datasette_pubsub_failure", default=None)
 
-#: The last chunks of calls on a read-only connection that have come to their end. SQLite also ends an
-#: aggregate whose statement was broken off, by an error or a time limit, and does not say so; then these
-#: must not be published. What proves that the statement goes on is a row, or a further call; whichever
-#: comes first publishes them.
+#: The held chunks: the last chunks of ended calls on a read-only connection. SQLite also ends an aggregate whose
+#: statement was broken off by an error or a time limit, without saying so; these chunks must not be published then. A
+#: row, or a further call, proves that the statement goes on, and publishes them.
 _held: ContextVar[list[tuple[_ThroughBatcher, list[Item]]] | None] = ContextVar("datasette_pubsub_held", default=None)
 
 
@@ -87,7 +95,7 @@ class PublishFailed(sqlite3.OperationalError):
 
 
 def raise_failure() -> None:
-    """Raise what a publish_batch has noted in this context, once."""
+    """Raise the failure that a publish_batch has recorded in this context, once."""
     noted = failure.get()
     if noted:
         failure.set(None)
@@ -105,10 +113,10 @@ def register(
 ) -> None:
     """Register ``publish_batch(channel, payload)`` and ``publish_batch(channel, payload, key)``.
 
-    ``publish`` serves read-only connections; ``permit`` is asked, on a write
-    connection (``writes``), whether the caller may publish a chunk, and raises
-    :class:`PubsubError` when not. ``ask`` says, on a read-only connection,
-    whether a statement publishes.
+    ``publish`` publishes the chunks of a read-only connection. ``permit`` checks,
+    on a write connection (``writes``), whether the actor may publish a chunk, and
+    raises :class:`PubsubError` if not. ``ask`` returns the plan of a statement on
+    a read-only connection.
     """
     if writes:
 
@@ -132,7 +140,7 @@ def register(
 
 
 class _Unusable:
-    """publish_batch on a connection on which statements are only looked at."""
+    """publish_batch on a connection that only compiles statements."""
 
     def step(self, *values: Any) -> None:
         raise PublishFailed("publish_batch does not run on an isolated connection")
@@ -142,13 +150,13 @@ class _Unusable:
 
 
 def register_name(conn: sqlite3.Connection) -> None:
-    """Make ``publish_batch`` known to a connection on which SQL is compiled, and never publishes."""
+    """Register ``publish_batch`` on a connection that only compiles SQL; it never publishes there."""
     for arguments in (2, 3):
         conn.create_aggregate("publish_batch", arguments, _Unusable)  # type: ignore[arg-type]
 
 
 def _row(cursor: sqlite3.Cursor, values: Any) -> sqlite3.Row:
-    """Datasette's own row, unless the statement that made it has failed to publish."""
+    """The row factory: publishes the held chunks, raises a failure, and makes a row as Datasette does."""
     if _held.get() is not None:
         try:
             _publish_held()
@@ -177,7 +185,7 @@ class _Aggregate:
         self._rows += 1
         if self._failed is not None:
             return
-        # Called for every row: what can wait for the chunk is done for it as a whole.
+        # This runs for every row, so the checks wait until the chunk is complete.
         self._chunk.append(Item(channel, payload, key))
         if type(payload) is str or type(payload) is bytes:
             self._bytes += len(payload)
@@ -214,7 +222,7 @@ class _Aggregate:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """All rows have been seen."""
+        """Called when all rows have been seen and every chunk was handed over."""
 
     def failed(self) -> int:
         """The result of a failed call, or an exception."""
@@ -222,7 +230,7 @@ class _Aggregate:
 
 
 def _publish_held() -> None:
-    """Publish the last chunks of ended calls. Raises :class:`PubsubError`; what then is left is not published."""
+    """Publish the held chunks. Raises :class:`PubsubError`; the chunks after the failed one are not published."""
     held = _held.get() or []
     _held.set(None)
     for call, chunk in held:
@@ -230,14 +238,14 @@ def _publish_held() -> None:
 
 
 class _ThroughBatcher(_Aggregate):
-    """On a read-only connection: every chunk is durable before the next is taken.
+    """On a read-only connection: every chunk is durable before the next is collected.
 
-    The last chunk waits until the statement is known to go on: one that was
-    broken off publishes no more than the chunks that were full.
+    The last chunk is held until the statement is known to go on: a statement that
+    is broken off publishes only its full chunks.
 
-    From the first chunk on, Datasette's time limit for SQL does not end the
-    statement any more: what is on disk cannot be taken back, and the caller
-    could not tell where it stopped.
+    From the first chunk on, Datasette's time limit for SQL does not apply to the
+    statement: durable messages cannot be taken back, and the client could not
+    know where the statement stopped.
     """
 
     def __init__(self, settings: Settings, conn: sqlite3.Connection, publish: Publish, run: Run) -> None:
@@ -263,7 +271,7 @@ class _ThroughBatcher(_Aggregate):
             self.publish(chunk)
 
     def publish(self, chunk: list[Item]) -> None:
-        """Hand one chunk on; returns when it is durable."""
+        """Publish one chunk; returns when it is durable."""
         self._publish(chunk, self._blocks)
         self._run.published += len(chunk)
         self._conn.set_progress_handler(None, 0)
@@ -277,12 +285,12 @@ class _ThroughBatcher(_Aggregate):
 
     def failed(self) -> int:
         self._run.failed = self._failed
-        # As if it had not failed, so that a condition on the result lets the row pass which cannot be made then.
+        # Return a number as if it had succeeded, so that a condition on it passes: the row factory then raises.
         return self._rows
 
 
 class _Again(_Aggregate):
-    """On a read-only connection, for a statement that has run before or must not run: publishes nothing."""
+    """On a read-only connection, for a statement that has run before or must not publish: publishes nothing."""
 
     def __init__(self, settings: Settings, conn: sqlite3.Connection, plan: Plan) -> None:
         super().__init__(settings)
@@ -310,10 +318,10 @@ class _Again(_Aggregate):
 
 
 class _InTransaction(_Aggregate):
-    """On a write connection: part of the caller's transaction.
+    """On a write connection: publishes in the caller's transaction.
 
     Chunks after the first wait in a temporary table until all rows have been
-    seen: the SELECT may be reading the log, and must not see its own messages.
+    seen: the SELECT may read the log, and must not see its own messages.
     """
 
     def __init__(self, settings: Settings, conn: sqlite3.Connection, permit: Permit) -> None:

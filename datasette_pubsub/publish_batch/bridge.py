@@ -1,8 +1,7 @@
-"""Who runs a piece of SQL: the bridge from SQL threads back to permissions and the batcher.
+"""The request context and the thread bridge, by which publish_batch in a SQL thread checks permissions and publishes.
 
-The law of this module: publish_batch asks here, from whatever thread it runs
-in. Code of Datasette or of a plugin that runs SQL without a request is trusted;
-everything that runs for a request is checked as that request's actor.
+SQL that runs for a request is checked with that request's actor. SQL that Datasette or a plugin runs without a request
+is trusted.
 """
 
 from __future__ import annotations
@@ -30,47 +29,47 @@ from .gc_pause import gc_paused
 if TYPE_CHECKING:
     from datasette.app import Datasette
 
-#: How long a SQL thread waits for its messages to become durable, in seconds:
-#: far above SQLite's own wait for a lock (5 s), so only a dead server reaches it.
+#: How long a SQL thread waits for its messages to become durable, in seconds: far more than SQLite waits for a lock
+#: (5 s), so only a stopped server reaches it.
 WAIT_SECONDS = 60
 
 T = TypeVar("T")
 
 
 class RequestContext:
-    """The request that is being served; known from the moment Datasette asks for its actor."""
+    """The context of the present request. Its ``request`` is set when Datasette asks for the actor."""
 
     def __init__(self, request: Request | None = None, run: Run | None = None) -> None:
         self.request = request
-        #: The run that somebody has asked for by a button, which is to be noted here.
+        #: The run that a visitor has asked for with a button; it records what is published.
         self.asked_for = run
         #: What the request's statements have published, in their order.
         self.runs: list[Run] = []
-        #: Whether Datasette makes the page of a table or view, for which it runs the same SQL several times.
+        #: Whether the request is for the page of a table or view, for which Datasette runs the same SQL several times.
         self.table_page = False
         #: Why publish_batch has not published for this request.
         self.refused: PubsubError | None = None
 
 
-#: ``None`` where no request is being served.
+#: The context of the present request; ``None`` outside a request.
 current: ContextVar[RequestContext | None] = ContextVar("datasette_pubsub_caller", default=None)
 
 
 class Bridge:
-    """Publishing from SQL threads for one Datasette."""
+    """Publishes from the SQL threads of one Datasette."""
 
     def __init__(self, datasette: Datasette) -> None:
         self._datasette = datasette
         threads = int(datasette.setting("num_sql_threads"))
-        #: A waiting call keeps its SQL thread, and checking its permission needs another one.
+        #: A waiting call occupies its SQL thread, and checking its permission needs another one.
         self._limit = threads - 1
         self._slots = threading.BoundedSemaphore(self._limit) if self._limit > 0 else None
 
     def publish(self, broker: Broker, chunk: Sequence[Item], blocks: bool) -> None:
-        """Check the caller and publish one chunk through the batcher; returns when it is durable.
+        """Check permissions and publish one chunk through the batcher; returns when it is durable.
 
         ``blocks`` says that the file is not in WAL mode yet, so that nothing
-        can be written while the caller's SELECT is reading.
+        can be written while the SELECT reads it.
         """
         if self._slots is None:
             raise FailedPrecondition(
@@ -89,7 +88,7 @@ class Bridge:
         await self._check(broker, caller, chunk)
         broker.store.check_writable()
         if blocks:
-            # What stood in the way of the last attempt, if there was one, may be gone for the next.
+            # The reason why the last attempt failed, if there was one, may be gone at the next.
             conflict = broker.store.conflict
             await broker.store.prepare_later()
             raise conflict or Unavailable(
@@ -98,7 +97,7 @@ class Bridge:
         await registry(self._datasette).of(broker.name).publish(chunk)
 
     def permit(self, broker: Broker, chunk: Sequence[Item]) -> None:
-        """Check the caller of a publish_batch that runs on the write connection."""
+        """Check permissions for a publish_batch on the write connection."""
         caller = current.get()
         if caller is not None:
             self._wait(self._check(broker, caller, chunk))
@@ -129,7 +128,7 @@ class Bridge:
                 return future.result(WAIT_SECONDS)
             except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
                 future.cancel()
-                raise Unavailable("the server is going away; whether this was published is not known") from None
+                raise Unavailable("the server is shutting down; whether this was published is not known") from None
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -140,11 +139,11 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def check_same_origin(request: Request) -> None:
-    """Refuse to publish for a page of another site that makes a browser open a link.
+    """Refuse to publish for a request that a page of another site made the browser send.
 
-    Datasette checks POST; a SELECT may come as GET. A browser says where a
-    request comes from (``Sec-Fetch-Site``, https://www.w3.org/TR/fetch-metadata/);
-    one that does not, but sends cookies, must name this host as its referrer.
+    Datasette checks POST, but a SELECT may come as GET. A browser says where a
+    request comes from (``Sec-Fetch-Site``, https://www.w3.org/TR/fetch-metadata/).
+    If it does not, and sends cookies, its referrer must be this host.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None:
@@ -161,5 +160,5 @@ def check_same_origin(request: Request) -> None:
 
 
 def bridge(datasette: Datasette) -> Bridge:
-    """The bridge of this Datasette; lives and ends with it."""
+    """The bridge of this Datasette; it lives and ends with it."""
     return attached(datasette, Bridge, lambda: Bridge(datasette))

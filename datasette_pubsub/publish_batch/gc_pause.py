@@ -1,10 +1,8 @@
-"""The garbage collector rests while a SQL function waits for another thread.
+"""The GC pause: Python's garbage collector is off while a SQL function waits for another thread.
 
-The law of this module: it knows no SQL. A statement that runs holds its
-connection until it ends. Garbage may hold a statement of the same connection,
-which an error has left behind; whichever thread collects it waits for the
-connection. If that is the thread for which a function of the running statement
-waits, or one that it needs, both would wait for ever.
+This prevents a deadlock. A running statement holds its connection until it ends. Garbage may have another statement of
+the same connection, which an error has left behind, and a thread that collects it waits for the connection. If the SQL
+function of the running statement waits for that thread, or for one that it needs, both would wait for ever.
 """
 
 from __future__ import annotations
@@ -17,12 +15,12 @@ from contextlib import contextmanager
 
 from ..core.errors import Unavailable
 
-#: How long a collection that is under way may take, in seconds; more than one of a large heap does. One that takes
-#: longer is taken to wait for the caller's connection.
+#: How long to wait for a running collection, in seconds: longer than that of a large heap takes. A collection that
+#: takes longer is assumed to wait for the caller's connection.
 UNDER_WAY_SECONDS = 1.0
 
-#: After how many seconds without a pause, while one function or another waited, the next of them collects for all.
-#: Its own thread may: whatever connection it has to wait for, nobody waits for it.
+#: If the collector has been off for this long without a break, in seconds, the next SQL function that waits runs a
+#: collection itself. Its thread may do so: it may wait for any connection, since no other thread waits for it.
 STARVING_SECONDS = 1.0
 
 _lock = threading.Lock()
@@ -33,9 +31,9 @@ _since = 0.0
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No thread begins to collect garbage within this block, unless it asks for it by name.
+    """Within this block, no thread begins a garbage collection, unless it calls :func:`gc.collect`.
 
-    Raises :class:`Unavailable`, before the block, when a collection is under way that does not end.
+    Raises :class:`Unavailable`, before the block, if a running collection does not end.
     """
     global _waiting, _enabled, _since
     starving = False
@@ -65,7 +63,7 @@ def gc_paused() -> Iterator[None]:
 
 
 def _under_way() -> bool:
-    """Whether some thread is collecting: then Python does not collect, nor count it, when asked to."""
+    """Whether some thread is collecting: Python then ignores a further collection, and does not count it."""
     before = gc.get_stats()[0]["collections"]
     gc.collect(0)
     return bool(gc.get_stats()[0]["collections"] == before)

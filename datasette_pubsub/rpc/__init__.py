@@ -1,1 +1,1 @@
-"""Connect RPC."""
+"""The protocol Connect RPC, which also serves gRPC-Web and gRPC."""

@@ -1,7 +1,6 @@
-"""One call of Connect RPC: its request, its ``send``, and how its errors look.
+"""The context of one Connect RPC call: its request, its ``send`` and its errors.
 
-The law of this module: it knows no method. What connectrpc does not hand to a
-method is found here.
+It has what connectrpc does not pass to a method.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from .codecs import connect_error
 
 
 class Sender:
-    """The ASGI ``send`` of one call. Drops the library's first body when a stream takes over from it."""
+    """The ASGI ``send`` of one call. When a stream bypasses connectrpc, it drops connectrpc's first body."""
 
     def __init__(self, send: Any, headers: dict[str, str]) -> None:
         self._send = send
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self.taking_over = False
-        #: The reader has taken nothing for too long: what is sent now would wait for ever.
+        #: Whether the client has not accepted data for too long: a send would wait for ever.
         self.stuck = False
-        #: Seconds after which to try again, when the call has failed.
+        #: The seconds to wait before trying again, if the call has failed.
         self.retry_after: int | None = None
 
     async def __call__(self, message: dict[str, Any]) -> None:
         task = asyncio.current_task()
         if self.stuck or (task is not None and task.cancelling()):
-            # The library writes how a call ended even after the server has given it up: hypercorn, which has ended
-            # the connection's own sender by then, would have it wait for ever, and keep the connection.
-            raise OSError("nobody takes this any more")
+            # connectrpc writes the end of a call even after the server has cancelled it. Hypercorn has ended the
+            # connection's sender by then: the send would wait for ever, and keep the connection open.
+            raise OSError("the client does not accept data any more")
         if message["type"] == "http.response.start":
             more = [*self._headers]
             if self.retry_after is not None and message["status"] >= 400:
@@ -50,28 +49,28 @@ class Sender:
         await self._send(message)
 
     async def raw(self, data: bytes, seconds: float) -> None:
-        """Send frames as they are. Raises :class:`SendTimeout` when that takes longer than ``seconds``."""
+        """Send frames past connectrpc. Raises :class:`SendTimeout` if that takes longer than ``seconds``."""
         await send_frames(self._send, data, seconds)
 
     def frame_sender(self, seconds: float, arrival: Acknowledged | None = None) -> FrameSender:
-        """What sends the frames of a stream, as :meth:`raw` does."""
+        """A sender for the frames of a stream, which bypasses connectrpc as :meth:`raw` does."""
         return FrameSender(self._send, seconds, arrival)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The request that a call came with, and how to send past the library."""
+    """The request of a call, and its sender, which can bypass connectrpc."""
 
     request: Request
     sender: Sender
 
 
-#: The call that is being answered.
+#: The present call.
 current: ContextVar[Call] = ContextVar("datasette_pubsub_call")
 
 
 def as_connect_error(error: Exception) -> ConnectError:
-    """Any error as connectrpc sends it."""
+    """Convert any error to connectrpc's."""
     if isinstance(error, ConnectError):
         return error
     known = error if isinstance(error, PubsubError) else internal(error)

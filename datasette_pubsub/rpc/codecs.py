@@ -1,9 +1,7 @@
-"""How publishes and their ids look to Connect, gRPC-Web and gRPC callers.
+"""The codecs that connectrpc uses: decode publish requests, and encode their answers.
 
-The law of this module: bytes to values and back, for what connectrpc reads and
-writes. Publishes are read into :class:`PublishRequest` and their ids written
-from :class:`Published`, without a Protobuf message between where that is what
-costs the time: in JSON, twenty times as much. All else is Protobuf's own.
+A publish is decoded into :class:`PublishRequest`, and its ids are encoded from :class:`Published`. In JSON this skips
+the Protobuf message in between, which takes twenty times as long. All other messages use Protobuf's own codecs.
 """
 
 from __future__ import annotations
@@ -36,13 +34,13 @@ from ..live.publisher import Answer
 from ..protocol.connect_frames import envelope
 from ..protocol.items import NOT_ORDINARY
 
-#: A gzip member with its header and checksum (zlib's own number for it).
+#: zlib's ``wbits`` for a gzip member with its header and checksum.
 _GZIP = 31
 
 
 @dataclass(frozen=True, slots=True)
 class PublishRequest:
-    """What a publish asks for, checked field by field; and how many bytes that was, unpacked."""
+    """A publish request whose fields have been checked, and its size in bytes, decompressed."""
 
     db_name: str
     items: list[Item]
@@ -55,13 +53,13 @@ class _JsonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Published(msgspec.Struct, frozen=True):
-    """The ids of what was published, in the order of the request."""
+    """The ids of published messages, in the order of the request."""
 
     message_ids: Sequence[int]
 
 
 class StreamRequest(msgspec.Struct, frozen=True):
-    """One request of a publish stream, of so many bytes; an error stands for items that cannot be published."""
+    """One request of a publish stream, with its size in bytes; an error stands for items that cannot be published."""
 
     db_name: str
     items: list[Item] | PubsubError
@@ -72,7 +70,7 @@ _JSON = msgspec.json.Decoder(_JsonRequest)
 
 
 def connect_error(error: PubsubError) -> ConnectError:
-    """An error as connectrpc sends it."""
+    """Convert an error to connectrpc's."""
     return ConnectError(Code[error.code.upper()], error.message)
 
 
@@ -111,7 +109,7 @@ def _checked(message: Any, size: int) -> Any:
 
 
 def answer_frames(answers: Sequence[Answer], as_json: bool) -> bytes:
-    """Answers of a publish stream as enveloped messages."""
+    """The answers of a publish stream as enveloped messages."""
     codec = google_protobuf_json_codec() if as_json else google_protobuf_binary_codec()
     return b"".join(envelope(codec.encode(_response(answer))) for answer in answers)
 
@@ -124,7 +122,7 @@ def _response(answer: Answer) -> PublishStreamResponse:
 
 
 def _of_json(data: bytes | bytearray) -> PublishRequest | None:
-    """A publish of ordinary messages; ``None`` for all that Protobuf's JSON has beside them."""
+    """Decode a publish of ordinary messages; ``None`` for JSON that needs Protobuf's own codec."""
     try:
         request = _JSON.decode(data)
     except NOT_ORDINARY:
@@ -172,9 +170,9 @@ class _Json(Codec[Any, Any]):
         except ParseError as error:
             if not isinstance(error.__context__, SystemError):
                 raise
-            # Protobuf's own, for the name of a field.
-            told = "the name of a field holds half of a surrogate pair, which is not valid Unicode"
-            raise ConnectError(Code.INVALID_ARGUMENT, told) from None
+            # Protobuf raises SystemError for such a name of a field.
+            text = "the name of a field holds half of a surrogate pair, which is not valid Unicode"
+            raise ConnectError(Code.INVALID_ARGUMENT, text) from None
         return _checked(message, len(data))
 
 
@@ -182,9 +180,10 @@ CODECS: list[Codec[Any, Any]] = [_Binary(), _Json()]
 
 
 class Gzip(GzipCompression):
-    """gzip, as one member: the library's own also takes millions of empty ones, and copies the rest for each.
+    """Decompresses one gzip member, up to a limit: a defence against decompression bombs.
 
-    ``limit`` is the most that is unpacked, in bytes, and ``named`` what sets it, for the error.
+    connectrpc's own class accepts millions of empty members, and copies the rest of the data for each. ``limit`` is the
+    largest result, in bytes, and ``named`` the setting or reason that the error names.
     """
 
     def __init__(self, limit: int, named: str) -> None:
@@ -193,11 +192,11 @@ class Gzip(GzipCompression):
         self._named = named
 
     def decompress(self, data: bytes | bytearray | memoryview, read_max_bytes: int | None = None) -> bytes:
-        """The unpacked bytes. Raises :class:`ConnectError` for more than the limit, and for no gzip."""
+        """The decompressed bytes. Raises :class:`ConnectError` over the limit, and for data that is not gzip."""
         limit = self._limit
         unpacker = zlib.decompressobj(wbits=_GZIP)
         try:
-            # One more than the limit, since 0 would be none.
+            # One byte more than the limit, since zlib takes 0 for no limit.
             found = unpacker.decompress(data, limit + 1)
         except zlib.error:
             raise ConnectError(Code.INVALID_ARGUMENT, "the message is not compressed with gzip, as it says") from None

@@ -1,7 +1,7 @@
-"""Publishing over Connect RPC: one batch, or a stream of them.
+"""Publishing over Connect RPC: one batch, or a stream of batches.
 
-The law of this module: connectrpc reads requests, and writes headers, errors
-and ends; answers of a stream go past it, many in one send.
+connectrpc reads the requests, and writes the headers, the errors and the ends of streams. The answers of a stream
+bypass it, many in one send.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STREAM = "PublishStream"
 
 
 async def batch(datasette: Datasette, request: PublishRequest) -> Published:
-    """Append messages, all or none. Raises :class:`ConnectError`."""
+    """Append all messages or none. Raises :class:`ConnectError`."""
     try:
         broker = registry(datasette).of(request.db_name)
         _check_size(broker, request.size)
@@ -46,7 +46,7 @@ async def batch(datasette: Datasette, request: PublishRequest) -> Published:
 
 
 async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -> AsyncIterator[PublishStreamResponse]:
-    """Append messages as they come. Yields one placeholder, which makes the library send its headers."""
+    """Append messages as they arrive. Yields one placeholder, which makes connectrpc send its headers."""
     call = current.get()
     try:
         first = await anext(requests, None)
@@ -66,14 +66,14 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
         call.sender.stuck = True
         gateway.cut_off(call.request, broker, "publisher")
         raise ConnectError(
-            Code.DEADLINE_EXCEEDED, "no answers were taken for too long (send_timeout_seconds)"
+            Code.DEADLINE_EXCEEDED, "the publisher accepted no answers for too long (send_timeout_seconds)"
         ) from None
     except Exception as error:
         raise as_connect_error(error) from error
     number = publish_stream.taken + 1
     if isinstance(publish_stream.end, Bye):
         raise ConnectError(
-            Code.UNAVAILABLE, f"the server is going away; from request {number} on nothing was published"
+            Code.UNAVAILABLE, f"the server is shutting down; from request {number} on nothing was published"
         )
     if isinstance(publish_stream.end, Revoked):
         raise ConnectError(
@@ -82,7 +82,7 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
 
 
 def _check_size(broker: Broker, size: int) -> None:
-    """Raise :class:`PayloadTooLarge` for a request over its database's limit, which is known once it has been read."""
+    """Raise :class:`PayloadTooLarge` for a request over its database's limit; its body names the database."""
     limit = publish_limit(broker)
     if size > limit.size:
         raise limit.exceeded()
@@ -110,9 +110,9 @@ def _items(broker: Broker, request: StreamRequest) -> list[Item] | PubsubError:
 
 
 def receiver(receive: Any, limit: BodyLimit) -> Any:
-    """A ``receive`` whose messages must each be complete within ``BODY_SECONDS`` of their beginning.
+    """A ``receive`` that limits each message of the stream: ``BODY_SECONDS`` from its beginning, and ``limit`` bytes.
 
-    And of at most ``limit`` each, as they are sent.
+    The size counts as it is sent, before decompression.
     """
     messages = _Envelopes()
     loop = asyncio.get_running_loop()
@@ -138,18 +138,18 @@ def receiver(receive: Any, limit: BodyLimit) -> Any:
 
 
 class _Envelopes:
-    """Follows the messages in a body, of which each is a flag byte, its length in four bytes, and itself."""
+    """Follows the messages in a body: each has a flag byte, its length in four bytes, and its data."""
 
     def __init__(self) -> None:
-        #: Whether the message that is not complete began in the part that was fed last.
+        #: Whether the incomplete message began in the last part.
         self.new = False
-        #: How many bytes the largest has, as it says.
+        #: The largest length that a message has stated, in bytes.
         self.largest = 0
         self._head = b""
         self._left = 0
 
     def feed(self, data: bytes) -> bool:
-        """Whether a message has begun that is not complete."""
+        """Read the next part of the body; returns whether it ends inside a message."""
         at = 0
         self.new = False
         while at < len(data):

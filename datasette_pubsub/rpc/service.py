@@ -1,8 +1,7 @@
 """Connect RPC: ``db.v1.DbService`` for Connect, gRPC-Web and gRPC.
 
-The law of this module: connectrpc reads requests, and writes headers, errors
-and ends; the frames of ``Subscribe`` go past it, many in one send, as they are
-kept in the hub's tail (it would write one at a time, 4 to 75 times slower).
+connectrpc reads the requests, and writes the headers, the errors and the ends of streams. The frames of ``Subscribe``
+bypass it, many in one send, as the hub's tail has them: connectrpc would write one at a time, 4 to 75 times slower.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ if TYPE_CHECKING:
 #: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 GRPC_UNIMPLEMENTED = 12
 
-#: The methods whose answers go on.
+#: The methods that answer with a stream.
 STREAMS = ("Subscribe", rpc_publish.STREAM)
 
-#: Seconds between heartbeats that a subscriber may ask for.
+#: The longest interval of heartbeats that a subscriber may ask for, in seconds.
 MAX_HEARTBEAT_SECONDS = 3600
 
 _STARTS: dict[int, StartName | None] = {
@@ -74,7 +73,7 @@ _ACK_MODES: dict[int, AckModeName] = {
 
 
 class Service:
-    """The methods, as connectrpc calls them."""
+    """The methods of ``DbService``, as connectrpc calls them."""
 
     def __init__(self, datasette: Datasette) -> None:
         self._datasette = datasette
@@ -84,13 +83,13 @@ class Service:
         return registry(self._datasette)
 
     async def publish_batch(self, request: PublishRequest, ctx: RequestContext[Any, Any]) -> Published:
-        """Append messages, all or none."""
+        """Append all messages or none."""
         return await rpc_publish.batch(self._datasette, request)
 
     def publish_stream(
         self, requests: AsyncIterator[StreamRequest], ctx: RequestContext[Any, Any]
     ) -> AsyncIterator[PublishStreamResponse]:
-        """Append messages as they come, and answer each request."""
+        """Append messages as they arrive, and answer each request."""
         return rpc_publish.stream(self._datasette, requests)
 
     async def ack(self, request: AckRequest, ctx: RequestContext[Any, Any]) -> AckResponse:
@@ -107,7 +106,7 @@ class Service:
     async def subscribe(
         self, request: SubscribeRequest, ctx: RequestContext[Any, Any]
     ) -> AsyncIterator[SubscribeResponse]:
-        """Stream messages. Yields one placeholder, which makes the library send its headers."""
+        """Stream messages. Yields one placeholder, which makes connectrpc send its headers."""
         call = current.get()
         try:
             broker = self._brokers.of(request.db_name)
@@ -137,9 +136,9 @@ class Service:
                 end = live.end
         except SendTimeout:
             call.sender.stuck = True
-            gateway.cut_off(call.request, broker, "reader")
+            gateway.cut_off(call.request, broker, "subscriber")
             raise ConnectError(
-                Code.DEADLINE_EXCEEDED, "the reader took nothing for too long (send_timeout_seconds)"
+                Code.DEADLINE_EXCEEDED, "the subscriber accepted no data for too long (send_timeout_seconds)"
             ) from None
         except Exception as error:
             raise as_connect_error(error) from error
@@ -149,7 +148,7 @@ class Service:
             raise ConnectError(Code.PERMISSION_DENIED, "the right to receive these messages has ended or changed")
         if isinstance(end, Changed):
             raise ConnectError(Code.UNAVAILABLE, "what the subscription reads was changed; connect again")
-        raise ConnectError(Code.UNAVAILABLE, "the server is going away; connect again")
+        raise ConnectError(Code.UNAVAILABLE, "the server is shutting down; connect again")
 
 
 def _where(request: SubscribeRequest) -> Where:
@@ -171,13 +170,13 @@ def _where(request: SubscribeRequest) -> Where:
     )
 
 
-#: What stands before a message in the body of a stream or of gRPC, in bytes. Our checks of a body's size, whose errors
-#: name the setting, come before the library's own.
+#: The size of the prefix of a message in a stream or in gRPC, in bytes. It is added to connectrpc's limit, so that our
+#: checks, whose errors name the setting, come before connectrpc's.
 _ENVELOPE_BYTES = 5
 
 
 class _Limits(NamedTuple):
-    """The largest bodies over Connect: of databases by name, of a publish to any of them, and of all else."""
+    """The largest bodies over Connect: of each database by name, of a publish to any database, of other requests."""
 
     publish: dict[str, int]
     largest: BodyLimit
@@ -185,7 +184,7 @@ class _Limits(NamedTuple):
 
 
 class _Made:
-    """What serves the calls of one Datasette."""
+    """The applications of one Datasette, and the limits that they were made with."""
 
     def __init__(self) -> None:
         self.applications: dict[BodyLimit, DbServiceASGIApplication] = {}
@@ -193,7 +192,7 @@ class _Made:
 
 
 def application(datasette: Datasette, limit: BodyLimit) -> DbServiceASGIApplication:
-    """What serves this Datasette's calls, with bodies of at most so many bytes; made once for each limit."""
+    """The ASGI application for this Datasette's calls with bodies up to a limit; made once for each limit."""
     made = attached(datasette, _Made, _Made)
     found = made.applications.get(limit)
     if found is None:
@@ -201,21 +200,21 @@ def application(datasette: Datasette, limit: BodyLimit) -> DbServiceASGIApplicat
             cast(Any, Service(datasette)),
             codecs=CODECS,
             read_max_bytes=limit.size + _ENVELOPE_BYTES,
-            # Requests may be compressed, as the Python client's are; what goes past the library never is.
+            # Requests may be compressed, as the Python client's are; frames that bypass connectrpc never are.
             compressions=[Gzip(limit.size, limit.setting or limit.why or "")],
         )
     return found
 
 
 def _limits(datasette: Datasette) -> _Limits:
-    """Read from the settings when the databases have changed."""
+    """The limits, read from the settings again when the databases have changed."""
     names = list(datasette.databases)
     made = attached(datasette, _Made, _Made)
     found = made.limits
     if found is None or list(found.publish) != names:
         known = registry(datasette)
         settings = {name: known.settings(name) for name in names}
-        # A subscriber names its channels.
+        # A request of a subscriber has the names of its channels.
         most = max(each.max_channels_per_stream for each in (known.instance_settings, *settings.values()))
         publish = {name: each.max_body_bytes for name, each in settings.items()}
         largest = BodyLimit(max(publish.values(), default=SMALL_BODY_BYTES), "max_body_bytes")
@@ -228,9 +227,9 @@ def _limits(datasette: Datasette) -> _Limits:
 
 
 async def _limit_of(datasette: Datasette, request: Request) -> BodyLimit:
-    """The largest body of this request: of the databases that its caller may publish to, if it publishes.
+    """The largest body of this request; for a publish, the largest of the databases that its actor may publish to.
 
-    Which of them it is for is known when it has been read; that one's limit is checked then.
+    The body names the database, so that database's own limit is checked after the body has been read.
     """
     limits = _limits(datasette)
     if request.url_vars["method"] in ("Subscribe", "Ack"):
@@ -245,10 +244,10 @@ async def _limit_of(datasette: Datasette, request: Request) -> BodyLimit:
 
 
 def _receiver(receive: Any, limit: BodyLimit, enveloped: bool) -> Any:
-    """A ``receive`` for the library: a body in one piece. It raises :class:`ConnectError` for a larger one.
+    """A ``receive`` for connectrpc that returns the whole body at once. Raises :class:`ConnectError` over the limit.
 
-    The library refuses a gRPC call as soon as it has read the message, and hypercorn 0.18 ends the connection when
-    the end of the body comes after the answer. A body that is too slow looks like one that was broken off.
+    connectrpc refuses a gRPC call as soon as it has read the message, and hypercorn 0.18 ends the connection if the
+    end of the body comes after the answer. A body that is too slow looks like a disconnect.
     """
     most = limit.size + (_ENVELOPE_BYTES if enveloped else 0)
     bounded = in_time(receive)
@@ -267,7 +266,7 @@ def _receiver(receive: Any, limit: BodyLimit, enveloped: bool) -> Any:
                 raise as_connect_error(limit.exceeded())
             if not message.get("more_body", False):
                 body = b"".join(parts)
-                # An envelope may promise more than has come.
+                # The prefix of a message may state a larger size than the body has.
                 if enveloped and int.from_bytes(body[1:_ENVELOPE_BYTES]) > limit.size:
                     raise as_connect_error(limit.exceeded("the request"))
                 return {**message, "body": body}
@@ -277,7 +276,7 @@ def _receiver(receive: Any, limit: BodyLimit, enveloped: bool) -> Any:
 
 @with_signature
 async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
-    """Routed by Datasette, so after its actor and cross-site checks."""
+    """The view of all methods. Datasette routes it, so its actor and cross-site checks have run."""
     if request.method == "OPTIONS":
         return preflight(datasette)
     for name, value in scope["headers"]:
@@ -291,8 +290,8 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
         told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
         return Response("", status=200, headers=told, content_type="application/grpc")
-    # Messages of a stream have an encoding of their own (connect-content-encoding, grpc-encoding): that of the whole
-    # body is free to say what proxies should know.
+    # Messages of a stream have their own encoding headers (connect-content-encoding, grpc-encoding), so the header for
+    # the whole body can tell proxies not to compress.
     streams = request.url_vars["method"] in STREAMS
     sender = Sender(send, cors_headers(datasette) | (STREAM_HEADERS if streams else {}))
     token = current.set(Call(request, sender))

@@ -1,1 +1,1 @@
-"""Plain functions of a connection: the log, the subscriptions, and what is read from them."""
+"""The log and the subscriptions in SQLite: plain functions that take a connection."""

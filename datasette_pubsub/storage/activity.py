@@ -1,8 +1,7 @@
-"""How busy channels are: which were written to last, and how many messages each got in which span of time.
+"""Channel activity: the channels with the newest messages, and the number of messages of each in recent time spans.
 
-The law of this module: seeks, not scans. What it reads grows with the channels
-asked for and the messages of the last minutes, never with the log, since it is
-asked for with every page of a database. Plain functions of a connection.
+It uses index seeks, not scans: the cost grows with the channels asked for and with the messages of the last minutes,
+never with the log, since every page of a database shows it.
 """
 
 from __future__ import annotations
@@ -20,36 +19,36 @@ from .names import OF_CHANNEL, Name, exact, shown
 from .objects import LOG
 from .schema import installed
 
-#: How far back, in spans, and how long a span is, in seconds: ten minutes, in bars that a small picture can hold.
-#: As in ui/sparkline.js.
+#: The number of spans and the length of each, in seconds: ten minutes, in as many bars as a sparkline can hold.
+#: ui/sparkline.js has the same constants.
 SPANS = 60
 SPAN_SECONDS = 10
 
-#: Channels that are looked at in the order of their names, in channels: a seek each, so a few milliseconds.
+#: The most channels that are read in the order of their names: one seek each, so a few milliseconds.
 WALKED_NAMES = 1_000
 
-#: Newest messages that are looked at for channels beyond those, in messages.
+#: The most newest messages that are read to find channels beyond those.
 WALKED_MESSAGES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Active:
-    """A channel with its newest message, and its messages in each of the last ``SPANS`` spans, oldest first."""
+    """A channel with its newest message, and its message counts in the last ``SPANS`` spans, oldest first."""
 
     newest: Message
     counts: tuple[int, ...]
 
     @property
     def name(self) -> str:
-        """The channel."""
+        """The channel's name."""
         return self.newest.channel
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """The channels that were written to last, newest first, as of one moment of the log.
+    """The channels with the newest messages, newest first, at one moment of the log.
 
-    ``span`` is the number of the last span: its end, in spans since 1970.
+    ``span`` is the number of the last span, counted since 1970.
     """
 
     span: int
@@ -60,15 +59,15 @@ class Activity:
 
 
 def present_span() -> int:
-    """The number of the span that is not over yet."""
+    """The number of the present span."""
     return int(datetime.now(UTC).timestamp() // SPAN_SECONDS)
 
 
 def recent(conn: sqlite3.Connection, allows: Callable[[str], bool], limit: int) -> Activity:
-    """The ``limit`` channels that were written to last, of those that are allowed.
+    """The ``limit`` channels with the newest messages, among those that are allowed.
 
-    Exact up to ``WALKED_NAMES`` channels; beyond, channels count as recent that
-    have one of the newest ``WALKED_MESSAGES`` messages.
+    The result is exact for up to ``WALKED_NAMES`` channels. With more, it also
+    considers the channels of the newest ``WALKED_MESSAGES`` messages.
     """
     span = present_span()
     if not installed(conn):
@@ -83,7 +82,7 @@ def recent(conn: sqlite3.Connection, allows: Callable[[str], bool], limit: int) 
 
 
 def walk(conn: sqlite3.Connection, limit: int) -> list[Name]:
-    """Channels, each once: the first ``limit`` by name, and those of the newest messages when there are more."""
+    """Channel names without repetition: the first ``limit`` by name, and, if there are more, those of new messages."""
     names = log.channel_names(conn, limit)
     if len(names) < limit:
         return names
@@ -97,10 +96,10 @@ def _last_id(conn: sqlite3.Connection, channel: Name) -> int:
 
 
 def counts(conn: sqlite3.Connection, channels: list[Name], span: int) -> dict[Name, tuple[int, ...]]:
-    """How many messages each channel got in each of the ``SPANS`` spans up to this one.
+    """How many messages each channel has in each of the ``SPANS`` spans up to this one.
 
-    Found by the times at which the ids of the log passed from one span to the
-    next, so that a channel's messages are counted in its index, unread.
+    It finds the ids at which the log passed from one span to the next, and then
+    counts in the index of channels, without reading messages.
     """
     edges = _edges(conn, span)
     ranges = json.dumps([[i, low, high] for i, (low, high) in enumerate(edges) if high > low])
@@ -119,7 +118,7 @@ def counts(conn: sqlite3.Connection, channels: list[Name], span: int) -> dict[Na
 
 
 def _edges(conn: sqlite3.Connection, span: int) -> list[tuple[int, int]]:
-    """For each span: the last id before it, and the last id in it. What has a later time counts for the last span."""
+    """For each span: the last id before it, and the last id in it. Later messages count for the last span."""
     head = log.head(conn)
     low = log.before_time(conn, _begin(span - SPANS + 1))
     edges = []

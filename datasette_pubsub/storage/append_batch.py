@@ -1,7 +1,6 @@
-"""What one transaction of the batcher appends: publishes, of which each is all or none by itself.
+"""Appends the publishes of one batcher transaction to the log; each is stored whole or not at all.
 
-The law of this module: plain functions of a connection, inside the caller's
-transaction. It knows no queue, no threads and no event loop.
+The caller has begun the transaction and commits it.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from . import log
 
 T = TypeVar("T")
 
-#: What became of one publish: the ids of its messages, or why none of them is stored.
+#: The outcome of one publish: the ids of its messages, or the error that refused them all.
 Outcome = Sequence[int] | PubsubError
 
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What one transaction wrote.
+    """The result of one transaction.
 
-    The head before it, the newest of its ids (0 when it added no message), a
-    function that makes its new messages, for when somebody wants them, what
-    became of each publish, and the newest claim of a subscription that was
-    committed before (:func:`.storage.subscriptions.claims`).
+    ``before`` is the head before it, and ``last`` the newest of its ids (0 if
+    it added no message). ``messages`` makes the new messages, and is called only
+    if there are subscribers. ``outcomes`` has the outcome of each publish, and
+    ``claims`` the newest claim of the file (:func:`.storage.subscriptions.claims`).
     """
 
     before: int
@@ -40,7 +39,7 @@ class CommitResult:
 
 
 def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> CommitResult:
-    """Append the items of several publishes, together if nothing is refused, else each by itself."""
+    """Append the items of several publishes, all together if none is refused, else one publish after the other."""
     items = [item for publish in publishes for item in publish]
     now = log.now()
     new: list[Message] = []
@@ -74,13 +73,13 @@ def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> CommitR
 
 
 def _attempt(conn: sqlite3.Connection, append: Callable[[], T | None]) -> T | None:
-    """What ``append`` returns; ``None``, and nothing appended, when that is ``None`` or a message is refused."""
+    """Call ``append``; if it returns ``None`` or a message is refused, undo it and return ``None``."""
     conn.execute("SAVEPOINT pubsub_together")
     try:
         result = append()
     except sqlite3.IntegrityError:
         if not conn.in_transaction:
-            # An owner's trigger said RAISE(ROLLBACK), which undoes all that was to be written with it.
+            # A user's trigger has used RAISE(ROLLBACK), which undoes the whole transaction.
             raise
         result = None
     if result is None:
@@ -90,7 +89,7 @@ def _attempt(conn: sqlite3.Connection, append: Callable[[], T | None]) -> T | No
 
 
 def _split(ids: Sequence[int], publishes: list[Sequence[Item]]) -> list[Outcome]:
-    """The ids of each publish, of the ids of all their items in order."""
+    """Divide the ids of all items, in order, among the publishes."""
     outcomes: list[Outcome] = []
     start = 0
     for publish in publishes:

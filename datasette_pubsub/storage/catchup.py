@@ -1,7 +1,7 @@
-"""Catch-up: the log in pages for one subscriber, and how many messages it missed on the way.
+"""Catch-up: reads the log in pages for one subscriber, and counts the messages that were trimmed before it read them.
 
-A page costs what its messages cost, and a bounded scan where few of them match. A page and its count of missed messages
-come from one read transaction, so that a trim in between is seen by both or by neither. This module begins none.
+The cost of a page grows with its messages, plus a bounded scan if few messages match. A page and its count of missed
+messages come from one read transaction, so that both see the same state of a trim.
 """
 
 from __future__ import annotations
@@ -27,59 +27,58 @@ _COLUMNS = "id, channel, payload, created_at"
 
 
 class CatchUp:
-    """The pages of one stream. Each call may use another connection."""
+    """Reads the pages of one subscriber. Each call may use another connection."""
 
     def __init__(self, selector: Selector, max_bytes: int) -> None:
         self._reader = Reader(selector)
         self._max_bytes = max_bytes
-        #: By channel, the newest removed id that this reader was told of.
-        self._told: dict[Name, int] = {}
+        #: For each channel, the newest trimmed id that was counted as missed, or that does not count.
+        self._reported: dict[Name, int] = {}
         self._head = 0
 
     def forgive(self, conn: sqlite3.Connection, position: int) -> None:
-        """What is gone already counts as told: for a reader that asked for what there is."""
+        """Do not count messages that are trimmed already: for a subscriber that asked for what the log still has."""
         if installed(conn):
             self.know(retention.released(conn, self._reader.selector, position))
 
     def know(self, gone: Mapping[Name, int]) -> None:
-        """Up to these ids, by channel, what is gone counts as told."""
+        """Do not count trimmed messages up to these ids, by channel."""
         for channel, number in gone.items():
-            self._told[channel] = max(number, self._told.get(channel, 0))
+            self._reported[channel] = max(number, self._reported.get(channel, 0))
 
     def page(self, conn: sqlite3.Connection, after: int, limit: int = PAGE_MESSAGES) -> Page:
-        """The next messages after a position, at most ``limit``, with how many between them and it were trimmed."""
+        """The next messages after a position, at most ``limit``, and how many in between were trimmed."""
         conn.execute("BEGIN")
         try:
             page = self._reader.page(conn, after, self._max_bytes, min(limit, PAGE_MESSAGES))
             if page.head < self._head:
-                # The file was restored from a backup: what was told were ids of another log.
-                self._told.clear()
+                # The file was restored from a backup: the reported ids belong to another log.
+                self._reported.clear()
             self._head = page.head
             if page.position <= after:
                 return page
-            gone = retention.missed(conn, self._reader.selector, after, self._told, page.position)
+            gone = retention.missed(conn, self._reader.selector, after, self._reported, page.position)
         finally:
             conn.execute("ROLLBACK")
-        self._told.update(gone.released)
+        self._reported.update(gone.released)
         return replace(page, missed=gone.messages) if gone.messages else page
 
 
-#: Up to so many channels, catch-up merges one index range per channel; above,
-#: it scans windows of the log. SQLite allows 500 terms in a compound SELECT.
+#: For up to this many channels, catch-up merges one index range per channel; for more, it scans windows of the log.
+#: SQLite allows 500 terms in a compound SELECT.
 MERGED_CHANNELS = 50
 
 
-#: Ids scanned per page when the log is scanned, in ids; bounds the time that
-#: one page takes when few messages match.
+#: How many ids of the log one page scans, at most. This bounds the time of a page if few messages match.
 WINDOW_IDS = 20_000
 
 
 class Reader:
     """Reads one selector's messages from the log in pages, forward.
 
-    Keeps, between pages, the channels that its patterns match, and up to which
-    id that list is complete. Belongs to one stream; each call may use another
-    connection.
+    Between pages it keeps the channels that its patterns match, and the id up
+    to which that list is complete. It belongs to one stream; each call may use
+    another connection.
     """
 
     __slots__ = ("_channels", "_known_to", "selector")
@@ -95,16 +94,16 @@ class Reader:
         The head is read before the rows, so that ``position`` never passes a
         message that was committed in between.
         """
-        # Texts are decoded in C, and rows are tuples: Datasette's own connections call Python for every text and row,
-        # which takes as long as SQLite takes to find them.
+        # Decode text in C, and return rows as tuples: Datasette's connections call Python for each text and each row,
+        # which takes as long as SQLite itself.
         with factories(conn, str):
             try:
                 return self._page(conn, after, max_bytes, limit)
             except sqlite3.OperationalError as error:
-                # What Python cannot decode is not an error of SQLite's, and has no code.
+                # An error of Python's decoder is not SQLite's, and has no code.
                 if primary(error):
                     raise
-        # A text is no UTF-8, which any program can store: the connection knows what to make of it.
+        # A text is not valid UTF-8, which any program can store: the connection's own text factory handles it.
         return self._page(conn, after, max_bytes, limit)
 
     def _page(self, conn: sqlite3.Connection, after: int, max_bytes: int, limit: int) -> Page:
@@ -126,7 +125,7 @@ class Reader:
         return Page(messages, end, top)
 
     def _learn(self, conn: sqlite3.Connection, top: int) -> None:
-        """Bring the channels that the patterns match up to a head; where little is new, by looking at that only."""
+        """Update the channels that the patterns match, up to a head; if little is new, read only the new messages."""
         if self._known_to >= 0 and 0 <= top - self._known_to <= WINDOW_IDS:
             sql = f"SELECT DISTINCT channel FROM {LOG} WHERE id > ? AND id <= ?"
             with exact(conn):
@@ -150,7 +149,7 @@ class Reader:
             values = [value for channel in channels for value in (channel, after, top)]
             return conn.execute(sql, [*values, limit]), top
         end = min(top, after + WINDOW_IDS)
-        # Names first: what is for others may be large. A list of many channels would cost more than it saves.
+        # Read the names first: messages of other channels may be large. Binding a list of many channels costs more.
         names = conn.execute(f"SELECT id, channel FROM {LOG} WHERE id > ? AND id <= ? ORDER BY id", [after, end])
         matches = self.selector.matches
         ids = list(islice((row[0] for row in names if matches(row[1])), limit))

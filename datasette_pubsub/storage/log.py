@@ -1,8 +1,7 @@
-"""The log: append, head, channels, counts. Plain functions of a connection.
+"""The log: appends messages, and reads its head, its channels and its counts.
 
-The law of this module: SQL on ``vpubsub`` stands here, and in
-:mod:`.storage.reader` and :mod:`.storage.search`, which read its pages. It knows no hub, no
-threads and no HTTP, and it never begins or ends a transaction that writes.
+The other SQL on ``vpubsub`` is in :mod:`.storage.catchup`, :mod:`.storage.search`, :mod:`.storage.activity` and
+:mod:`.storage.retention`. This module never begins or ends a transaction that writes.
 """
 
 from __future__ import annotations
@@ -30,30 +29,28 @@ from .sqlite_codes import has_table
 
 logger = logging.getLogger("datasette_pubsub")
 
-#: How many rows one statement appends at most, in rows. All of them are bound
-#: to it, so that a commit makes few calls: each call needs the interpreter
-#: lock, which the event loop holds while it is busy. There is a statement for
-#: each of these sizes, which stops before what is left over. That is filled
-#: with 0, as binding NULL takes Python half as long as a row takes SQLite.
+#: The numbers of rows that one INSERT statement can append. Binding many rows to one statement makes few calls for a
+#: commit; each call needs the interpreter lock, which a busy event loop holds. There is one statement for each size.
+#: Its LIMIT cuts off the unused rows, which are bound to 0: binding NULL takes half as long as SQLite takes for a row.
 _ROWS = (1, 4, 16, 64, 256, 1024)
 
-#: Most channels that are asked, one by one, for their oldest message.
+#: The most channels whose oldest messages are looked up one by one.
 EARLIEST_CHANNELS = 1_000
 
-#: Most messages that a lag counts, in messages. Who is further behind wants to know that, and not by how much.
+#: The most messages that a lag counts; beyond that, the exact number is of no use.
 LAG_MESSAGES = 10_000
 
 _APPEND_ONE = f"INSERT INTO {LOG} (channel, payload, created_at, key) VALUES (?, ?, ?, ?)"
 
 
 def now() -> str:
-    """The present time as the log stores it."""
+    """The present time in the log's format."""
     return utc_text(datetime.now(UTC))
 
 
 @contextmanager
 def moment(conn: sqlite3.Connection) -> Iterator[None]:
-    """What is read within it is of one moment of the log; for connections that only read."""
+    """Run the block in one read transaction, so that all reads see the same state. For connections that only read."""
     conn.execute("BEGIN")
     try:
         yield
@@ -62,12 +59,12 @@ def moment(conn: sqlite3.Connection) -> Iterator[None]:
 
 
 def head(conn: sqlite3.Connection) -> int:
-    """The newest id that the log has given out, 0 when there is none or no log."""
+    """The newest id that the log has given out; 0 if it is empty or missing."""
     try:
         row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", [LOG]).fetchone()
     except sqlite3.OperationalError:
-        # SQLite makes this table with the first AUTOINCREMENT: without it there is no log of ours.
-        # It is not in sqlite_master of a file that has none, and asked for only then: this is called for every commit.
+        # SQLite makes this table with the first AUTOINCREMENT column: a file without it has no log. The check comes
+        # only after the error, since this function runs for every commit.
         if has_table(conn, "sqlite_sequence"):
             raise
         return 0
@@ -75,9 +72,9 @@ def head(conn: sqlite3.Connection) -> int:
 
 
 def earliest(conn: sqlite3.Connection, selector: Selector | None = None) -> int:
-    """The oldest id still in the log, of the selector's channels if given; one past the head when there is none.
+    """The oldest id in the log, of the selector's channels if given; one past the head if there is no message.
 
-    Of very many channels it is the oldest of all: before it there is nothing for them either.
+    For a selector with very many channels it is the oldest id of all channels.
     """
     if selector is not None and not selector.everything:
         sql = f"SELECT min(id) FROM {LOG} WHERE {OF_CHANNEL}"
@@ -90,11 +87,11 @@ def earliest(conn: sqlite3.Connection, selector: Selector | None = None) -> int:
 
 
 def before_time(conn: sqlite3.Connection, since: str, low: int | None = None, high: int | None = None) -> int:
-    """The last id whose message was created before a time; between ``low`` and ``high``, where they are known.
+    """The last id whose message was created before a time; it lies between ``low`` and ``high``, if given.
 
-    Found by halving: ``created_at`` grows with the id, since one writer at a
-    time gives out both. Where a clock was set back, it is one of the places
-    that fit.
+    Binary search on ``created_at``, which grows with the id, since one writer at
+    a time assigns both. If a clock was set back, several ids fit, and the result
+    is one of them.
     """
     low = earliest(conn) - 1 if low is None else low
     high = head(conn) if high is None else high
@@ -119,7 +116,7 @@ def _append_rows(rows: int) -> str:
 
 
 def _insert_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> int:
-    """Append plain messages; the id of the last of them."""
+    """Append plain messages; returns the last id."""
     most = _ROWS[-1]
     last = 0
     for start in range(0, len(items), most):
@@ -135,12 +132,12 @@ def _insert_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: s
 
 
 def append_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> range | None:
-    """Append plain messages, in order, inside the caller's transaction; their ids.
+    """Append plain messages, in order, inside the caller's transaction; returns their ids.
 
-    ``None`` when it is not known which id is whose: a trigger of the user's on
-    the log has published too. The caller then goes back to a savepoint and
-    calls :func:`append`. Raises ``sqlite3.Error`` as SQLite does, also for what
-    the guard refuses.
+    Returns ``None`` if the ids cannot be matched with the items, since a user's
+    trigger on the log has published as well. The caller then rolls back to a
+    savepoint and calls :func:`append`. Raises ``sqlite3.Error``, also for
+    messages that the guard refuses.
     """
     before = head(conn)
     changes = conn.total_changes
@@ -153,10 +150,10 @@ def append_plain(conn: sqlite3.Connection, items: Sequence[Item], created_at: st
 def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> tuple[list[int], list[Message]]:
     """Append messages, in order, inside the caller's transaction.
 
-    Returns the id of every item and the messages that are new. An item whose
-    key is already in its channel gets the first message's id and adds nothing.
-    Raises ``sqlite3.Error`` as SQLite does, also for what the guard refuses,
-    and :class:`~.core.errors.Conflict` when an ``expected_last_id`` is not met.
+    Returns the id of every item, and the new messages. An item whose key is
+    already in its channel gets the id of the existing message and adds nothing.
+    Raises ``sqlite3.Error``, also for messages that the guard refuses, and
+    :class:`~.core.errors.Conflict` when an ``expected_last_id`` is not met.
     """
     ids: list[int] = []
     new: list[Message] = []
@@ -169,7 +166,7 @@ def append(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> 
 
 
 def insert(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> None:
-    """Append messages whose ids nobody asks for; works inside another statement too."""
+    """Append messages without returning their ids; this also works inside another statement."""
     for plain, run in groupby(items, _is_plain):
         if plain:
             _insert_plain(conn, list(run), created_at)
@@ -179,7 +176,7 @@ def insert(conn: sqlite3.Connection, items: Sequence[Item], created_at: str) -> 
 
 
 def insert_from(conn: sqlite3.Connection, table: str, batch: int, created_at: str) -> None:
-    """Append a batch of rows out of a table with ``id``, ``batch``, ``channel``, ``payload`` and ``key``."""
+    """Append a batch of rows from a table with ``id``, ``batch``, ``channel``, ``payload`` and ``key``."""
     sql = f"INSERT INTO {LOG} (channel, payload, created_at, key) SELECT channel, payload, ?, key FROM {table}"
     conn.execute(f"{sql} WHERE batch = ? ORDER BY id", [created_at, batch])
 
@@ -191,7 +188,7 @@ def _is_plain(item: Item) -> bool:
 def _append_run(
     conn: sqlite3.Connection, items: list[Item], created_at: str, ids: list[int], new: list[Message]
 ) -> bool:
-    """Append plain neighbours together; ``False``, and nothing done, when their ids would not be known."""
+    """Append consecutive plain items together; returns ``False``, and appends nothing, if their ids are not known."""
     conn.execute("SAVEPOINT pubsub_append")
     found = append_plain(conn, items, created_at)
     if found is None:
@@ -205,12 +202,12 @@ def _append_run(
 
 
 def messages(ids: Iterable[int], items: Iterable[Item], created_at: str) -> list[Message]:
-    """Messages as the log holds them, of what was appended."""
+    """The messages of the log that appended items have become."""
     return [Message(number, item.channel, item.payload, created_at) for number, item in zip(ids, items, strict=True)]
 
 
 def last_id(conn: sqlite3.Connection, channel: str) -> int:
-    """The newest id that a channel was given, also when its message has been trimmed; 0 when there was none."""
+    """The newest id of a channel, even if that message was trimmed; 0 if the channel never had a message."""
     row = conn.execute(f"SELECT max(id) FROM {LOG} WHERE channel = ?", [channel]).fetchone()
     if row[0] is None:
         row = conn.execute(f"SELECT id FROM {RELEASED} WHERE channel = ?", [channel]).fetchone()
@@ -236,10 +233,10 @@ def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list
 
 
 def refusal(error: sqlite3.IntegrityError) -> InvalidArgument:
-    """What a refused message means to its publisher.
+    """The error for the publisher of a message that SQLite refused.
 
-    What a trigger says, ours or the owner's, is meant for him; what SQLite says of a constraint names tables and
-    columns, which are the owner's affair.
+    The message of a trigger, ours or the user's, is meant for the publisher. SQLite's message about a constraint names
+    tables and columns, which the publisher may not know.
     """
     if error.sqlite_errorname == "SQLITE_CONSTRAINT_TRIGGER":
         return InvalidArgument(str(error))
@@ -248,15 +245,16 @@ def refusal(error: sqlite3.IntegrityError) -> InvalidArgument:
 
 
 def _id_of_key(conn: sqlite3.Connection, item: Item) -> int:
-    """The message that has the item's key in its channel; 0 when there is none."""
+    """The id of the message with the item's key in its channel; 0 if there is none."""
     row = conn.execute(f"SELECT id FROM {LOG} WHERE channel = ? AND key = ?", (item.channel, item.key)).fetchone()
     return int(row[0]) if row else 0
 
 
 def channel_names(conn: sqlite3.Connection, limit: int = -1) -> list[Name]:
-    """The channels of the log by name, all or the first ones, one index seek each; none where there is no log.
+    """The channels of the log, sorted by name, all or the first ones, with one index seek each.
 
-    SQL walks from each name to the next: a decoded copy might sort elsewhere.
+    The walk from one name to the next is in SQL, since a decoded name might sort elsewhere. Without a log, the list is
+    empty.
     """
     if not installed(conn):
         return []
@@ -273,7 +271,7 @@ def channel_names(conn: sqlite3.Connection, limit: int = -1) -> list[Name]:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """A channel with what the log holds of it: how many messages, and its newest. ``exact`` is its name in the file."""
+    """A channel with its number of messages in the log and its newest message. ``exact`` is its name in the file."""
 
     exact: Name
     count: int
@@ -282,11 +280,11 @@ class Channel:
 
     @property
     def name(self) -> str:
-        """The channel's name as it is shown."""
+        """The channel's name for display."""
         return shown(self.exact)
 
     def as_json(self) -> dict[str, Any]:
-        """The channel as ``channels.json`` shows it."""
+        """The channel's entry in ``channels.json``."""
         return {
             "channel": self.name,
             "count": self.count,
@@ -296,7 +294,7 @@ class Channel:
 
 
 def channels(conn: sqlite3.Connection) -> list[Channel]:
-    """All channels of the log by name; none where there is no log."""
+    """All channels of the log, sorted by name; an empty list without a log."""
     if not installed(conn):
         return []
     sql = f"""
@@ -308,7 +306,7 @@ def channels(conn: sqlite3.Connection) -> list[Channel]:
 
 
 def count_after(conn: sqlite3.Connection, selector: Selector, after: int) -> int:
-    """How many messages of the selector's channels come after an id."""
+    """How many messages of the selector's channels the log has after an id."""
     if selector.everything:
         return int(conn.execute(f"SELECT count(*) FROM {LOG} WHERE id > ?", [after]).fetchone()[0])
     one = f"SELECT count(*) FROM {LOG} WHERE {OF_CHANNEL} AND id > ?"
@@ -317,14 +315,14 @@ def count_after(conn: sqlite3.Connection, selector: Selector, after: int) -> int
 
 @dataclass(slots=True)
 class LagBudget:
-    """How many messages may still be looked at to tell the lags of one list."""
+    """A budget for the lags of one list: how many more messages may be read to count them."""
 
     left: int = 20 * LAG_MESSAGES
 
     def lag(self, conn: sqlite3.Connection, selector: Selector, after: int) -> tuple[int, bool]:
-        """How many messages of the selector's channels come after an id, and whether there may be more.
+        """How many messages of the selector's channels the log has after an id, and whether there may be more.
 
-        At most ``LAG_MESSAGES`` are counted. Of patterns only so many messages are looked at, of whatever channel.
+        It counts at most ``LAG_MESSAGES``. For patterns, it reads at most that many messages of any channel.
         """
         most = min(LAG_MESSAGES, self.left)
         if selector.everything:
@@ -349,15 +347,15 @@ class LagBudget:
 
 
 def count_up_to(conn: sqlite3.Connection, channel: Name, last: int) -> int:
-    """How many messages of a channel have ids up to one."""
+    """How many messages of a channel have ids up to ``last``."""
     sql = f"SELECT count(*) FROM {LOG} WHERE {OF_CHANNEL} AND id <= ?"
     return int(conn.execute(sql, [channel, last]).fetchone()[0])
 
 
 def before_newest(conn: sqlite3.Connection, selector: Selector, count: int) -> int:
-    """The id after which the newest ``count`` messages of the selector's channels begin; 0 when it has fewer.
+    """The id after which the newest ``count`` messages of the selector's channels begin; 0 if there are fewer.
 
-    Reads ids only, so that any number of large messages can then be read in pages.
+    It reads ids only; the caller can then read any number of large messages in pages.
     """
     if count <= 0:
         return head(conn)
@@ -373,12 +371,12 @@ def before_newest(conn: sqlite3.Connection, selector: Selector, count: int) -> i
 
 
 def expands(selector: Selector) -> bool:
-    """Whether what a selector names must be looked up in the log: patterns, and names that were not UTF-8."""
+    """Whether a selector's channels must be looked up in the log: for patterns, and for names that are not UTF-8."""
     return bool(selector.patterns) or any(REPLACED in channel for channel in selector.channels)
 
 
 def expand(conn: sqlite3.Connection, selector: Selector) -> list[Name]:
-    """The selector's channels, its patterns resolved against the channels of the log."""
+    """The selector's channels, with its patterns resolved against the channels of the log."""
     channels: set[Name] = set(selector.channels)
     if expands(selector):
         channels.update(name for name in channel_names(conn) if selector.matches(shown(name)))

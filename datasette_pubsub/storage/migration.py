@@ -1,9 +1,8 @@
-"""Files of the first version, and logs that another tool has rebuilt, brought to the present form.
+"""Migrates files of schema version 1, and rebuilds logs that another tool has altered.
 
-Plain functions of a connection, inside the caller's transaction: whatever is
-raised, the caller rolls back and the file is as before. Messages keep their ids,
-times and keys; what users have made of the log (indexes, triggers, views) is
-made again with the present names.
+All functions run inside the caller's transaction: if one raises, the caller rolls back, and the file is as before.
+Messages keep their ids, times and keys. Indexes, triggers and views that users have made on the log are made again
+with the present names.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ..core.errors import SchemaConflict
 from .objects import LOG, LOG_OBJECTS, RELEASED, SUBSCRIPTION_OBJECTS, SUBSCRIPTIONS, TRIMS, make_missing
 from .quoting import identifier
 
-#: The tables of the first version, and their present names.
+#: The tables of version 1, with their present names.
 RENAMED = {"pubsub_messages": LOG, "pubsub_released": RELEASED, "pubsub_trims": TRIMS}
 
 _OLD_LOG = "pubsub_messages"
@@ -34,15 +33,15 @@ _OLD_OBJECTS = (
     f"{SUBSCRIPTIONS}_forward",
 )
 
-#: Where the old table waits while its rows are copied.
+#: The temporary name of the old table while its rows are copied.
 _ASIDE = "_pubsub_rebuilt"
 
 _COLUMNS = "id, channel, payload, created_at, key"
 
-#: Those of the first version's subscriptions.
+#: The columns of the subscriptions of version 1.
 _SUBSCRIPTION_COLUMNS = "id, owner, name, reads, cursor, created_at, last_seen_at"
 
-#: Names, texts and comments of SQL, so that names inside the latter two are told apart.
+#: Matches names, strings and comments of SQL; names inside strings and comments are not matched as names.
 _TOKEN = re.compile(
     r"""(?P<name>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|'(?:[^']|'')*'|[^\W\d][\w$]*)|--[^\n]*|/\*.*?\*/""",
     re.VERBOSE | re.DOTALL,
@@ -51,7 +50,7 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """An object of the file that is not ours: what it is, what it is called, the table that it belongs to, its SQL."""
+    """An object of the file that users have made: its kind, its name, the table that it belongs to, its SQL."""
 
     kind: str
     name: str
@@ -60,7 +59,7 @@ class _Object:
 
 
 def is_version_1(conn: sqlite3.Connection) -> bool:
-    """Whether the file holds the log of the first version: the table ``pubsub_messages`` behind a view."""
+    """Whether the file has the log of version 1: the table ``pubsub_messages`` behind a view."""
     rows = conn.execute(
         "SELECT name, type, sql FROM sqlite_master WHERE type IN ('table', 'view') AND name IN (?, ?)", [_OLD_LOG, LOG]
     )
@@ -79,11 +78,11 @@ def _recorded(conn: sqlite3.Connection) -> bool:
 
 
 def from_version_1(conn: sqlite3.Connection) -> None:
-    """Bring a file of the first version to the present form.
+    """Migrate a file of version 1 to the present version.
 
-    Views, triggers and indexes of the users that name its tables are rewritten.
-    Raises :class:`SchemaConflict` for what cannot be rewritten: it names the
-    object, and says what to do.
+    It rewrites users' views, triggers and indexes that name the old tables.
+    Raises :class:`SchemaConflict` for an object that it cannot rewrite; the
+    error names the object and says what to do.
     """
     if not is_version_1(conn):
         return
@@ -124,9 +123,9 @@ def from_version_1(conn: sqlite3.Connection) -> None:
 
 
 def rebuild_log(conn: sqlite3.Connection) -> None:
-    """Make the table ``vpubsub`` as it should be, with the rows of the one that is there.
+    """Rebuild the table ``vpubsub`` in its proper form, with the rows of the existing one.
 
-    Raises :class:`SchemaConflict` where that would lose something.
+    Raises :class:`SchemaConflict` if that would lose data.
     """
     present = {row[1] for row in conn.execute(f"PRAGMA table_info({LOG})")}
     wanted = set(_COLUMNS.split(", "))
@@ -150,7 +149,7 @@ def rebuild_log(conn: sqlite3.Connection) -> None:
 
 
 def _renew_subscriptions(conn: sqlite3.Connection) -> None:
-    """Make the first version's table of subscriptions anew, with the columns that it lacks."""
+    """Rebuild the table of subscriptions of version 1, with the columns that it lacks."""
     if not _exists(conn, SUBSCRIPTIONS):
         return
     own = [
@@ -176,7 +175,7 @@ def _renew_subscriptions(conn: sqlite3.Connection) -> None:
 
 
 def _set_aside(conn: sqlite3.Connection, table: str) -> None:
-    """Rename a table. Names in views and triggers of others stay as they are: it will have its name again."""
+    """Rename a table for a while, without changing its name in users' views and triggers."""
     (legacy,) = conn.execute("PRAGMA legacy_alter_table").fetchone()
     conn.execute("PRAGMA legacy_alter_table = ON")
     try:
@@ -186,14 +185,14 @@ def _set_aside(conn: sqlite3.Connection, table: str) -> None:
 
 
 def _set_sequence(conn: sqlite3.Connection, table: str, seq: int | None) -> None:
-    """Have a table give out ids after this one."""
+    """Make a table continue with ids after this one."""
     if seq is not None:
         conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", [table])
         conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", [table, seq])
 
 
 def _copy(conn: sqlite3.Connection, source: str, seq: int | None) -> None:
-    """The log, made new with the rows of another table, which is dropped; ids go on after ``seq``."""
+    """Make the log with the rows of another table, and drop that; ids continue after ``seq``."""
     conn.execute(LOG_OBJECTS[LOG][1])
     conn.execute(f"INSERT INTO {LOG} ({_COLUMNS}) SELECT {_COLUMNS} FROM {source} ORDER BY id")
     conn.execute(f"DROP TABLE {source}")
@@ -211,14 +210,14 @@ def _drop(conn: sqlite3.Connection, objects: Iterable[_Object]) -> None:
 
 
 def _depending(users: list[_Object]) -> list[_Object]:
-    """The objects that name a table of the first version, and the triggers of the views among them."""
+    """The objects that name a table of version 1, and the triggers of the views among them."""
     naming = [each for each in users if _named(each.sql)]
     views = {each.name.lower() for each in naming if each.kind == "view"}
     return [each for each in users if each in naming or (each.kind == "trigger" and each.table.lower() in views)]
 
 
 def _named(sql: str) -> str:
-    """A table of the first version that SQL names; empty where there is none."""
+    """The first table of version 1 that the SQL names; empty if there is none."""
     for match in _TOKEN.finditer(sql):
         name = _unquoted(match["name"] or "")
         if name in RENAMED:
@@ -227,7 +226,7 @@ def _named(sql: str) -> str:
 
 
 def _renamed(sql: str) -> str:
-    """SQL with the present names of our tables, also where they stand in quotes of any kind."""
+    """The SQL with the present names of our tables, quoted or not."""
 
     def present(match: re.Match[str]) -> str:
         text: str = match[0]
@@ -244,7 +243,7 @@ def _unquoted(token: str) -> str:
 
 
 def _compiles(conn: sqlite3.Connection, found: _Object) -> bool:
-    """Whether a view can be read, or the table of a trigger be written; nothing is."""
+    """Whether a view can be read, or a trigger's table can be written. It changes nothing."""
     name = found.name if found.kind == "view" else found.table
     name = RENAMED.get(name.lower(), name) if not _exists(conn, name) else name
     quoted = identifier(name)

@@ -1,7 +1,7 @@
-"""The tables and triggers in the user's file, as SQL, and making them.
+"""The SQL of the plugin's tables, indexes and triggers in the user's file.
 
-Everything is plain SQL stored in the file, so that every program that opens it
-can publish with nothing installed (DESIGN.md, decision 2).
+All of it is plain SQL stored in the file, so that any program can publish without installing anything (DESIGN.md,
+decision 2).
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ PROBE = "_pubsub_probe"
 RECORDS = "_pubsub_broadcasts"
 REPLACED = "_pubsub_replaced"
 
-#: The version of the objects below. A file records the one that it was made with.
+#: The version of the objects below. A file records the version that made it.
 SCHEMA_VERSION = 2
 
-#: The tables of the broker. Those that nobody else needs begin with an underscore: Datasette hides them.
+#: The plugin's tables. Datasette hides those that begin with an underscore, which users do not need.
 TABLES = (LOG, SUBSCRIPTIONS, RELEASED, TRIMS, FILE, PROBE, RECORDS, REPLACED)
 
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 
-#: Page cache of a connection that writes, in KiB; SQLite's default is 2,000. A message of another channel goes to
-#: another place of the index: a million of them, over 100,000 channels, take 3.9 s with this cache instead of 6.7.
+#: The page cache of the write connection, in KiB; SQLite's default is 2,000. Messages of different channels go to
+#: different places in the index: a million messages in 100,000 channels take 3.9 s with this cache instead of 6.7 s.
 WRITE_CACHE_KIB = 32_000
 
-#: Checks every message; made anew when its limit changes.
+#: The trigger that checks every message; it is made again when its limit changes.
 GUARD = f"{LOG}_guard"
 
-#: The log and what retention remembers: by name, the table that an object belongs to, and its SQL.
+#: The log and the tables of retention: for each object, the table that it belongs to, and its SQL.
 #:
-#: ``created_at``: ORMs send NULL for a column that is not set; it then gets its default.
-#: The index of keys covers messages without one, too, since ``ON CONFLICT (channel, key)`` fits no partial index.
-#: That of channels has their messages by id, since every index ends with the rowid (https://sqlite.org/fileformat2.html,
+#: ``created_at``: an ORM sends NULL for a column that is not set, which then gets its default. The index of keys also
+#: covers messages without a key, since ``ON CONFLICT (channel, key)`` matches no partial index. The index of channels
+#: is sorted by id within a channel, since every index ends with the rowid (https://sqlite.org/fileformat2.html,
 #: "Representation Of An SQL Index"); naming the id would store it twice.
 LOG_OBJECTS = {
     LOG: (
@@ -85,8 +85,8 @@ LOG_OBJECTS = {
     ),
 }
 
-#: Durable subscriptions; a cursor moves forward only, and never past the head. ``holder`` is the server process that
-#: has the live subscriber, ``claim`` the number of the newest opening: see :mod:`.storage.subscriptions`.
+#: Durable subscriptions. A cursor only moves forward, and never past the head. ``holder`` names the server process that
+#: has the subscriber, and ``claim`` is the number of its claim; :mod:`.storage.subscriptions` explains both.
 SUBSCRIPTION_OBJECTS = {
     SUBSCRIPTIONS: (
         SUBSCRIPTIONS,
@@ -119,8 +119,8 @@ SUBSCRIPTION_OBJECTS = {
     ),
 }
 
-#: Which tables are broadcast, and how, by which one is recognised that has lost its triggers; and the rows that REPLACE
-#: may remove, noted between the triggers before and after a change.
+#: The definitions of broadcast tables, by which a table that has lost its triggers is recognised; and the rows that
+#: REPLACE may remove, stored from the trigger before a change until the trigger after it.
 BROADCAST_OBJECTS = {
     RECORDS: (
         RECORDS,
@@ -148,8 +148,8 @@ BROADCAST_OBJECTS = {
     f"{REPLACED}_cause": (REPLACED, f"CREATE INDEX {REPLACED}_cause ON {REPLACED} (table_name, cause)"),
 }
 
-#: What the file says of itself: the version of these objects, a number of its own, the last message that came
-#: before the log checked that channels are UTF-8, and how often a subscription was claimed.
+#: One row about the file: its schema version, its instance id, the last message that was stored before the log checked
+#: that channels are UTF-8, and the number of the newest claim.
 FILE_OBJECTS = {
     FILE: (
         FILE,
@@ -168,26 +168,26 @@ OBJECTS = {**LOG_OBJECTS, **SUBSCRIPTION_OBJECTS, **BROADCAST_OBJECTS, **FILE_OB
 
 
 def guard_sql(max_payload_bytes: int) -> str:
-    """The trigger that checks every message, whichever program inserts it.
+    """The SQL of the trigger that checks every message, whichever program inserts it.
 
-    Theory of operation. One condition is false for an ordinary message, so that it
-    costs one evaluation a row, in the cheapest forms: a comparison costs less than a
-    call, texts stand between numbers and blobs, a text whose characters (up to a NUL)
-    are fewer than its bytes has a NUL or is not ASCII, and one GLOB tells printable
-    ASCII. (In a file in UTF-16 there are always more bytes; the statements behind the
-    condition decide.)
-    The trigger runs before the table's own constraints, so that neither ``OR REPLACE``
-    nor ``OR IGNORE`` of an outer statement, which SQLite hands down into triggers, can
-    replace a stored message or drop a bad one in silence. ``NEW.id`` is -1 when the
-    publisher gave none (https://sqlite.org/lang_createtrigger.html).
+    Theory of operation. The trigger's condition is false for an ordinary message, so
+    it costs one evaluation for each row. It uses the cheapest tests: comparisons
+    instead of calls; texts sort between numbers and blobs; a text with fewer characters
+    (up to a NUL) than bytes has a NUL or is not ASCII; and one GLOB matches printable
+    ASCII. (In a UTF-16 file the bytes always outnumber the characters; the statements
+    after the condition then decide.)
+    The trigger runs before the table's own constraints. So ``OR REPLACE`` or ``OR
+    IGNORE`` of an outer statement, which SQLite applies inside triggers too, can neither
+    replace a stored message nor silently drop a bad one. ``NEW.id`` is -1 if the
+    publisher gave no id (https://sqlite.org/lang_createtrigger.html).
 
-    To look at every character of a channel takes ten times as long as the rest, so a
-    channel that has passed before is not looked at again.
+    Checking every character of a channel takes ten times as long as the rest, so the
+    trigger does not check a channel again that has passed before.
 
-    NULL for ``created_at`` means its default. The column's own ON CONFLICT REPLACE
-    does that, but not under ``INSERT OR IGNORE``, which would drop the row: the
-    insertion into the probe is dropped under the same rule and tells; the message is
-    then inserted here, in place of the row.
+    NULL for ``created_at`` means its default. The column's ON CONFLICT REPLACE applies
+    the default, except under ``INSERT OR IGNORE``, which would drop the row. To notice
+    that, the trigger inserts NULL into the probe table: if the same rule drops that row,
+    the trigger inserts the message itself.
     """
     too_large = f"length(CAST(NEW.payload AS BLOB)) > {max_payload_bytes}"
     channel_bytes = "length(CAST(NEW.channel AS BLOB))"
@@ -232,7 +232,7 @@ def guard_sql(max_payload_bytes: int) -> str:
 
 
 def existing(conn: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:
-    """What stands in the file under our names: type, the table that it belongs to, SQL."""
+    """The objects in the file with our names: the type, the table, and the SQL of each."""
     wanted = [*OBJECTS, GUARD]
     names = ",".join("?" * len(wanted))
     rows = conn.execute(
@@ -244,7 +244,7 @@ def existing(conn: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:
 
 
 def make_missing(conn: sqlite3.Connection, objects: dict[str, tuple[str, str]]) -> None:
-    """Create those of these objects that do not exist."""
+    """Create the objects that do not exist yet."""
     found = existing(conn)
     for name, (_, sql) in objects.items():
         if name not in found:

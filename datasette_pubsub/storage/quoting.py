@@ -1,4 +1,4 @@
-"""Names and texts as SQL."""
+"""Quotes identifiers and literals for SQL."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Retention: which messages may go, and removing them (trim). Plain functions of a connection.
+"""Retention: finds the messages that exceed the limits, and trims them.
 
-The law of this module: nothing else removes messages. A channel loses its
-oldest messages only, in small transactions, and every removal is recorded, so
-that a reader who comes too late is told exactly how many it missed.
+Only this module removes messages. A trim removes the oldest messages of a channel, in small transactions, and records
+which: so a subscriber that comes too late learns exactly how many messages it missed.
 """
 
 from __future__ import annotations
@@ -26,29 +25,28 @@ from .names import OF_CHANNEL, Name, exact, shown, sort_key
 from .objects import LOG, RELEASED, SUBSCRIPTIONS, TRIMS
 from .schema import installed
 
-#: Messages removed in one transaction. About 10 ms of the write lock: publishers
-#: wait no longer for a trim than for one another.
+#: The most messages that one transaction trims. It holds the write lock for about 10 ms: publishers wait no longer for
+#: a trim than for other publishers.
 TRIM_MESSAGES = 1000
 
-#: After so long a transaction takes no further channel, in seconds: with many
-#: channels, each with few messages to lose, the records take longer than the messages.
+#: A transaction begins no further channel after this time, in seconds: with many channels that each lose few messages,
+#: the records take longer than the messages.
 TRIM_SECONDS = 0.01
 
-#: Removed messages that one record describes, at most; a few kilobytes, which
-#: take about a millisecond to add to.
+#: The most trimmed messages that one record describes: a few kilobytes, to which an addition takes about a millisecond.
 RECORD_MESSAGES = 2_000
 
-#: Records kept per channel. Older ones are dropped: a cursor that is more than
-#: 5 million removed messages of a channel behind is told a number that is too small.
+#: How many records a channel keeps; older ones are dropped. A gap of more than 5 million messages of a channel is
+#: reported with a number that is too small.
 MAX_RECORDS = 2_500
 
-#: Messages whose payloads are added up by one statement, in messages: long enough
-#: that SQLite does the work, short enough that no checkpoint waits for its reading.
+#: How many payload sizes one statement adds up: enough that SQLite does most of the work, and few enough that the read
+#: does not delay a checkpoint.
 SUM_MESSAGES = 10_000
 
 
 def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = None) -> dict[Name, int]:
-    """For each channel with something to remove: the id up to which its messages may go."""
+    """For each channel with messages to trim: the id up to which they exceed the limits."""
     if not installed(conn):
         return {}
     now = now or datetime.now(UTC)
@@ -78,7 +76,7 @@ def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = N
 
 
 def _rule_of(settings: Settings, channel: str) -> Rule | None:
-    """The channel's own rule, if it has one: that of the first pattern that matches it."""
+    """The channel's own rule, from the first pattern that matches it; ``None`` without one."""
     for pattern, rule in settings.channel_retention:
         if glob_regex(pattern).fullmatch(channel):
             return rule
@@ -90,10 +88,10 @@ def _by_age(conn: sqlite3.Connection, days: float | None, now: datetime) -> int:
 
 
 def _before_young(conn: sqlite3.Connection, channel: Name, after: int, to: int, days: float, now: datetime) -> int:
-    """The id before the channel's first message between two that is not so old; ``to`` where all are.
+    """The id before the channel's first message between two ids that is young enough; ``to`` if none is.
 
-    Publishers may give times of their own, and clocks are set back, so that times
-    need not grow with ids. A time that is still to come says nothing of a message's age.
+    Publishers may set ``created_at``, and clocks may be set back, so times need
+    not grow with ids. A time in the future says nothing about a message's age.
     """
     row = conn.execute(
         f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ? AND created_at BETWEEN ? AND ? "
@@ -104,7 +102,7 @@ def _before_young(conn: sqlite3.Connection, channel: Name, after: int, to: int, 
 
 
 def _by_count(conn: sqlite3.Connection, messages: int | None, channel: Name | None = None) -> int:
-    """The newest id beyond the newest so many messages."""
+    """The newest id that is not among the newest ``messages``."""
     if not messages:
         return 0
     where, values = (f"WHERE {OF_CHANNEL}", [channel]) if channel is not None else ("", [])
@@ -114,7 +112,7 @@ def _by_count(conn: sqlite3.Connection, messages: int | None, channel: Name | No
 
 
 def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: Name | None = None, top: int = 2**62) -> int:
-    """The newest id at which the payloads from the newest back are over the limit."""
+    """The newest id at which the payloads, added up from the newest message back, exceed the limit."""
     if not limit:
         return 0
     where, values = (f"AND {OF_CHANNEL}", [channel]) if channel is not None else ("", [])
@@ -135,12 +133,12 @@ def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: Name | None 
         total += size
         if total > limit:
             return int(number)
-    # Something was trimmed in between.
+    # Another process has trimmed messages in between.
     return 0
 
 
 def _hold(conn: sqlite3.Connection, found: dict[Name, int], hold_bytes: int) -> None:
-    """Lower the goals to what subscriptions have finished, within the cap."""
+    """Lower the goals to the cursors of subscriptions, up to ``hold_bytes`` of payload."""
     readers = subscriptions.everyone(conn)
     left = hold_bytes
     for channel in sorted(found, key=sort_key):
@@ -162,10 +160,11 @@ AnyName = TypeVar("AnyName", bound=Name)
 
 
 def trim(conn: sqlite3.Connection, left: dict[AnyName, int], limit: int = TRIM_MESSAGES) -> Counter[AnyName]:
-    """Remove the oldest messages of the channels in ``left``, at most ``limit``, inside the caller's transaction.
+    """Trim the oldest messages of the channels in ``left``, at most ``limit``, inside the caller's transaction.
 
-    ``left`` maps channels to goals, as :func:`goals` returns them; what is done
-    is taken out of it. Returns how many messages of each channel were removed.
+    ``left`` maps channels to goals, as :func:`goals` returns them; finished
+    channels are removed from it. Returns how many messages of each channel were
+    trimmed.
     """
     removed: Counter[AnyName] = Counter()
     room = limit
@@ -192,7 +191,7 @@ def trim(conn: sqlite3.Connection, left: dict[AnyName, int], limit: int = TRIM_M
 
 
 def _record(conn: sqlite3.Connection, channel: Name, ids: list[int]) -> None:
-    """Remember which ids are gone, added to the channel's newest record while it is small."""
+    """Record the trimmed ids, in the channel's newest record while that is small."""
     sql = f"SELECT last_id, messages, runs FROM {TRIMS} WHERE {OF_CHANNEL} ORDER BY last_id DESC LIMIT 1"
     row = conn.execute(sql, [channel]).fetchone()
     grows = row is not None and row[1] + len(ids) <= RECORD_MESSAGES
@@ -212,7 +211,7 @@ def _record(conn: sqlite3.Connection, channel: Name, ids: list[int]) -> None:
 
 
 def pack(ids: Iterable[int]) -> bytes:
-    """Growing ids as runs: pairs of distance and length, compressed. Neighbours cost nothing."""
+    """Encode increasing ids as compressed runs: pairs of distance and length. Consecutive ids cost nothing."""
     runs: list[list[int]] = []
     end = 0
     for number in ids:
@@ -225,7 +224,7 @@ def pack(ids: Iterable[int]) -> bytes:
 
 
 def unpack(data: bytes) -> list[int]:
-    """The ids of :func:`pack`."""
+    """Decode the ids that :func:`pack` has encoded."""
     numbers = [int(part) for part in zlib.decompress(data).split()]
     ids: list[int] = []
     end = 0
@@ -237,7 +236,7 @@ def unpack(data: bytes) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """How many messages of a reader's channels are gone, and by channel the newest id among them."""
+    """How many messages of a selector were trimmed, and the newest of these ids for each channel."""
 
     messages: int
     released: Mapping[Name, int]
@@ -246,7 +245,7 @@ class Missed:
 def missed(
     conn: sqlite3.Connection, selector: Selector, after: int, told: Mapping[Name, int], to: int = 2**62
 ) -> Missed:
-    """What was removed between two positions, less what the reader was told of already (by channel, up to an id)."""
+    """The messages trimmed between two positions, without those up to the ids that were ``told``, by channel."""
     total = 0
     newest: dict[Name, int] = {}
     for channel, last in released(conn, selector, after).items():
@@ -263,7 +262,7 @@ def missed(
 
 
 def released(conn: sqlite3.Connection, selector: Selector, after: int) -> dict[Name, int]:
-    """The channels that have lost messages after an id, each with the newest that it lost."""
+    """The channels that have lost messages after an id, each with the newest trimmed id."""
     if log.expands(selector):
         with exact(conn):
             rows = conn.execute(f"SELECT channel, id FROM {RELEASED} WHERE id > ?", [after]).fetchall()
@@ -277,7 +276,7 @@ def released(conn: sqlite3.Connection, selector: Selector, after: int) -> dict[N
 
 
 def expire(conn: sqlite3.Connection, days: float, connected: Iterable[int]) -> list[str]:
-    """Delete subscriptions that were not seen for so many days and have no subscriber; their names."""
+    """Delete subscriptions that were not used for ``days`` and have no subscriber; returns their names."""
     limit = utc_text(datetime.now(UTC) - timedelta(days=days))
     keep = set(connected)
     gone = [

@@ -1,7 +1,7 @@
-"""The schema of the user's file: whether its objects are as we make them, and bringing them to that.
+"""The schema of the user's file: inspects the plugin's objects, and installs, migrates and repairs them.
 
-Objects are created and changed here and in :mod:`.storage.migration`, and nowhere else
-but for broadcasts. An object of the same name that is not ours is never touched.
+Only this module and :mod:`.storage.migration` create or change these objects, except for the triggers of broadcasts. An
+object with one of our names that the plugin did not make is never changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .objects import (
     make_missing,
 )
 
-#: What a column of the log must be, as ``PRAGMA table_info`` tells it: type, not null, default, place in the key.
+#: The columns of the log as ``PRAGMA table_info`` shows them: type, not null, default, place in the primary key.
 _LOG_COLUMNS = {
     "id": ("INTEGER", 0, None, 1),
     "channel": ("TEXT", 1, None, 0),
@@ -51,21 +51,21 @@ migrations = Migrations("datasette-pubsub")
 
 @migrations()
 def m001_log(db: sqlite_utils.Database) -> None:
-    """The log and what retention remembers."""
+    """Make the log and the tables of retention."""
     make_missing(db.conn, LOG_OBJECTS)
 
 
 @migrations()
 def m002_subscriptions(db: sqlite_utils.Database) -> None:
-    """Durable subscriptions."""
+    """Make the table of subscriptions."""
     make_missing(db.conn, SUBSCRIPTION_OBJECTS)
 
 
 @migrations()
 def m003_log_is_vpubsub(db: sqlite_utils.Database) -> None:
-    """The file knows its schema version, and what is broadcast.
+    """Make the tables for the file's schema version and for broadcasts.
 
-    (That ``vpubsub`` is the log, :func:`from_version_1` has seen to before.)
+    (:func:`from_version_1` has made ``vpubsub`` the log before.)
     """
     make_missing(db.conn, {**BROADCAST_OBJECTS, **FILE_OBJECTS})
 
@@ -74,7 +74,7 @@ _GUARD_LIMIT = re.compile(r"limit of (\d+) bytes \(max_payload_bytes\)")
 
 
 def max_payload_bytes(conn: sqlite3.Connection) -> int | None:
-    """The payload limit that the file itself holds every publisher to, in bytes; ``None`` where there is none."""
+    """The payload limit that the file's guard enforces for every program, in bytes; ``None`` without a guard."""
     row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [GUARD]).fetchone()
     found = _GUARD_LIMIT.search(row[0]) if row else None
     return int(found[1]) if found else None
@@ -82,12 +82,12 @@ def max_payload_bytes(conn: sqlite3.Connection) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """How the objects with our names stand in a file.
+    """The state of the objects with our names in a file.
 
-    ``recorded`` says that the file was made by this project; ``version`` is the
-    schema version that it records. ``missing`` objects were dropped, ``altered``
-    ones are ours by name and place but not as we make them, and ``foreign`` ones
-    are not ours.
+    ``recorded`` says that the plugin has made the file; ``version`` is the
+    schema version that it records. ``missing`` objects do not exist, ``altered``
+    ones have our names and tables but other SQL, and ``foreign`` ones were not
+    made by the plugin.
     """
 
     recorded: bool
@@ -98,12 +98,12 @@ class Inspection:
 
     @property
     def newer(self) -> bool:
-        """Whether a newer version of this plugin has made the file."""
+        """Whether a newer version of the plugin has made the file."""
         return self.version is not None and self.version > SCHEMA_VERSION
 
 
 def inspect(conn: sqlite3.Connection) -> Inspection:
-    """Look at the objects with our names; nothing is changed."""
+    """Inspect the objects with our names, without changing anything."""
     if is_version_1(conn):
         return Inspection(True, 1, tuple(OBJECTS), (), ())
     found = existing(conn)
@@ -121,12 +121,12 @@ def inspect(conn: sqlite3.Connection) -> Inspection:
 
 
 def _kind(name: str) -> str:
-    """Which kind of object is to have one of our names."""
+    """The kind of object that one of our names should have."""
     return "trigger" if name == GUARD else OBJECTS[name][1].replace("UNIQUE", "").split()[1].lower()
 
 
 def _as_made(conn: sqlite3.Connection, name: str, kind: str, parent: str, sql: str) -> bool:
-    """Whether an object is what we make, by its text; the log may have further columns."""
+    """Whether an object has the SQL that the plugin gives it; the log may have further columns."""
     if name == GUARD:
         limit = _GUARD_LIMIT.search(sql)
         return kind == "trigger" and limit is not None and sql.split() == guard_sql(int(limit[1])).split()
@@ -148,7 +148,7 @@ def _version(conn: sqlite3.Connection, found: dict[str, tuple[str, str, str]]) -
 
 
 def instance_id(conn: sqlite3.Connection) -> str | None:
-    """The number that this file got when its log was made; ``None`` where there is none."""
+    """The random id that this file got when its log was made; ``None`` without one."""
     if FILE not in existing(conn):
         return None
     row = conn.execute(f"SELECT instance_id FROM {FILE}").fetchone()
@@ -156,7 +156,7 @@ def instance_id(conn: sqlite3.Connection) -> str | None:
 
 
 def _record_file(conn: sqlite3.Connection, unchecked: bool) -> None:
-    """Have the file say what it is; ``unchecked``: its messages came while no guard checked them."""
+    """Record the schema version in the file; ``unchecked`` says that no guard has checked the present messages."""
     conn.execute(
         f"INSERT INTO {FILE} (one, schema_version, instance_id) VALUES (1, ?, lower(hex(randomblob(16)))) "
         "ON CONFLICT (one) DO UPDATE SET schema_version = excluded.schema_version",
@@ -167,7 +167,7 @@ def _record_file(conn: sqlite3.Connection, unchecked: bool) -> None:
 
 
 def go_on_above(conn: sqlite3.Connection) -> None:
-    """Have the log give out ids above all that are stored, that were removed, and that readers remember."""
+    """Make the log continue with ids above all stored ids, all trimmed ids and all cursors."""
     known = " UNION ALL ".join(
         f"SELECT max({column}) FROM {table}"
         for table, column in ((LOG, "id"), (SUBSCRIPTIONS, "cursor"), (RELEASED, "id"))
@@ -179,10 +179,10 @@ def go_on_above(conn: sqlite3.Connection) -> None:
 
 
 def check(conn: sqlite3.Connection) -> bool:
-    """Whether the log is installed in this file, complete and as we make it.
+    """Whether the log is installed in this file, complete and unaltered.
 
-    Raises :class:`SchemaConflict` when an object with one of our names is not
-    ours or was altered, and when a newer version has made the file.
+    Raises :class:`SchemaConflict` if an object with one of our names is foreign
+    or altered, or if a newer version of the plugin has made the file.
     """
     return _complete(inspect(conn))
 
@@ -211,14 +211,14 @@ def _database(conn: sqlite3.Connection) -> sqlite_utils.Database:
 
 
 def installed(conn: sqlite3.Connection) -> bool:
-    """Whether there is a log to read in this file. Cheap: no checks."""
+    """Whether this file has a log. Cheap, without the checks of :func:`check`."""
     return conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [LOG]).fetchone() is not None
 
 
 def readers(conn: sqlite3.Connection) -> list[str]:
-    """The views and virtual tables that read ours, also through each other.
+    """The views and virtual tables that read the plugin's tables, directly or through each other.
 
-    Told by their SQL, which must name what it reads; one that names it in a comment counts, too.
+    This looks at their SQL, which must name the tables that it reads; a name in a comment counts as well.
     """
     rows = conn.execute("SELECT name, coalesce(sql, ''), type FROM sqlite_master WHERE type IN ('table', 'view')")
     others = {row[0]: (row[1], row[2]) for row in rows if row[0] not in TABLES}
@@ -249,14 +249,14 @@ def install(
     repair: bool = False,
     migrated: Callable[[sqlite3.Connection], None] = lambda conn: None,
 ) -> tuple[str, ...]:
-    """Bring the file to the newest schema, in one transaction, with all that was dropped; a complete one is only read.
+    """Install the newest schema, in one transaction, including objects that were dropped; reads only if complete.
 
-    Inside a transaction of the caller's it becomes part of that. ``migrated`` is called, inside the transaction,
-    when a file of the first version has become one of this. With ``repair``,
-    objects that were altered are put right where that loses nothing; returns
-    their names. Raises :class:`SchemaConflict` when the file holds something with
-    our names that is not ours or cannot be put right, or was made by a newer
-    version, and ``sqlite3.OperationalError`` when the file cannot be written.
+    Inside a transaction of the caller it becomes part of that. ``migrated`` is
+    called inside the transaction after a migration from version 1. With
+    ``repair``, altered objects are repaired if that loses no data; returns their
+    names. Raises :class:`SchemaConflict` if the file has a foreign object, one
+    that cannot be repaired, or a newer version, and ``sqlite3.OperationalError``
+    if the file cannot be written.
     """
     guard = guard_sql(settings.max_payload_bytes)
     if _ready(conn, guard, repair):
@@ -265,11 +265,11 @@ def install(
     conn.execute("SAVEPOINT pubsub_install" if nested else "BEGIN IMMEDIATE")
     try:
         repaired: tuple[str, ...] = ()
-        # Looked at again inside the transaction: another process may have been faster.
+        # Checked again inside the transaction: another process may have installed it meanwhile.
         if not _ready(conn, guard, repair):
             repaired = _install(conn, guard, migrated)
     except BaseException:
-        # SQLite itself has ended a transaction that met a full disk.
+        # On a full disk, SQLite itself has ended the transaction.
         if conn.in_transaction:
             conn.execute("ROLLBACK TO pubsub_install" if nested else "ROLLBACK")
         raise
@@ -301,7 +301,7 @@ def _install(conn: sqlite3.Connection, guard: str, migrated: Callable[[sqlite3.C
 
 
 def _drop_altered(conn: sqlite3.Connection, name: str) -> None:
-    """Drop an altered object, which is then made again. A table with rows is not dropped: that would lose them."""
+    """Drop an altered object, so that it can be made again. Raises for a table with rows, which would be lost."""
     kind = _kind(name)
     if kind == "table" and conn.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() is not None:
         raise SchemaConflict(
@@ -312,7 +312,7 @@ def _drop_altered(conn: sqlite3.Connection, name: str) -> None:
 
 
 def _ready(conn: sqlite3.Connection, guard: str, repair: bool) -> bool:
-    """Whether there is nothing to do. Raises :class:`SchemaConflict` for what stands in the way."""
+    """Whether the schema is up to date. Raises :class:`SchemaConflict` if it cannot be installed."""
     found = inspect(conn)
     if repair and found.altered and not found.newer and not found.foreign:
         return False
@@ -323,7 +323,7 @@ def _ready(conn: sqlite3.Connection, guard: str, repair: bool) -> bool:
 
 
 def set_durability(conn: sqlite3.Connection, settings: Settings) -> None:
-    """Write-ahead log, and ``synchronous`` at least as configured, on one writing connection."""
+    """Set a connection that writes to WAL mode, and to the configured ``synchronous`` or a stricter one."""
     conn.execute("PRAGMA journal_mode = WAL").fetchone()
     wanted = SYNCHRONOUS[settings.synchronous]
     if settings.synchronous == "normal" or conn.execute("PRAGMA synchronous").fetchone()[0] < wanted:
@@ -331,5 +331,5 @@ def set_durability(conn: sqlite3.Connection, settings: Settings) -> None:
 
 
 def set_cache(conn: sqlite3.Connection) -> None:
-    """Room for the index of many channels, on one writing connection."""
+    """Give a connection that writes a page cache for the index of many channels."""
     conn.execute(f"PRAGMA cache_size = {-WRITE_CACHE_KIB}")

@@ -1,8 +1,7 @@
-"""The newest messages of a selector, and those that contain a text, backward from any id.
+"""Searches the messages of a selector backward from any id, all of them or those that contain a text.
 
-The law of this module: every answer is bounded in what was read for it, and
-says where the next one begins, so that a search through any log is a chain of
-short reads. Plain functions of a connection.
+Each search reads a bounded part of the log and says where the next one begins, so that a search through a log of any
+size is a sequence of short reads.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from .names import OF_CHANNEL, Name
 from .objects import LOG
 from .schema import installed
 
-#: Messages that one search reads, in messages and in bytes of payload: about a fifth of a second's work.
+#: The most messages, and the most bytes of payload, that one search reads: about a fifth of a second's work.
 SEARCHED_MESSAGES = 50_000
 SEARCHED_BYTES = 64 * 1024 * 1024
 
-#: Longest text that is searched for, in characters: more does not fit an address.
+#: The longest search text, in characters; a longer one may not fit into a URL.
 MAX_TEXT = 1_000
 
 _COLUMNS = "id, channel, payload, created_at"
@@ -33,11 +32,11 @@ _COLUMNS = "id, channel, payload, created_at"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Messages, newest first, and the log's head at that moment.
+    """The result of a search: messages, newest first, and the log's head at that moment.
 
-    ``older`` is the id before which to go on, ``None`` when there is nothing
-    before them. ``behind`` counts the selector's messages after an id, if one
-    was asked about.
+    ``older`` is the id before which the next search begins, ``None`` if there
+    are no older messages. ``behind`` counts the selector's messages after the
+    id ``after``, if that was given.
     """
 
     messages: list[Message]
@@ -56,10 +55,10 @@ def newest(
     max_bytes: int = SEARCHED_BYTES,
     after: int | None = None,
 ) -> Found:
-    """The newest messages below ``before`` whose payload contains the text, upper or lower case alike.
+    """The newest messages below ``before`` whose payload contains the text, ignoring case.
 
-    At most ``limit``, and about ``max_bytes`` of payload, but at least one.
-    ``after`` asks how many messages come after that id.
+    At most ``limit`` messages, and about ``max_bytes`` of payload, but at least
+    one message. With ``after``, the messages after that id are counted.
     """
     if not installed(conn):
         return Found([], None, 0, None if after is None else 0)
@@ -88,14 +87,14 @@ def _search(
 
 
 def contains(message: Message, wanted: str) -> bool:
-    """Whether the payload contains a text, which is in lower case already. Bytes contain none."""
+    """Whether the payload contains a lower-case text, ignoring the payload's case. Bytes contain no text."""
     if not wanted:
         return True
     return not isinstance(message.payload, bytes) and wanted in text_of(message.payload).lower()
 
 
 def _backward(conn: sqlite3.Connection, selector: Selector, top: int, limit: int | None) -> Iterator[Message]:
-    """Messages from an id down: the selector's, and where it has many channels and there is no limit, others too."""
+    """Messages below an id, newest first: the selector's; for many channels without a limit, of all channels."""
     rows: Iterable[Any]
     channels = [] if selector.everything else log.expand(conn, selector)
     if selector.everything or (len(channels) > MERGED_CHANNELS and limit is None):
@@ -113,7 +112,7 @@ def _backward(conn: sqlite3.Connection, selector: Selector, top: int, limit: int
 
 
 def _by_id(conn: sqlite3.Connection, channels: list[Name], top: int, limit: int) -> Iterator[Any]:
-    """The newest messages of many channels: their ids first, so that no payload is read in vain."""
+    """The newest messages of many channels; it finds the ids first, so that it reads no payload in vain."""
     ids: list[int] = []
     for channel in channels:
         sql = f"SELECT id FROM {LOG} WHERE {OF_CHANNEL} AND id < ? ORDER BY id DESC LIMIT ?"

@@ -1,8 +1,4 @@
-"""A snapshot: the rows of a query, and the log's head, read in one transaction. Plain functions of a connection.
-
-The law of this module: rows and head are of the same moment, and what is held
-in memory is bounded.
-"""
+"""Snapshots: the rows of a query and the log's head, read in one transaction and bounded in memory."""
 
 from __future__ import annotations
 
@@ -21,9 +17,9 @@ def take(
 ) -> tuple[list[str], list[Any], int]:
     """The columns and rows of a SELECT, and the log's head.
 
-    Raises :class:`InvalidArgument` for SQL that does not run, or not within so
-    many milliseconds, with SQLite's word for it, and :class:`PayloadTooLarge` for
-    more rows, or more than ``MAX_SNAPSHOT_BYTES``.
+    Raises :class:`InvalidArgument`, with SQLite's own message, for SQL that does
+    not run or takes longer than ``milliseconds``, and :class:`PayloadTooLarge`
+    for more than ``max_rows`` rows or ``MAX_SNAPSHOT_BYTES`` bytes.
     """
     conn.execute("BEGIN")
     longest = conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SNAPSHOT_BYTES)

@@ -1,7 +1,7 @@
-"""What SQLite's result codes mean (https://sqlite.org/rescode.html). An error is told by its code, never by its text.
+"""Classifies SQLite's errors by their result codes (https://sqlite.org/rescode.html), never by their texts.
 
-Texts are for people, and an owner's trigger may say anything in them. Where SQLite
-has no code but ``SQLITE_ERROR`` (a missing table), the schema is asked.
+Texts are for people, and a user's trigger may raise any text. If SQLite only has ``SQLITE_ERROR`` (for a missing
+table), the caller looks at the schema.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import sqlite3
 
 
 def primary(error: sqlite3.Error) -> int:
-    """The primary result code; 0 for an error of Python's ``sqlite3`` itself, which has none."""
+    """The primary result code; 0 for an error of Python's ``sqlite3`` module itself, which has none."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Whether another connection's lock stands in the way, which may be gone a moment later."""
+    """Whether another connection holds a lock; trying again may work."""
     return primary(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -24,7 +24,7 @@ def has_table(conn: sqlite3.Connection, name: str) -> bool:
     return conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", [name]).fetchone() is not None
 
 
-#: What tells of the file, its disk or other programs, and not of the SQL that was run.
+#: The codes for errors of the file, its disk or other programs, not of the SQL.
 _OF_THE_FILE = frozenset(
     {
         sqlite3.SQLITE_PERM,
@@ -43,5 +43,5 @@ _OF_THE_FILE = frozenset(
 
 
 def is_of_the_file(error: sqlite3.Error) -> bool:
-    """Whether the error tells of the file, and so says nothing about the SQL that met it."""
+    """Whether the error is about the file, not about the SQL."""
     return primary(error) in _OF_THE_FILE

@@ -1,14 +1,11 @@
-"""Durable subscriptions: rows with a cursor. Plain functions of a connection.
+"""Durable subscriptions: the rows of ``pubsub_subscriptions``, with their cursors and claims.
 
-The law of this module: SQL on ``pubsub_subscriptions`` stands here. A cursor
-only moves forward, and never past the head of the log.
+A cursor only moves forward, and never past the head of the log.
 
-Who holds a subscription, across all server processes on the file: opening a
-stream *claims* it. A claim takes the next number of the file, and writes that and
-the name of the process (``holder``) into the row. The cursor of a stream is saved
-by its claim (:func:`save`), so only while nobody has claimed the subscription
-after it. Others look at the rows whose claim is newer than the newest that they
-have seen (:func:`newer_claims`).
+A subscription has at most one holder among all server processes on the file. Opening a subscriber *claims* the
+subscription: :func:`claim` takes the file's next claim number, and writes it and the name of the process (``holder``)
+into the row. :func:`save` saves a cursor under its claim, so only while no newer claim exists. Other processes read the
+rows whose claim is newer than the newest that they know (:func:`newer_claims`).
 """
 
 from __future__ import annotations
@@ -26,26 +23,26 @@ from . import log
 from .names import Name, shown
 from .objects import FILE, NOW, SUBSCRIPTIONS
 
-#: Channels whose removed messages a new subscription remembers as none of its own,
-#: in channels: about 10 KB in its row. Beyond, it is told of some that it never needed.
+#: The most channels in ``gone`` of a subscription: about 10 KB in its row. Beyond that, a new subscription reports
+#: messages as missed that were trimmed before it was created.
 MAX_GONE = 500
 
-#: How long a holder that is not heard of still counts as connected, in seconds. A living one writes ``last_seen_at`` at
-#: least once a minute; one that was killed leaves its name in the row.
+#: How long a holder counts as connected without updating its row, in seconds. A running one writes ``last_seen_at`` at
+#: least once a minute; a killed one leaves its name in the row.
 ALIVE_SECONDS = 150
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """One row. ``owner`` is the actor's id, empty for anonymous readers; ``reads`` what the selector was made of.
+    """One row. ``owner`` is the actor's id, empty for anonymous visitors; ``reads`` is the selector as JSON.
 
-    ``gone`` holds, by channel, the newest id that was removed before the
-    subscription was made, where that lies after its first cursor: nothing that it
-    missed. ``holder`` is the process that has its live subscriber, or had it, and
-    ``alive`` whether that process was heard of lately; ``claim`` is the number of the
-    newest opening, 0 before the first, and ``previous`` the one before that.
-    ``new`` says that it was made just now, ``ahead`` that this was because its
-    cursor was ahead of the log's head: what it had read was another log.
+    ``gone`` has, by channel, the newest id that was trimmed before the
+    subscription was created, if that is after its first cursor: it does not count
+    as missed. ``holder`` is the process that has, or had, its subscriber, and
+    ``alive`` says whether that process has updated the row recently. ``claim`` is
+    the newest claim, 0 before the first, and ``previous`` the one before it.
+    ``new`` says that the row was just created, and ``ahead`` that it was created
+    again since its cursor was ahead of the log's head.
     """
 
     id: int
@@ -75,27 +72,27 @@ _COLUMNS = f"id, owner, name, {_READS}, cursor, created_at, last_seen_at, holder
 
 
 def find(conn: sqlite3.Connection, owner: str, name: str) -> Subscription | None:
-    """The subscription of this owner and name, or ``None``."""
+    """The subscription with this owner and name, or ``None``."""
     row = conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} WHERE owner = ? AND name = ?", [owner, name]).fetchone()
     return _subscription(row) if row else None
 
 
 def everyone(conn: sqlite3.Connection) -> list[Subscription]:
-    """All subscriptions of the file, by owner and name."""
+    """All subscriptions of the file, sorted by owner and name."""
     return [_subscription(row) for row in conn.execute(f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} ORDER BY owner, name")]
 
 
 def of_owner(conn: sqlite3.Connection, owner: str) -> list[Subscription]:
-    """The subscriptions of one owner, by name."""
+    """The subscriptions of one owner, sorted by name."""
     sql = f"SELECT {_COLUMNS} FROM {SUBSCRIPTIONS} WHERE owner = ? ORDER BY name"
     return [_subscription(row) for row in conn.execute(sql, [owner])]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one owner may have: so many subscriptions, which together name so many bytes of what they read.
+    """The limits of one owner: how many subscriptions, and how many bytes of channels and patterns in all of them.
 
-    ``option`` is the option that says how many.
+    ``option`` names the option that limits the number.
     """
 
     number: int
@@ -104,12 +101,12 @@ class Bounds:
 
     @classmethod
     def of(cls, settings: Settings, owner: str) -> Bounds:
-        """The bounds of an owner; all anonymous visitors together are one."""
+        """The limits of an owner; all anonymous visitors together are one owner."""
         name = "max_subscriptions_per_actor" if owner else "max_anonymous_subscriptions"
         return cls(getattr(settings, name), name, settings.max_subscription_bytes_per_actor)
 
     def check(self, conn: sqlite3.Connection, owner: str, reads: str, instead_of: int | None = None) -> None:
-        """Raise :class:`TooManyRequests` unless there is room for one more, or for one that changes to read this."""
+        """Raise :class:`TooManyRequests` if one more subscription, or a changed one, would exceed the limits."""
         sql = f"SELECT count(*), coalesce(sum(length(CAST(reads AS BLOB))), 0) FROM {SUBSCRIPTIONS} WHERE owner = ?"
         number, size = conn.execute(f"{sql} AND id IS NOT ?", [owner, instead_of]).fetchone()
         whose = "this actor has" if owner else "anonymous visitors together have"
@@ -132,10 +129,10 @@ def open_or_create(
     gone: Mapping[Name, int] | None = None,
     bounds: Bounds | None = None,
 ) -> Subscription:
-    """The subscription, made with this cursor if it is new; what it reads is brought up to date.
+    """Open a subscription: create it with this cursor if it is new, and store its selector.
 
-    An empty selector keeps what an existing subscription reads. ``gone`` is
-    for a new one. Raises :class:`TooManyRequests` for what is over the ``bounds``.
+    An empty selector keeps the selector of an existing subscription. ``gone`` is
+    for a new one. Raises :class:`TooManyRequests` if it exceeds the ``bounds``.
     """
     found = find(conn, owner, name)
     reads = _reads(selector, (gone or {}) if found is None else found.gone)
@@ -156,7 +153,7 @@ def open_or_create(
 
 
 def delete(conn: sqlite3.Connection, owner: str, name: str) -> int:
-    """Forget a subscription; returns the id it had. Raises :class:`NotFound`."""
+    """Delete a subscription; returns its id. Raises :class:`NotFound`."""
     found = find(conn, owner, name)
     if found is None:
         raise NotFound(f"subscription not found: {name}")
@@ -165,7 +162,7 @@ def delete(conn: sqlite3.Connection, owner: str, name: str) -> int:
 
 
 def renew(conn: sqlite3.Connection, found: Subscription, cursor: int, gone: Mapping[Name, int]) -> Subscription:
-    """Make a subscription anew whose cursor is ahead of the head, since a cursor never moves back."""
+    """Create a subscription again whose cursor is ahead of the head, since a cursor never moves back."""
     conn.execute(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [found.id])
     conn.execute(
         f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor, created_at) VALUES (?, ?, ?, ?, ?)",
@@ -177,7 +174,7 @@ def renew(conn: sqlite3.Connection, found: Subscription, cursor: int, gone: Mapp
 
 
 class Save(NamedTuple):
-    """A cursor to be saved by the claim of its stream; with ``release`` nobody holds the subscription after that."""
+    """A cursor to save under a claim; ``release`` frees the subscription afterwards."""
 
     claim: int
     cursor: int
@@ -185,7 +182,7 @@ class Save(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Who claimed a subscription last; ``number`` is the subscription's id."""
+    """The newest claim of a subscription and its holder; ``number`` is the subscription's id."""
 
     number: int
     claim: int
@@ -193,7 +190,7 @@ class Claim(NamedTuple):
 
 
 class State(NamedTuple):
-    """What SQL and other processes may change in a row while a subscriber is connected."""
+    """The columns of a row that SQL and other processes may change while a subscriber is connected."""
 
     cursor: int
     reads: str
@@ -202,17 +199,17 @@ class State(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> State:
-        """The state that :func:`states` has told."""
+        """Decode a state that :func:`states` has returned."""
         return cls(*json.loads(text))
 
 
 def states(conn: sqlite3.Connection, ids: Iterable[int], seen_before: str) -> tuple[dict[str, str], list[int]]:
-    """The present state of these subscriptions, by id, none for one that does not exist; and who was seen last before.
+    """The present state of each of these subscriptions that exists, by id, and the ids last used before a time.
 
-    Read as one row: for each row SQLite lets go of the interpreter lock and asks for it
-    again, which with ten thousand of them takes seconds where the event loop is busy.
-    Each is a text, to be compared with the one before: ten thousand lists, once a second,
-    made Python's garbage collector look through the whole process every ten seconds.
+    The query returns one row: for each row, the interpreter lock is released and taken
+    again, which for ten thousand rows takes seconds if the event loop is busy. Each state
+    is a text, to be compared with the one before: ten thousand new lists every second made
+    Python's garbage collector scan the whole process every ten seconds.
     """
     texts, stale = conn.execute(
         f"""
@@ -226,7 +223,7 @@ def states(conn: sqlite3.Connection, ids: Iterable[int], seen_before: str) -> tu
 
 
 def touch(conn: sqlite3.Connection, ids: Iterable[int]) -> None:
-    """These subscriptions are in use now."""
+    """Mark these subscriptions as used now."""
     conn.execute(
         f"UPDATE {SUBSCRIPTIONS} SET last_seen_at = {NOW} WHERE id IN (SELECT value FROM json_each(?))",
         [json.dumps(list(ids))],
@@ -234,11 +231,11 @@ def touch(conn: sqlite3.Connection, ids: Iterable[int]) -> None:
 
 
 def save(conn: sqlite3.Connection, holder: str, saves: Iterable[Save]) -> None:
-    """Move cursors of this process's streams forward, at most to the head; one that is already further stays there.
+    """Move the cursors of this process's subscribers forward, at most to the head; no cursor moves back.
 
-    A subscription that was claimed by another stream since then stays as it is. One statement for
-    each place, since most cursors are at the head: a call for each of ten thousand would keep
-    publishers waiting for seconds where the event loop is busy.
+    A subscription with a newer claim stays as it is. There is one statement for each position,
+    since most cursors are at the head: a call for each of ten thousand cursors would delay
+    publishers for seconds if the event loop is busy.
     """
     top = log.head(conn)
     places: dict[tuple[int, bool], list[int]] = {}
@@ -254,7 +251,7 @@ def save(conn: sqlite3.Connection, holder: str, saves: Iterable[Save]) -> None:
 
 
 def move(conn: sqlite3.Connection, number: int, cursor: int) -> None:
-    """Move one cursor forward, whoever holds the subscription, at most to the head."""
+    """Move one cursor forward, at most to the head, whatever its claim is."""
     conn.execute(
         f"UPDATE {SUBSCRIPTIONS} SET cursor = max(cursor, ?), last_seen_at = {NOW} WHERE id = ?",
         [min(cursor, log.head(conn)), number],
@@ -262,11 +259,11 @@ def move(conn: sqlite3.Connection, number: int, cursor: int) -> None:
 
 
 def claims(conn: sqlite3.Connection) -> int:
-    """How often subscriptions of this file were claimed: the number of the newest claim. 0 without a log."""
+    """The number of the file's newest claim; 0 without a log."""
     try:
         row = conn.execute(f"SELECT claims FROM {FILE}").fetchone()
     except sqlite3.OperationalError as error:
-        # A file of the first version, or without a log.
+        # The file is of version 1, or has no log.
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise
         return 0
@@ -274,7 +271,7 @@ def claims(conn: sqlite3.Connection) -> int:
 
 
 def newer_claims(conn: sqlite3.Connection, seen: int) -> tuple[int, list[Claim]]:
-    """The number of the newest claim, and who claimed what after the claim ``seen``, the newest claim of each."""
+    """The number of the newest claim, and the newest claim of each subscription that was claimed after ``seen``."""
     newest = claims(conn)
     if newest <= seen:
         return newest, []
@@ -287,22 +284,23 @@ def newer_claims(conn: sqlite3.Connection, seen: int) -> tuple[int, list[Claim]]
 
 
 def claim_of(conn: sqlite3.Connection, number: int) -> Claim | None:
-    """Who claimed this subscription last; ``None`` for one that does not exist."""
+    """The newest claim of this subscription; ``None`` if it does not exist."""
     row = conn.execute(f"SELECT id, claim, holder FROM {SUBSCRIPTIONS} WHERE id = ?", [number]).fetchone()
     return Claim(*row) if row else None
 
 
 def claim(conn: sqlite3.Connection, found: Subscription, holder: str) -> Subscription:
-    """The subscription, held by this process from now on, under a new claim."""
+    """Claim the subscription for this process; returns it with the new claim."""
     number = _next_claim(conn)
     conn.execute(f"UPDATE {SUBSCRIPTIONS} SET holder = ?, claim = ? WHERE id = ?", [holder, number, found.id])
     return replace(found, holder=holder, claim=number, alive=True, previous=found.claim)
 
 
 def claim_late(conn: sqlite3.Connection, holder: str, waiting: Mapping[int, int | None]) -> dict[int, int]:
-    """Claim subscriptions, by id, whose streams could not when they began; the claims that succeeded.
+    """Claim subscriptions, by id, whose subscribers could not claim them when they began; returns the new claims.
 
-    Only where the newest claim is the one given: who has claimed it since then began later. ``None``: whichever it is.
+    A claim is written only if the present one is the one given: a newer one belongs to a later subscriber. ``None``
+    accepts any.
     """
     done: dict[int, int] = {}
     for number, expected in waiting.items():
@@ -323,7 +321,7 @@ def _next_claim(conn: sqlite3.Connection) -> int:
 
 
 def acknowledge(conn: sqlite3.Connection, owner: str, name: str, message_id: int) -> tuple[int, int]:
-    """Finish all messages up to an id; returns the subscription's id and its cursor, which never moves back.
+    """Acknowledge all messages up to an id; returns the subscription's id and its cursor, which never moves back.
 
     Raises :class:`NotFound` for an unknown subscription and :class:`OutOfRange`
     for an id that the log has not given out.
@@ -350,7 +348,7 @@ def _subscription(row: sqlite3.Row) -> Subscription:
 
 
 def _reads(selector: Selector, gone: Mapping[Name, int]) -> str:
-    """What a subscription reads, as it stands in its row."""
+    """The JSON of a selector for the column ``reads``."""
     reads: dict[str, Any] = {"channels": sorted(selector.channels), "patterns": list(selector.patterns)}
     if gone:
         newest = sorted(gone.items(), key=lambda entry: -entry[1])[:MAX_GONE]
@@ -359,6 +357,6 @@ def _reads(selector: Selector, gone: Mapping[Name, int]) -> str:
 
 
 def _texts(reads: Any, name: str) -> list[str]:
-    """A list of names in a row, which any program may have made: what is not as it should be names nothing."""
+    """A list of names from a row; values of a wrong type are ignored, since any program may have written the row."""
     found = reads.get(name) if isinstance(reads, dict) else None
     return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []

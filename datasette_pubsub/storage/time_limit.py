@@ -1,4 +1,4 @@
-"""A limit on how long the statements of a connection may run."""
+"""Limits how long the statements of a connection may run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
-#: How often it is looked whether a read takes too long, in steps of SQLite's virtual machine: some 2 ms.
+#: The interval of the checks, in steps of SQLite's virtual machine: about 2 ms.
 STEPS = 20_000
 
 
 @contextlib.contextmanager
 def time_limit(conn: sqlite3.Connection, seconds: float) -> Iterator[None]:
-    """Within it, a statement that still runs after so many seconds is interrupted.
+    """Within this block, a statement that still runs after ``seconds`` is interrupted.
 
-    As Datasette's ``sqlite_timelimit``, but that it asks twenty times less often: each time needs the interpreter
-    lock, which the event loop holds while it is busy.
+    This is Datasette's ``sqlite_timelimit`` with a twentieth of its checks: each check needs the interpreter lock,
+    which a busy event loop holds.
     """
     if seconds == math.inf:
         yield

@@ -1,28 +1,27 @@
-"""Text that is not UTF-8, told apart by SQL: SQLite stores any bytes as text and checks none of them.
+"""Builds an SQL condition that detects invalid UTF-8: SQLite stores any bytes as text, without checking them.
 
-This module writes SQL text and runs nothing. The SQL calls nothing but SQLite's
-own functions and needs no WITH, so that it works inside triggers.
+The SQL uses only SQLite's own functions and no WITH, so that it works inside triggers.
 """
 
 from __future__ import annotations
 
-#: Most characters of a text that are looked at: as many as a channel or a key may have bytes.
+#: How many characters of a text are checked: as many as a channel or a key may have bytes.
 CHARACTERS = 256
 
 _SIXTEEN = ", ".join(f"({number})" for number in range(16))
 
 
 def invalid_utf8(expression: str) -> str:
-    """An SQL condition that is true where a text is not valid UTF-8, and false elsewhere, also for NULL.
+    """An SQL condition that is true if a text is not valid UTF-8, and false otherwise, including for NULL.
 
     ``expression`` is evaluated several times and must be text or NULL; its first
-    ``CHARACTERS`` characters are looked at, up to a NUL. Text that is printable
-    ASCII costs one GLOB.
+    ``CHARACTERS`` characters are checked, up to a NUL. Printable ASCII costs one
+    GLOB.
 
-    A character is valid where its bytes are those that SQLite writes for the code
-    point that it reads from them: SQLite reads overlong forms, surrogates and
-    broken sequences as U+FFFD or as the code point of another form. It reads
-    U+FFFE and U+FFFF so, too, which are valid.
+    A character is valid if SQLite writes the same bytes for the code point that it
+    reads from them: SQLite reads overlong forms, surrogates and broken sequences as
+    U+FFFD or as the code point of another form. It does the same with U+FFFE and
+    U+FFFF, which are valid and so are exceptions here.
     """
     place = "high.column1 * 16 + low.column1"
     character = f"substr({expression}, {place} + 1, 1)"

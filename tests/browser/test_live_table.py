@@ -353,7 +353,7 @@ def test_altering_the_table_in_datasette_keeps_its_broadcast(serve: Callable[...
     broadcast(server, "items", "--column", "cost", "--channel", "costs")
     alter("rename_column", name="cost", to="price")
     assert server.rows("SELECT name FROM sqlite_master WHERE name GLOB 'pubsub_broadcast_*'") == []
-    assert "'items' was built anew and is not broadcast any more: table items has no column 'cost'" in server.log
+    assert "'items' was rebuilt and is not broadcast any more: table items has no column 'cost'" in server.log
     broadcast(server, "items")
     httpx.post(f"{server.url}/data/items/-/broadcast", data={"action": "remove"}, cookies=cookies)
     assert server.rows("SELECT name FROM sqlite_master WHERE name GLOB 'pubsub_broadcast_*'") == []

@@ -1,4 +1,4 @@
-"""A table that is built anew loses its triggers: that is noticed, told, and put right by one button."""
+"""A table that is rebuilt loses its triggers: that is noticed, told, and put right by one button."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ def test_a_migration_that_ends_a_broadcast_is_named(tmp_path: Path, tool: str) -
     code, said = pubsub(str(path), "--check")
     assert code == 1
     assert said == (
-        "orders: it was built anew, or its triggers were dropped, and its changes are not published any more\n"
+        "orders: it was rebuilt, or its triggers were dropped, and its changes are not published any more\n"
     )
     code, said = pubsub(str(path), "orders", "--show")
-    assert (code, "built anew" in said) == (1, True)
+    assert (code, "rebuilt" in said) == (1, True)
     assert pubsub(str(path), "orders", "--again") == (0, "Created 1 trigger: orders is broadcast to of/…\n")
     assert pubsub(str(path), "--check")[0] == 0
     with contextlib.closing(sqlite3.connect(path)) as conn:
@@ -179,12 +179,12 @@ def test_the_server_tells_and_its_pages_put_it_right(serve: Callable[..., Server
     cookies = server.root_cookie()
     assert "any more" not in httpx.get(page, cookies=cookies).text
     rebuild("sqlite-utils", server.path)
-    wait_for(lambda: "table 'orders' was broadcast: it was built anew" in server.log, "the log names the table")
+    wait_for(lambda: "table 'orders' was broadcast: it was rebuilt" in server.log, "the log names the table")
     found = httpx.get(page, cookies=cookies).text
     assert "Not broadcast any more" in found
     assert "Broadcast it again" in found
-    assert "it was built anew" in httpx.get(table, cookies=cookies).text
-    assert "it was built anew" not in httpx.get(table).text
+    assert "it was rebuilt" in httpx.get(table, cookies=cookies).text
+    assert "it was rebuilt" not in httpx.get(table).text
     menu = httpx.get(table, cookies=cookies).text
     assert "Its changes are not published any more" in menu
     answer = httpx.post(page, data={"action": "again"}, cookies=cookies)

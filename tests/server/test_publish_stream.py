@@ -285,7 +285,7 @@ def test_the_server_ends_and_accounts_for_every_line(serve: Callable[..., Server
             ids += answer["message_ids"]
         told.set()
         assert (answer["line"], answer["status"]) == (len(ids) + 1, 503)
-        assert "server is going away" in answer["error"]
+        assert "server is shutting down" in answer["error"]
         assert idle.error()[:2] == (1, 503)
         idle.finish()
         assert stream.rest() == idle.rest() == b""

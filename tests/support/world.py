@@ -244,7 +244,7 @@ class World:
             try:
                 ids = await self.broker.publish([Item(*item) for item in items])
             except Unavailable as error:
-                if "going away" not in error.message:
+                if "shutting down" not in error.message:
                     raise
             else:
                 self.accepted.update(zip(ids, items, strict=True))
