@@ -193,7 +193,7 @@ def _receive(sock: socket.socket, text: bytes) -> bytes:
 def test_a_stream_request_that_never_ends(serve: Callable[..., Server], tmp_path: Path) -> None:
     plugins = tmp_path / "plugins"
     plugins.mkdir()
-    (plugins / "impatient.py").write_text("from datasette_pubsub import rpc_publish\nrpc_publish.BODY_SECONDS = 0.5\n")
+    (plugins / "impatient.py").write_text("from datasette_pubsub.rpc import publish\npublish.BODY_SECONDS = 0.5\n")
     server = serve(options=["--plugins-dir", str(plugins)])
     with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE) as sock:
         sock.sendall(STREAM_HEAD + _stream_chunk())

@@ -446,7 +446,7 @@ def test_a_body_that_does_not_arrive(serve: Callable[..., Server], tmp_path: Pat
     """A body in drips ends after a fixed time; here of a server whose patience is short."""
     plugins = tmp_path / "plugins"
     plugins.mkdir()
-    (plugins / "impatient.py").write_text("from datasette_pubsub import edge\nedge.BODY_SECONDS = 0.5\n")
+    (plugins / "impatient.py").write_text("from datasette_pubsub.http import edge\nedge.BODY_SECONDS = 0.5\n")
     server = serve(options=["--plugins-dir", str(plugins)])
     for path, told in (("/data/-/pubsub/-/publish", b"408"), ("/db.v1.DbService/PublishBatch", b"")):
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:

@@ -298,7 +298,7 @@ def test_the_server_ends_and_accounts_for_every_line(serve: Callable[..., Server
 def test_a_line_that_never_ends_and_a_stream_that_says_nothing(serve: Callable[..., Server], tmp_path: Path) -> None:
     plugins = tmp_path / "plugins"
     plugins.mkdir()
-    (plugins / "impatient.py").write_text("from datasette_pubsub import ndjson\nndjson.BODY_SECONDS = 0.5\n")
+    (plugins / "impatient.py").write_text("from datasette_pubsub.http import ndjson\nndjson.BODY_SECONDS = 0.5\n")
     server = serve(options=["--plugins-dir", str(plugins)])
     with Lines(server) as quiet, Lines(server) as slow:
         quiet.send({"channel": "a", "payload": "before"})
