@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -210,7 +211,7 @@ def test_groups_and_rows_that_have_changed(server: Server, context: BrowserConte
     press(page)
     assert result(page) == ["1", "2", "2", "1"]
     told(page, 3)
-    with sqlite3.connect(server.path) as conn:
+    with closing(sqlite3.connect(server.path, isolation_level=None)) as conn:
         conn.execute("INSERT INTO t (x, g) VALUES (4, 3)")
     page.reload()
     expect(page.locator("p.message-error")).to_contain_text("the rows that it reads have changed since")
@@ -228,7 +229,7 @@ def test_more_groups_than_an_address_holds(
     serve: Callable[..., Server], tmp_path: Path, context: BrowserContext
 ) -> None:
     install(tmp_path / "data.db")
-    with sqlite3.connect(tmp_path / "data.db") as conn:
+    with closing(sqlite3.connect(tmp_path / "data.db", isolation_level=None)) as conn:
         conn.execute(
             "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000) "
             "INSERT INTO t (x, g) SELECT i, (abs(random()) % 70) * (abs(random()) % 70) FROM n"

@@ -12,6 +12,8 @@ import pytest
 from orms import Shop, check, examples, run
 
 PYTHON = [sys.executable, "-W", "error"]
+#: The end of a program: from 3.13 on, Python warns of a connection that is still open.
+CLOSE = {"sqlalchemy": "\nengine.dispose()\n", "sqlmodel": "\nengine.dispose()\n", "peewee": "\ndb.close()\n"}
 CLIENTS = ["django", "sqlalchemy", "sqlmodel", "peewee"]
 
 #: The rest of a Django project.
@@ -238,8 +240,8 @@ def test_django(shops: dict[str, Shop]) -> None:
 def test_other_orms(shops: dict[str, Shop], client: str, more: str, again: object) -> None:
     shop, blocks = shops[client], examples(client)
     assert list(blocks)[:3] == ["models", "transaction", "once"]
-    (shop.folder / "first.py").write_text(blocks["models"] + blocks["transaction"] + blocks["once"])
-    (shop.folder / "second.py").write_text(blocks["models"] + blocks["once"] + more)
+    (shop.folder / "first.py").write_text(blocks["models"] + blocks["transaction"] + blocks["once"] + CLOSE[client])
+    (shop.folder / "second.py").write_text(blocks["models"] + blocks["once"] + more + CLOSE[client])
     before = schema_of(shop)
     check(shop, [*PYTHON, "first.py"], [*PYTHON, "second.py"], "None", again)
     assert schema_of(shop) == before
@@ -247,7 +249,7 @@ def test_other_orms(shops: dict[str, Shop], client: str, more: str, again: objec
 
 def test_alembic_leaves_the_log_alone(shops: dict[str, Shop]) -> None:
     shop, blocks = shops["sqlalchemy"], examples("sqlalchemy")
-    (shop.folder / "alembic_diff.py").write_text(blocks["models"] + blocks["alembic"] + ALEMBIC)
+    (shop.folder / "alembic_diff.py").write_text(blocks["models"] + blocks["alembic"] + ALEMBIC + CLOSE["sqlalchemy"])
     without, with_it = (json.loads(line) for line in run([*PYTHON, "alembic_diff.py"], shop.folder))
     assert {"pubsub_subscriptions", "_sqlite_migrations", "vpubsub", "vpubsub_key"} <= set(without)
     assert with_it == ["users"], "the types of its columns differ"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,12 @@ def test_bad_rows_are_named(serve: Callable[..., Server], tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def writing(tmp_path: Path) -> sqlite3.Connection:
-    conn = sqlite3.connect(tmp_path / "w.db", isolation_level="IMMEDIATE")
-    schema.set_durability(conn, Settings())
-    schema.install(conn, Settings())
-    aggregate.register(conn, Settings(), lambda chunk, blocks: None, writes=True, permit=lambda chunk: None)
-    return conn
+def writing(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(tmp_path / "w.db", isolation_level="IMMEDIATE")) as conn:
+        schema.set_durability(conn, Settings())
+        schema.install(conn, Settings())
+        aggregate.register(conn, Settings(), lambda chunk, blocks: None, writes=True, permit=lambda chunk: None)
+        yield conn
 
 
 def count(conn: sqlite3.Connection) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_head_publishes_nothing(server: Server) -> None:
 
 def test_the_page_of_a_table_or_view_publishes_nothing(server: Server) -> None:
     """Datasette runs its SQL for the rows, their count, facets and what it suggests as facets."""
-    with sqlite3.connect(server.path) as conn:
+    with closing(sqlite3.connect(server.path)) as conn:
         conn.execute("CREATE VIEW v AS SELECT publish_batch('v', x) AS n FROM t GROUP BY g")
     for path in (
         "v",

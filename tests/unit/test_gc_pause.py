@@ -6,6 +6,7 @@ import gc
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from servers import DEADLINE
@@ -45,12 +46,12 @@ def test_who_is_waited_for_does_not_collect() -> None:
             threading.Thread(target=work, daemon=True).start()
             assert done.wait(DEADLINE)
 
-    run(with_garbage(), waits)
+    with closing(with_garbage()) as conn:
+        run(conn, waits)
     assert gc.isenabled()
 
 
 def test_a_collection_that_waits_for_the_caller_is_not_waited_for() -> None:
-    conn = with_garbage()
     collecting = threading.Event()
     collected = threading.Event()
     refused: list[str] = []
@@ -71,10 +72,11 @@ def test_a_collection_that_waits_for_the_caller_is_not_waited_for() -> None:
             raise AssertionError("the collection has ended")
         refused.append(error.value.message)
 
-    run(conn, waits)
-    assert refused == ["publish_batch cannot wait for its messages just now; run the query again"]
-    # With the statement ends what it held.
-    assert collected.wait(DEADLINE)
+    with closing(with_garbage()) as conn:
+        run(conn, waits)
+        assert refused == ["publish_batch cannot wait for its messages just now; run the query again"]
+        # With the statement ends what it held.
+        assert collected.wait(DEADLINE)
     assert gc.isenabled()
 
 

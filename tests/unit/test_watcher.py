@@ -22,7 +22,7 @@ POLL_SECONDS = 0.001
 @pytest.mark.asyncio
 async def test_a_known_commit_calls_nobody_and_a_look_calls_for_any(tmp_path: Path) -> None:
     path = tmp_path / "watched.db"
-    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer, closing(sqlite3.connect(path)) as reader:
         writer.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (a)")
         asked: list[int] = []
         calls: asyncio.Queue[int] = asyncio.Queue()
@@ -41,7 +41,7 @@ async def test_a_known_commit_calls_nobody_and_a_look_calls_for_any(tmp_path: Pa
             writer.execute("INSERT INTO t VALUES (?)", [number])
             await asyncio.wait_for(looked.wait(), 10)
 
-        watcher = Watcher(lambda: sqlite3.connect(path), known, changed, POLL_SECONDS)
+        watcher = Watcher(lambda: reader, known, changed, POLL_SECONDS)
         watcher.watch(True)
         task = asyncio.create_task(watcher.run())
         assert await asyncio.wait_for(calls.get(), 10) == 0, "the first look calls, whatever is known"
