@@ -9,6 +9,7 @@ drop SQLite's locks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -67,9 +68,15 @@ class Watcher:
             except Exception:
                 # The connection may be broken: open a new one next time.
                 logger.exception("could not look for new messages; trying again")
-                self._conn = None
+                self._close()
                 await asyncio.sleep(1)
             await asyncio.sleep(self._poll_seconds)
+
+    def _close(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            with contextlib.suppress(sqlite3.Error):
+                conn.close()
 
     async def _commit(self) -> bool:
         """Poll until there was a commit, or until no subscriber is left.

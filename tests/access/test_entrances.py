@@ -414,7 +414,7 @@ def test_a_stream_ends_when_its_token_expires(serve: Callable[..., Server]) -> N
         "plugins": {"datasette-pubsub": {"permission_recheck_seconds": 3600, "heartbeat_seconds": 3600}},
     }
     server = serve(config=config, options=["--root"])
-    command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", "--expires-after", "4"]
+    command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", "--expires-after", "10"]
     token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     with Sse(f"{server.pubsub}/-/stream", headers={"Authorization": f"Bearer {token}"}, channel="a") as reader:
         reader.until("ready")

@@ -207,6 +207,7 @@ class Sse:
         self.response = self._client.send(request, stream=True)
         if self.response.status_code != 200:
             self.response.read()
+            self._client.close()
             raise AssertionError(f"{self.response.status_code}: {self.response.text}")
         self._lines = self.response.iter_lines()
 

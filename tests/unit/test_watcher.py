@@ -89,3 +89,49 @@ async def test_what_the_batcher_wrote_is_not_read_again_and_what_others_wrote_is
     finally:
         registry(datasette).close_streams()
         await datasette.invoke_shutdown()
+
+
+@pytest.mark.asyncio
+async def test_an_error_leaves_no_connection_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails for an hour must not take a descriptor a second."""
+    path = tmp_path / "watched.db"
+    made: list[sqlite3.Connection] = []
+
+    def connect() -> sqlite3.Connection:
+        made.append(sqlite3.connect(path))
+        return made[-1]
+
+    def known(conn: sqlite3.Connection) -> bool:
+        raise sqlite3.DatabaseError("disk I/O error")
+
+    async def changed() -> None:
+        pass
+
+    pauses = 0
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        nonlocal pauses
+        pauses += 1
+        await sleep(0)
+
+    monkeypatch.setattr("datasette_pubsub.broker.watcher.asyncio.sleep", pause)
+    watcher = Watcher(connect, known, changed, POLL_SECONDS)
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE t (a)")
+        watcher.watch(True)
+        task = asyncio.create_task(watcher.run())
+        number = 0
+        async with asyncio.timeout(10):
+            while len(made) < 4:
+                number += 1
+                writer.execute("INSERT INTO t VALUES (?)", [number])
+                await sleep(0.002)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert pauses >= 3
+    for conn in made[:-1]:
+        with pytest.raises(sqlite3.ProgrammingError):
+            conn.execute("SELECT 1")
+    made[-1].close()
