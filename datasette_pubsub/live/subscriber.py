@@ -25,13 +25,12 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from enum import Enum, auto
-from typing import NamedTuple
 
 from ..asgi.acknowledged import Acknowledged, Delivery
 from ..core.events import AHEAD, End, Gap, Heartbeat, Ready, Revoked
 from ..core.values import Page
 from .hub import Hub
+from .steps import CHECK, END, WAIT, Step, What
 from .tail import Encoder, Span
 from .waiter import Waiter
 
@@ -50,33 +49,6 @@ FIRST_MESSAGE_SECONDS = 0.2
 SOON_SECONDS = 0.001
 
 _ALL = 1 << 30
-
-
-class What(Enum):
-    """The kinds of steps; the module's docstring explains them."""
-
-    END = auto()
-    CHECK = auto()
-    SEND = auto()
-    READ = auto()
-    WAIT = auto()
-
-
-class Step(NamedTuple):
-    """One step. A ``SEND`` has the frame of an event or a span of messages, a ``READ`` the number of messages."""
-
-    what: What
-    frame: bytes = b""
-    span: Span | None = None
-    room: int = 0
-
-    @property
-    def data(self) -> bytes:
-        """The bytes of a ``SEND``; empty if the subscriber follows no message of the span."""
-        return self.frame if self.span is None else self.span.data
-
-
-_END, _CHECK, _WAIT = Step(What.END), Step(What.CHECK), Step(What.WAIT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,9 +257,9 @@ class Subscriber:
         """The step that is due now; the module's docstring explains the steps."""
         hub, position = self._hub, self.position
         if self._end is not None:
-            return _END
+            return END
         if self._recheck_due(now):
-            return _CHECK
+            return CHECK
         if self._tell_ahead:
             self._tell_ahead = False
             return Step(What.SEND, self._encoder.event(Gap(AHEAD, position)))
@@ -296,7 +268,7 @@ class Subscriber:
         self._at_head = False
         room = self._room()
         if not room:
-            return _WAIT
+            return WAIT
         if position < hub.tail.base or (self._missed and position < hub.head):
             return Step(What.READ, room=room)
         if position < hub.head:
@@ -305,7 +277,7 @@ class Subscriber:
             self._ready = True
             return Step(What.SEND, self._encoder.event(Ready(position)))
         self._at_head = True
-        return _WAIT
+        return WAIT
 
     def _serve(self, now: float) -> float:
         """The direct send: take the steps that do not need the task; see :attr:`.live.waiter.Waiter.serve`."""

@@ -96,6 +96,11 @@ def message_json(message: Message, missed: int) -> bytes:
     return one_line(data.decode()).encode()
 
 
+def _end(reason: str, code: str | None = None, reconnect: bool = True) -> dict[str, Any]:
+    """Why a stream ends, for people and for programs, and whether to connect again."""
+    return {**({} if code is None else {"code": code}), "reason": reason, "reconnect": reconnect}
+
+
 class SseEncoder:
     """Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
 
@@ -136,12 +141,12 @@ class SseEncoder:
                 if missed == AHEAD:
                     data["ahead"] = True
             case Superseded():
-                name, data = "superseded", {"reason": "a newer connection has taken over this subscription"}
+                name, data = "superseded", _end("a newer connection has taken over this subscription", reconnect=False)
             case Bye():
-                name, data = "bye", {"reason": "the server is shutting down; connect again"}
+                name, data = "bye", _end("the server is shutting down; connect again", code="shutdown")
                 retry = retry_line(RETRY_AFTER_BYE_MS)
             case Revoked():
-                name, data = "bye", {"reason": "the right to receive these messages has ended or changed"}
+                name, data = "bye", _end("the right to receive these messages has ended or changed", code="revoked")
             case Changed():
-                name, data = "bye", {"reason": "what the subscription reads was changed; connect again"}
+                name, data = "bye", _end("what the subscription reads was changed; connect again", code="changed")
         return f"{retry}event: {name}\ndata: {compact_json(data)}\n\n".encode()

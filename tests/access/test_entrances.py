@@ -307,7 +307,8 @@ def test_a_stream_ends_when_its_right_ends(serve: Callable[..., Server], tmp_pat
         assert reader.messages(1)[0]["payload"] == by_pattern.messages(1)[0]["payload"] == "y"
         revoked.touch()
         for one in (reader, by_pattern):
-            assert "right" in one.until("bye")["data"]["reason"]
+            end = one.until("bye")["data"]
+            assert ("right" in end["reason"], end["code"], end["reconnect"]) == (True, "revoked", True)
             with pytest.raises(EOFError):
                 one.event()
     assert httpx.get(url, params={"channel": "a"}).status_code == 403

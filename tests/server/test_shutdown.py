@@ -68,6 +68,7 @@ def test_the_server_ends_soon_and_closes_every_stream(
     for sock in event_streams:
         end = read_to_end(sock)
         assert b"event: bye" in end
+        assert b'"code":"shutdown"' in end
         assert end.endswith(b"0\r\n\r\n"), end
         sock.close()
     for sock in rpc_streams:

@@ -49,7 +49,11 @@ def test_what_a_subscription_reads_is_changed_by_sql(serve: Callable[..., Server
     with stream(server, channel="a", subscription="s", ack="explicit") as reader:
         assert payloads(reader, 1) == ["a1"]
         sqlite_shell(server.path, """UPDATE pubsub_subscriptions SET reads = '{"patterns": ["[ab]"]}'""")
-        assert reader.until("bye")["data"]["reason"] == "what the subscription reads was changed; connect again"
+        assert reader.until("bye")["data"] == {
+            "code": "changed",
+            "reason": "what the subscription reads was changed; connect again",
+            "reconnect": True,
+        }
     with stream(server, subscription="s", ack="explicit") as reader:
         assert payloads(reader, 2) == ["a1", "b1"]
         server.publish(channel="b", payload="b2")
