@@ -151,16 +151,16 @@ class _WhenLost:
 
     def __call__(self, error: Exception | None) -> None:
         del self._protocol.__dict__["connection_lost"]
-        self.tell(error)
+        self.notify(error)
         self._protocol.connection_lost(error)
 
-    def tell(self, error: Exception | None) -> None:
+    def notify(self, error: Exception | None) -> None:
         watchers, self.watchers = self.watchers, {}
-        for tell in watchers.values():
-            tell(error)
+        for notify in watchers.values():
+            notify(error)
 
 
-def when_lost(transport: asyncio.BaseTransport, tell: Lost) -> Callable[[], None]:
+def when_lost(transport: asyncio.BaseTransport, notify: Lost) -> Callable[[], None]:
     """Call a function when the connection has ended and its socket is still open; returns a function to undo this.
 
     asyncio and uvloop close the socket as soon as the protocol's ``connection_lost`` returns, long before the
@@ -175,7 +175,7 @@ def when_lost(transport: asyncio.BaseTransport, tell: Lost) -> Callable[[], None
     if not isinstance(hook, _WhenLost):
         hook = protocol.__dict__["connection_lost"] = _WhenLost(protocol)
     key = object()
-    hook.watchers[key] = tell
+    hook.watchers[key] = notify
 
     def undo() -> None:
         hook.watchers.pop(key, None)
@@ -193,7 +193,7 @@ def abort(transport: asyncio.Transport) -> None:
     for each in (beneath_tls(transport), transport):
         hook = getattr(each and each.get_protocol(), "connection_lost", None)
         if isinstance(hook, _WhenLost):
-            hook.tell(ConnectionAbortedError())
+            hook.notify(ConnectionAbortedError())
     transport.abort()
 
 

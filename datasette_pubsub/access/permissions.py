@@ -70,8 +70,8 @@ async def rights(datasette: Datasette, actor: Actor, action: str, database: str)
     matches = Selector(patterns=tuple(pattern for pattern, _ in patterns)).matches
 
     def allows(channel: str) -> bool:
-        told = by_pattern.allows(channel) if matches(channel) else None
-        return ruling.allows(database, channel, at_parent=by_default, at_child=told)
+        at_child = by_pattern.allows(channel) if matches(channel) else None
+        return ruling.allows(database, channel, at_parent=by_default, at_child=at_child)
 
     named = frozenset((channel, allows(channel)) for channel in ruling.children(database))
     if not ruling.leaves_in(database, None):
@@ -95,9 +95,9 @@ async def require_items(datasette: Datasette, actor: Actor, database: str, items
     """As :func:`require_publish`, for messages. A condition reveals the channel's newest id: it needs viewing, too."""
     items = list(items)
     await _require(datasette, actor, PUBLISH, database, {item.channel for item in items})
-    told = {item.channel for item in items if item.expected_last_id is not None}
-    if told:
-        await _require(datasette, actor, VIEW, database, told)
+    conditional = {item.channel for item in items if item.expected_last_id is not None}
+    if conditional:
+        await _require(datasette, actor, VIEW, database, conditional)
 
 
 async def _require(datasette: Datasette, actor: Actor, action: str, database: str, wanted: set[str]) -> None:
@@ -241,8 +241,8 @@ async def visible_subscriptions(
 def warnings(datasette: Datasette) -> list[str]:
     """Warnings for an operator who restricts channels, logged at startup."""
     return [
-        f"database {name}: channel_permissions restrict channels, but whoever has execute-sql on it can read the log "
-        "with SQL; deny execute-sql to those who may not see every channel"
+        f"database {name}: channel_permissions restrict channels, but an actor with execute-sql on it can read the log "
+        "with SQL; deny execute-sql to actors that may not view every channel"
         for name in list(datasette.databases)
         if (broker := registry(datasette).find(name)) is not None
         and any(view is not None for _, view, _ in broker.settings.channel_permissions)

@@ -116,8 +116,8 @@ async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
         broker = registry(datasette).find(name)
         if broker is not None and not await _sees_all(datasette, actor, name):
             denied += [(name, table) for table in TABLES]
-            readers = await once(("readers", name), functools.partial(broker.read, schema.readers))
-            derived += [(name, table) for table in readers]
+            views = await once(("readers", name), functools.partial(broker.read, schema.readers))
+            derived += [(name, table) for table in views]
     found = [rows_rule(denied, 0, NOT_ALL_SEEN)] if denied else []
     if derived:
         found.append(deny_unless_named(derived, granted, NOT_ALL_SEEN))

@@ -93,7 +93,7 @@ def shape_of(conn: sqlite3.Connection, table: str) -> Shape:
         raise InvalidArgument(f"{name} belongs to the log itself and cannot be broadcast")
     if kind != "table":
         what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "part of a virtual table")
-        raise InvalidArgument(f"{name} is {what}: SQLite tells of no changes there, so it cannot be broadcast")
+        raise InvalidArgument(f"{name} is {what}: SQLite runs no triggers for changes there, so it cannot be broadcast")
     found = conn.execute(
         "SELECT name, type, pk, hidden FROM pragma_table_xinfo(?) WHERE hidden <> 1 ORDER BY cid", [name]
     ).fetchall()

@@ -107,7 +107,7 @@ def _differences(
     if missing & set(text.OPERATIONS):
         return [f"the trigger for {operation} is missing" for operation in text.OPERATIONS if operation in missing]
     if missing:
-        return ["triggers are missing that tell what REPLACE removes"]
+        return ["the triggers that publish what REPLACE removes are missing"]
     limit = max_payload_bytes(conn)
     if limit is not None and limit < broadcast.limit:
         return [f"it was made for messages of {broadcast.limit} bytes, and this file takes {limit} (max_payload_bytes)"]

@@ -53,7 +53,8 @@ FILL_IDS = 5_000
 #: How long the shutdown waits for the batcher, in seconds; an operator expects Ctrl+C to end the server within three.
 DRAIN_SECONDS = 2.0
 
-#: True inside the plugin's own writes, which the hook ``write_wrapper`` leaves alone: they update the hub themselves.
+#: True in the plugin's background tasks. The hook ``write_wrapper`` leaves their writes alone: the batcher tells the
+#: hub itself, and the others publish nothing.
 in_batcher: ContextVar[bool] = ContextVar("datasette_pubsub_in_batcher", default=False)
 
 T = TypeVar("T")

@@ -77,7 +77,7 @@ class Settings:
     datasette-pubsub: option 'max_streams' must be between 1 and inf streams
     """
 
-    enabled: bool = _option(True, "true or false", "whether this database takes part")
+    enabled: bool = _option(True, "true or false", "whether the plugin is active for this database")
     synchronous: str = _option(
         "full",
         "normal, full or extra",
@@ -88,21 +88,22 @@ class Settings:
     max_batch_messages: int = _option(10_000, "messages", "most messages in one publish request", 1, 1_000_000)
     max_body_bytes: int = _option(16 * 1024 * 1024, "bytes", "largest publish request body", 1024, 1024 * 1024 * 1024)
     max_pending_messages: int = _option(
-        100_000, "messages", "publishes waiting for the batcher, before it pushes back", 1
+        100_000, "messages", "most messages waiting for the batcher; further publishes are refused (back-pressure)", 1
     )
     max_pending_bytes: int = _option(
-        64 * 1024 * 1024, "bytes", "payload bytes waiting for the batcher, before it pushes back", 1024
+        64 * 1024 * 1024,
+        "bytes",
+        "most payload bytes waiting for the batcher; further publishes are refused (back-pressure)",
+        1024,
     )
     tail_bytes: int = _option(16 * 1024 * 1024, "bytes", "newest messages kept in memory for live subscribers", 0)
-    max_send_bytes: int = _option(
-        256 * 1024, "bytes", "most that one send to a subscriber carries", 1024, 16 * 1024 * 1024
-    )
+    max_send_bytes: int = _option(256 * 1024, "bytes", "largest send to a subscriber", 1024, 16 * 1024 * 1024)
     max_streams: int = _option(10_000, "streams", "streams open at once on this database", 1)
     max_channels_per_stream: int = _option(
         100, "channels and patterns", "channels and patterns that one stream may name", 1, 10_000
     )
     heartbeat_seconds: float = _option(
-        15.0, "seconds", "silence after which an SSE stream carries a heartbeat", 0.1, 3600
+        15.0, "seconds", "send a heartbeat on an SSE stream after this long without a message", 0.1, 3600
     )
     send_timeout_seconds: float = _option(
         60.0, "seconds", "disconnect a subscriber that has not accepted data for this long", 0.1, 86400
@@ -110,23 +111,25 @@ class Settings:
     watch_interval_seconds: float = _option(
         0.004,
         "seconds",
-        "how often commits by other processes are looked for while somebody is subscribed",
+        "how often to poll for commits by other processes while there are subscribers",
         0.001,
         10,
     )
     cursor_save_interval_seconds: float = _option(
-        1.0, "seconds", "how often the cursors of live subscriptions that were sent something are saved", 0.05, 60
+        1.0, "seconds", "how often to save the cursors of active subscriptions that were sent something", 0.05, 60
     )
-    retention_days: float = _option(
-        30.0, "days", "messages older than this are trimmed; 0 keeps them for ever", 0, MAX_DAYS
+    retention_days: float = _option(30.0, "days", "trim messages older than this; 0 keeps them for ever", 0, MAX_DAYS)
+    retention_messages: int = _option(
+        0, "messages", "keep this many of the newest messages in the log; 0 sets no limit", 0
     )
-    retention_messages: int = _option(0, "messages", "the log keeps the newest so many messages; 0 sets no limit", 0)
-    retention_bytes: int = _option(0, "bytes", "the log keeps the newest so many bytes of payload; 0 sets no limit", 0)
+    retention_bytes: int = _option(
+        0, "bytes", "keep this many bytes of the newest payloads in the log; 0 sets no limit", 0
+    )
     channel_retention: tuple[tuple[str, Rule], ...] = _option(
         (),
         "mapping",
-        "own limits for the channels of a GLOB pattern, by `days`, `messages` and `bytes`; "
-        "the first pattern that matches counts, each channel by itself; 0 sets no limit",
+        "retention limits for each channel that matches a GLOB pattern: `days`, `messages` and `bytes`; "
+        "the first pattern that matches applies; 0 sets no limit",
     )
     retention_unread_bytes: int = _option(
         0,
@@ -135,28 +138,28 @@ class Settings:
         "processed them",
         0,
     )
-    trim_interval_seconds: float = _option(60.0, "seconds", "how often old messages are looked for", 0.05, 86400)
+    trim_interval_seconds: float = _option(60.0, "seconds", "how often to trim old messages", 0.05, 86400)
     subscription_expiry_days: float = _option(
-        0.0, "days", "subscriptions that were not used for this long are deleted; 0 keeps them for ever", 0, MAX_DAYS
+        0.0, "days", "delete subscriptions that were not used for this long; 0 keeps them for ever", 0, MAX_DAYS
     )
     max_unacked_messages: int = _option(
         10_000,
         "messages",
-        "messages sent to a subscriber with explicit acks and not acknowledged, before it gets no more",
+        "send no more messages to a subscriber with explicit acks while this many are unacknowledged",
         1,
     )
     max_snapshot_rows: int = _option(10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000)
     channel_permissions: tuple[tuple[str, Any, Any], ...] = _option(
         (),
         "mapping",
-        "who may `view` and `publish` the channels of a GLOB pattern, each an allow block; the first pattern that "
-        "matches counts, before the rules for the database",
+        "allow blocks for `view` and `publish`, for the channels that match a GLOB pattern; the first "
+        "pattern that matches applies, before the rules for the database",
     )
     allow_anonymous_subscriptions: bool = _option(
         True, "true or false", "whether visitors who are not logged in may have named subscriptions"
     )
     permission_recheck_seconds: float = _option(
-        60.0, "seconds", "how often the permission of an open stream is checked again", 0.1, 86400
+        60.0, "seconds", "how often to re-check permissions of an open stream", 0.1, 86400
     )
     max_streams_per_actor: int = _option(
         2_000, "streams", "streams open at once for one actor, or for one address of anonymous visitors", 1
@@ -172,16 +175,16 @@ class Settings:
         1024,
     )
     read_time_limit_seconds: float = _option(
-        3.0, "seconds", "how long one read of the log may take that a visitor has asked for", 0.01, 3600
+        3.0, "seconds", "longest time for one read of the log for a request", 0.01, 3600
     )
     live_tables: bool = _option(
-        True, "true or false", "whether the rows of a broadcast table follow it on Datasette's own page"
+        True, "true or false", "whether Datasette's own page of a broadcast table updates its rows"
     )
     direct_send: bool = _option(
         True, "true or false", "whether the hub sends to waiting subscribers without waking their tasks"
     )
     demo_database: str = _option(
-        "", "file name", "demo database to make and serve, beside the configuration file (instance only)"
+        "", "file name", "demo database to create and serve, beside the configuration file (instance only)"
     )
 
     @property

@@ -149,7 +149,7 @@ async def _page(
     patterns = [pattern for pattern, ok in allowed.patterns if ok]
     match = _FIELD.match(error.message) if error is not None else None
     base = datasette.urls.database(database) + "/-/pubsub"
-    everybody = await permissions.rights(datasette, None, rules.PUBLISH, database)
+    anonymous = await permissions.rights(datasette, None, rules.PUBLISH, database)
     may_view_log = await datasette.allowed(
         action="view-table", resource=TableResource(database, LOG), actor=request.actor
     )
@@ -165,7 +165,7 @@ async def _page(
             "channel_path": f"{base}/{tilde_encode(typed.channel)}" if typed.channel else None,
             "row_base": datasette.urls.table(database, LOG) if may_view_log else None,
             "max_payload_bytes": broker.settings.max_payload_bytes,
-            "token": not everybody.everything,
+            "token": not anonymous.everything,
         },
         request=request,
         view_name="pubsub",

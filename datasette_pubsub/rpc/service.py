@@ -283,13 +283,13 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         try:
             value.decode()
         except UnicodeDecodeError:
-            told = {"code": "invalid_argument", "message": f"header {name.decode('latin-1')} is not UTF-8"}
-            return Response.json(told, status=400)
+            error = {"code": "invalid_argument", "message": f"header {name.decode('latin-1')} is not UTF-8"}
+            return Response.json(error, status=400)
     is_grpc = re.match(r"application/grpc(\+|;|$)", request.headers.get("content-type", ""))
     if is_grpc and "http.response.trailers" not in scope.get("extensions", {}):
         # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
-        told = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
-        return Response("", status=200, headers=told, content_type="application/grpc")
+        headers = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
+        return Response("", status=200, headers=headers, content_type="application/grpc")
     # Messages of a stream have their own encoding headers (connect-content-encoding, grpc-encoding), so the header for
     # the whole body can tell proxies not to compress.
     streams = request.url_vars["method"] in STREAMS

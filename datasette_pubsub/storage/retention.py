@@ -139,10 +139,10 @@ def _by_bytes(conn: sqlite3.Connection, limit: int | None, channel: Name | None 
 
 def _hold(conn: sqlite3.Connection, found: dict[Name, int], hold_bytes: int) -> None:
     """Lower the goals to the cursors of subscriptions, up to ``hold_bytes`` of payload."""
-    readers = subscriptions.everyone(conn)
+    found_subscriptions = subscriptions.everyone(conn)
     left = hold_bytes
     for channel in sorted(found, key=sort_key):
-        cursors = [reader.cursor for reader in readers if reader.selector.matches(shown(channel))]
+        cursors = [each.cursor for each in found_subscriptions if each.selector.matches(shown(channel))]
         if not cursors or min(cursors) >= found[channel]:
             continue
         needed = min(cursors)
