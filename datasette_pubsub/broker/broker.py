@@ -1,6 +1,6 @@
 """The broker of one database: connects the batcher, the log, the hub and the streams.
 
-It uses only connections that Datasette has opened (DESIGN.md, decision 1), and knows no wire format and no HTTP.
+It uses only connections that Datasette has opened (docs/architecture.md), and knows no wire format and no HTTP.
 """
 
 from __future__ import annotations

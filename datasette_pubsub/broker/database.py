@@ -1,6 +1,6 @@
 """The file of one database: runs reads and writes on it, installs the log, and notices when the file is replaced.
 
-Every connection is one that Datasette has opened (DESIGN.md, decision 1). SQLite's errors become errors that clients
+Every connection is one that Datasette has opened (docs/architecture.md). SQLite's errors become errors that clients
 may see.
 """
 

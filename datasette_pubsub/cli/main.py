@@ -1,7 +1,7 @@
 """The commands of ``datasette pubsub``.
 
-They open the file directly, with Python's own SQLite, so they must never run inside a server's process (DESIGN.md,
-decision 1). The SQL is in the room :mod:`.storage`.
+They open the file directly, with Python's own SQLite, so they must never run inside a server's process
+(docs/architecture.md). The SQL is in the room :mod:`.storage`.
 """
 
 from __future__ import annotations

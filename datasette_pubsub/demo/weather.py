@@ -2,7 +2,7 @@
 
 It publishes as any other program would: it inserts into an ordinary table, whose triggers insert into ``vpubsub``. It
 changes only a database that it has made itself. Inside Datasette's process it uses Datasette's own connections
-(DESIGN.md, decision 1).
+(docs/architecture.md).
 """
 
 from __future__ import annotations

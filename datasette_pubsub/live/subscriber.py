@@ -14,8 +14,8 @@ waits, the hub may call :meth:`Subscriber._serve`, which takes ``SEND`` steps wi
 send*), until there is nothing to send (``WAIT``: the task waits on) or another step is due (the task is woken). If a
 send does not end at once, the task finishes it. So exactly one driver acts at a time, and both follow the same rules.
 
-Catch-up and live delivery are the same steps, so there is no hand-over between them that could race (DESIGN.md,
-decision 4). A subscriber never holds more bytes than one send.
+Catch-up and live delivery are the same steps, so there is no hand-over between them that could race
+(docs/architecture.md). A subscriber never holds more bytes than one send.
 """
 
 from __future__ import annotations

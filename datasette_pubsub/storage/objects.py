@@ -1,7 +1,7 @@
 """The SQL of the plugin's tables, indexes and triggers in the user's file.
 
-All of it is plain SQL stored in the file, so that any program can publish without installing anything (DESIGN.md,
-decision 2).
+All of it is plain SQL stored in the file, so that any program can publish without installing anything
+(docs/architecture.md).
 """
 
 from __future__ import annotations
