@@ -14,9 +14,9 @@ demo: $(VENV)/demo-installed
 test: system-packages $(VENV)/test-installed
 	$(MAKE) check
 
-# Three at a time: the tests mostly wait for servers, browsers and clients.
+# Four at a time: the tests mostly wait for servers, browsers and clients.
 check: lint types generated proto
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 lint:
 	$(BIN)/ruff check .
