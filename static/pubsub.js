@@ -13,10 +13,9 @@
  *     });
  *     connection.close();
  *
- * The law of this module: every message once and in order, whatever happens to
- * the network, the server or the tab that holds the connection. It knows no
- * page: what is shown, and how, is the callbacks' business. No build step, no
- * dependencies.
+ * Each message is delivered once and in order, whatever happens to the network,
+ * the server or the tab that holds the connection. The callbacks decide what is
+ * shown, and how. No build step, no dependencies.
  *
  * @module pubsub
  */

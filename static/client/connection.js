@@ -1,15 +1,14 @@
 /**
  * One connection at a time, and another when it dies.
  *
- * The law of this module: what it reports joins on without a hole, whatever
- * happens to the network and the server. It knows one stream; who shares it,
- * and with whom, is decided elsewhere.
+ * What it reports continues without a hole, whatever happens to the network and
+ * the server. It knows one stream, and no other tabs.
  *
  * Uses fetch and not EventSource, which cannot send a token, does not tell why
  * it was refused, gives up when a proxy answers 502, waits without jitter and
  * never doubts a connection that is only silent.
  *
- * @module pubsub_line
+ * @module client/connection
  */
 
 import { Events } from "./event_stream.js";

@@ -1,11 +1,11 @@
 /**
  * Server-Sent Events out of the texts in which they arrive.
  *
- * The law of this module: the rules of
+ * It follows the rules of
  * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
- * and nothing else; it knows neither the network nor what an event means.
+ * and knows neither the network nor the meaning of an event.
  *
- * @module pubsub_events
+ * @module client/event_stream
  */
 
 /**

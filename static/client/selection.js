@@ -1,10 +1,10 @@
 /**
  * What a reader follows: exact channels and GLOB patterns; and what several readers follow together.
  *
- * The law of this module: names in, verdicts out, as SQLite's GLOB gives them
- * (https://sqlite.org/lang_expr.html#glob); it knows no connection and no tab.
+ * Names in, decisions out, as SQLite's GLOB makes them
+ * (https://sqlite.org/lang_expr.html#glob). It knows no connection and no tab.
  *
- * @module pubsub_reads
+ * @module client/selection
  */
 
 /**

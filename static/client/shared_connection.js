@@ -1,9 +1,9 @@
 /**
  * One connection for all tabs of an origin; used by `connect({share: true})`.
  *
- * The law of this module: it moves frames between tabs and decides who holds
- * the line. What the line follows is the union's business; what a frame means,
- * the line's and the reader's.
+ * It moves frames between tabs and decides which tab holds the connection. The
+ * union decides what the connection follows; the connection and the subscriber
+ * know what a frame means.
  *
  * All readers of a database are members of one group, wherever they are: each
  * is named, holds a lock of that name as long as it lives, and says to all what
@@ -16,7 +16,7 @@
  * same case, and nothing is lost or doubled. When a leader falls silent (a
  * frozen tab), another takes the lock from it.
  *
- * @module pubsub_share
+ * @module client/shared_connection
  */
 
 import { CHECK_MS, Line } from "./connection.js";

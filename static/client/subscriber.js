@@ -1,10 +1,10 @@
 /**
  * One reader: where it is, and what is called back.
  *
- * The law of this module: every message once and in order; a frame that does
- * not join on to what was had is refused, and one that was had is dropped.
+ * Each message is delivered once and in order: the subscriber refuses a frame that
+ * does not continue its position, and drops a frame that it has had.
  *
- * @module pubsub_reader
+ * @module client/subscriber
  */
 
 /** One reader's position and callbacks. */

@@ -1,12 +1,12 @@
 /**
  * The readers of one shared connection: what they follow together, and who must be left out.
  *
- * The law of this module: decisions only; it knows no tab, no lock and no
- * connection. The server refuses a stream as a whole (a channel that may not
- * be seen, too many channels), so readers that are new are on trial: when it
- * refuses, they are let in one by one, and the one that is refused alone goes.
+ * It decides, and knows no tab, no lock and no connection. The server refuses a
+ * stream as a whole (a channel that the actor may not view, too many channels), so
+ * new subscribers are on trial: after a refusal they are let in one by one, and the
+ * one that is refused alone is left out.
  *
- * @module pubsub_union
+ * @module client/union
  */
 
 import { includes, same, together } from "./selection.js";

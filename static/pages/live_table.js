@@ -1,10 +1,10 @@
 /**
  * Live tables: `<pubsub-table>` on Datasette's page of a broadcast table.
  *
- * The law of this module: rows are what Datasette's own page shows, under its
- * address, with its filters and order, and under its permissions. The messages
- * only say that there is something new, and which rows to mark. However many
- * arrive, the page is asked for at a pace that the server and the reader bear.
+ * The rows are those of Datasette's own page, at its address, with its filters and
+ * order, and under its permissions. The messages only say that there is something
+ * new, and which rows to mark. However many arrive, the script asks for the page at
+ * a pace that the server and the visitor can bear.
  *
  * Attributes: `base` (the address of the database's channels), `name` (what
  * the messages call the table), `follow` (JSON: channels and patterns), `last-id` (the log's head

@@ -1,9 +1,8 @@
 /**
  * The panel on a database's page: `<pubsub-panel>` around the table that the server rendered.
  *
- * The law of this module: it follows all channels that the visitor may see,
- * shows a few of them in places that do not move, and keeps nothing but those.
- * It is connected only while somebody looks.
+ * It follows all channels that the visitor may view, shows a few of them in fixed
+ * places, and keeps only those. It is connected only while the page is visible.
  *
  * Attributes: `base` (the address of the database's channels), `last-id` (after
  * which to begin), `span` (up to which rates are counted), `channels` (most

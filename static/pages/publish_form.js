@@ -1,9 +1,8 @@
 /**
  * The form that publishes: `<pubsub-publish>` around the form that the server rendered.
  *
- * The law of this module: without it the form works all the same. With it the
- * page stays, errors stand beside what was typed, and the statements below
- * always say what the form would do.
+ * The form works without this script. With it the page stays, errors stand beside
+ * what was typed, and the statements below always say what the form would do.
  *
  * Attributes: `base` (the address of the database's channels), `database` (its
  * name), `row-base` (the log table's address, where the visitor may see it),

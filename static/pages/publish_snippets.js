@@ -1,12 +1,11 @@
 /**
  * The same publish as SQL, for curl, and in TypeScript.
  *
- * The law of this module: texts in, texts out. Whatever the channel, the
- * payloads and the key hold, the statement publishes exactly that when it is
- * pasted, and every character of it can be seen. What cannot be written so is
- * refused with an error that names the field.
+ * Texts in, texts out. Whatever the channel, the payloads and the key hold, the
+ * statement publishes exactly that when it is pasted, and every character of it is
+ * visible. What cannot be written so is refused with an error that names the field.
  *
- * @module pubsub_statements
+ * @module pages/publish_snippets
  */
 
 /**

@@ -1,8 +1,8 @@
 /**
  * The page of subscriptions: `<pubsub-subscriptions>` around the table that the server rendered.
  *
- * The law of this module: it asks again every few seconds while the page is
- * seen, and changes only what has changed, so that focus and selection stay.
+ * It asks again every few seconds while the page is visible, and changes only what
+ * has changed, so that focus and selection stay.
  *
  * Attributes: `path` (the page's own address; its JSON is beside it),
  * `everyones` (all owners are listed).

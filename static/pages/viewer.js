@@ -1,9 +1,9 @@
 /**
  * The live channel viewer: `<pubsub-viewer>` around the table that the server rendered.
  *
- * The law of this module: texts reach the page as text, never as markup; what
- * it keeps is bounded, however long it runs. The connection is pubsub.js's
- * business. Newest messages are at the top.
+ * Texts reach the page as text, never as markup. What the script keeps is bounded,
+ * however long it runs. pubsub.js has the connection. The newest messages are at
+ * the top.
  *
  * Attributes: `base` (the address of the database's channels), `follow` (JSON:
  * channels and patterns; none: the rows stay as they are), `last-id` (after

@@ -1,10 +1,10 @@
 /**
  * The list of channels on the live page: counts, rates and newest times, moving as messages arrive.
  *
- * The law of this module: a message is counted once, whether the server has
- * counted it for the page or it has arrived since; the list is bounded.
+ * Each message is counted once, whether the server has counted it for the page or it
+ * has arrived since. The list is bounded.
  *
- * @module pubsub_channels
+ * @module pages/viewer_channels
  */
 
 import { element, tildeEncode, timeElement } from "../ui/dom.js";

@@ -1,10 +1,10 @@
 /**
  * Messages as rows of the live page's table.
  *
- * The law of this module: texts become text, and what a row holds is bounded.
- * It knows neither the connection nor when rows are shown.
+ * Texts become text, never markup, and what a row holds is bounded. It knows neither
+ * the connection nor when rows are shown.
  *
- * @module pubsub_rows
+ * @module pages/viewer_rows
  */
 
 import { element, tildeEncode, timeElement } from "../ui/dom.js";

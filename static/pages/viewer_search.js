@@ -1,11 +1,11 @@
 /**
  * Finding messages on the live page: the text that rows must contain, and older messages in their place.
  *
- * The law of this module: the server searches (`messages.json`), since the page
- * holds only the newest rows; what is asked for stands in the page's address,
- * so that it can be kept and shared. It knows no connection.
+ * The server searches (`messages.json`), since the page holds only the newest rows.
+ * The search stands in the page's address, so that it can be kept and shared. It
+ * knows no connection.
  *
- * @module pubsub_find
+ * @module pages/viewer_search
  */
 
 /** Shortest time between the last key and the search, in ms. */

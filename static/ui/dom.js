@@ -1,9 +1,9 @@
 /**
  * Small things that the pages' scripts share: elements, times, names in addresses.
  *
- * The law of this module: it knows no page, and texts become text, never markup.
+ * It knows no page, and texts become text, never markup.
  *
- * @module pubsub_dom
+ * @module ui/dom
  */
 
 /** Datasette's own encoding of names in addresses. */

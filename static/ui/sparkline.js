@@ -1,10 +1,10 @@
 /**
  * Rates as small pictures: bars in SVG, and the same in words; pages/sparkline.py draws what the page begins with.
  *
- * The law of this module: counts of messages in, a picture and its words out. It
- * keeps sixty numbers for each channel, however many messages come.
+ * Counts of messages in, a picture and the same in words out. It keeps sixty numbers
+ * for each channel, however many messages arrive.
  *
- * @module pubsub_plot
+ * @module ui/sparkline
  */
 
 /** How far back, in spans, and how long a span is, in seconds. As in activity.py. */

@@ -1,10 +1,9 @@
 /**
  * How payloads and names look as text; core/display.py does the same for the rows that the server renders.
  *
- * The law of this module: texts in, texts out; it knows no page. What it gives
- * back is bounded, whatever it was given.
+ * Texts in, texts out; it knows no page. What it returns is bounded, for any input.
  *
- * @module pubsub_text
+ * @module ui/text
  */
 
 /** Payloads longer than this are folded, in characters and in lines. */
