@@ -265,6 +265,37 @@ class Settings:
     max_snapshot_rows: int = _option(
         10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000, why="a snapshot is held in memory"
     )
+    live_query_interval_seconds: float = _option(
+        0.5,
+        "seconds",
+        "run a live query at most this often",
+        0.02,
+        3600,
+        why="people read no faster; many commits in a row cost one run. All runs of a database take at most a quarter "
+        "of one thread, so that slow queries run less often",
+    )
+    max_live_queries: int = _option(
+        200,
+        "queries",
+        "different live queries open at once on this database",
+        1,
+        why="each is kept in memory with its result, and runs again after commits",
+    )
+    max_live_queries_per_actor: int = _option(
+        50,
+        "queries",
+        "different live queries open at once for one actor, or for one address of anonymous visitors",
+        1,
+        why="one actor must not use up all live queries",
+    )
+    max_live_query_bytes: int = _option(
+        4 * 1024 * 1024,
+        "bytes",
+        "largest result of a live query, as JSON",
+        1024,
+        256 * 1024 * 1024,
+        why="each result is held in memory, and so are as many bytes of its changes for slow subscribers",
+    )
     channel_permissions: tuple[tuple[str, Any, Any], ...] = _option(
         (),
         "mapping",
