@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasette.database import Database
 
 #: The longest SQL of a live query, in bytes of UTF-8.
-MAX_SQL_BYTES = 100_000
+MAX_SQL_BYTES = 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +86,11 @@ def _parameters(sql: str, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ..
 
 async def _of_stored_query(datasette: Datasette, request: Request, db: Database, asked: AskedQuery) -> Question:
     name = asked.query
-    resource = QueryResource(db.name, name)
-    await _require(datasette, request.actor, "view-query", resource, f"query {name} of database {db.name}")
     stored = await datasette.get_query(db.name, name)
     if stored is None:
         raise NotFound(f"query not found: {name}")
+    resource = QueryResource(db.name, name)
+    await _require(datasette, request.actor, "view-query", resource, f"query {name} of database {db.name}")
     if stored.is_write:
         raise FailedPrecondition(f"query {name} writes: a live query only reads", field="query")
     if not stored.is_trusted:

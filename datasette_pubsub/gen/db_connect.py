@@ -21,7 +21,7 @@ from connectrpc.protocol import ProtocolType
 from connectrpc.server import ConnectASGIApplication, ConnectWSGIApplication, DEFAULT_READ_MAX_BYTES, Endpoint, EndpointSync
 from pyqwest import Client, SyncClient
 
-from .db_pb2 import AckRequest, AckResponse, PublishBatchRequest, PublishBatchResponse, PublishStreamRequest, PublishStreamResponse, SubscribeRequest, SubscribeResponse
+from .db_pb2 import AckRequest, AckResponse, LiveQueryRequest, LiveQueryResponse, PublishBatchRequest, PublishBatchResponse, PublishStreamRequest, PublishStreamResponse, SubscribeRequest, SubscribeResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -61,6 +61,13 @@ class DbService(Protocol):
     async def ack(self, request: AckRequest, ctx: RequestContext[AckRequest, AckResponse], /) -> AckResponse:
         """
         Say that all messages up to one are finished; moves the cursor forward.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def live_query(self, request: LiveQueryRequest, ctx: RequestContext[LiveQueryRequest, LiveQueryResponse], /) -> AsyncIterator[LiveQueryResponse]:
+        """
+        The result of a query, and then its changes, whichever program makes them. Needs the permission that the same
+        query, table or stored query needs in Datasette.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -121,6 +128,17 @@ class DbServiceASGIApplication(ConnectASGIApplication[DbService]):
                         stream_type=StreamType.UNARY,
                     ),
                     function=svc.ack,
+                ),
+                "/db.v1.DbService/LiveQuery": Endpoint.server_stream(
+                    method=MethodInfo(
+                        name="LiveQuery",
+                        service_name="db.v1.DbService",
+                        input=LiveQueryRequest,
+                        output=LiveQueryResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=svc.live_query,
                 ),
             },
             interceptors=interceptors,
@@ -254,6 +272,30 @@ class DbServiceClient(ConnectClient):
             headers=headers,
             timeout_ms=timeout_ms,
         )
+    def live_query(
+        self,
+        request: LiveQueryRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[LiveQueryResponse]:
+        """
+        The result of a query, and then its changes, whichever program makes them. Needs the permission that the same
+        query, table or stored query needs in Datasette.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="LiveQuery",
+                service_name="db.v1.DbService",
+                input=LiveQueryRequest,
+                output=LiveQueryResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
 
 class DbServiceSync(Protocol):
     def publish_batch(self, request: PublishBatchRequest, ctx: RequestContext[PublishBatchRequest, PublishBatchResponse], /) -> PublishBatchResponse:
@@ -279,6 +321,13 @@ class DbServiceSync(Protocol):
     def ack(self, request: AckRequest, ctx: RequestContext[AckRequest, AckResponse], /) -> AckResponse:
         """
         Say that all messages up to one are finished; moves the cursor forward.
+        """
+        raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
+
+    def live_query(self, request: LiveQueryRequest, ctx: RequestContext[LiveQueryRequest, LiveQueryResponse], /) -> Iterator[LiveQueryResponse]:
+        """
+        The result of a query, and then its changes, whichever program makes them. Needs the permission that the same
+        query, table or stored query needs in Datasette.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -337,6 +386,17 @@ class DbServiceWSGIApplication(ConnectWSGIApplication):
                         stream_type=StreamType.UNARY,
                     ),
                     function=service.ack,
+                ),
+                "/db.v1.DbService/LiveQuery": EndpointSync.server_stream(
+                    method=MethodInfo(
+                        name="LiveQuery",
+                        service_name="db.v1.DbService",
+                        input=LiveQueryRequest,
+                        output=LiveQueryResponse,
+                        idempotency_level=IdempotencyLevel.UNKNOWN,
+                        stream_type=StreamType.SERVER_STREAM,
+                    ),
+                    function=service.live_query,
                 ),
             },
             interceptors=interceptors,
@@ -466,6 +526,30 @@ class DbServiceClientSync(ConnectClientSync):
                 output=AckResponse,
                 idempotency_level=IdempotencyLevel.UNKNOWN,
                 stream_type=StreamType.UNARY,
+            ),
+            headers=headers,
+            timeout_ms=timeout_ms,
+        )
+    def live_query(
+        self,
+        request: LiveQueryRequest,
+        *,
+        headers: Headers | Mapping[str, str] | None = None, 
+        timeout_ms: int | None = None,
+    ) -> Iterator[LiveQueryResponse]:
+        """
+        The result of a query, and then its changes, whichever program makes them. Needs the permission that the same
+        query, table or stored query needs in Datasette.
+        """
+        return self.execute_server_stream(
+            request=request,
+            method=MethodInfo(
+                name="LiveQuery",
+                service_name="db.v1.DbService",
+                input=LiveQueryRequest,
+                output=LiveQueryResponse,
+                idempotency_level=IdempotencyLevel.UNKNOWN,
+                stream_type=StreamType.SERVER_STREAM,
             ),
             headers=headers,
             timeout_ms=timeout_ms,

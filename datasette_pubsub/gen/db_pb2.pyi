@@ -153,3 +153,87 @@ class AckResponse(_message.Message):
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     cursor: int
     def __init__(self, cursor: _Optional[int] = ...) -> None: ...
+
+class Argument(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class LiveQueryRequest(_message.Message):
+    __slots__ = ("db_name", "sql", "table", "query", "key", "args", "heartbeat_seconds")
+    DB_NAME_FIELD_NUMBER: _ClassVar[int]
+    SQL_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    db_name: str
+    sql: str
+    table: str
+    query: str
+    key: _containers.RepeatedScalarFieldContainer[str]
+    args: _containers.RepeatedCompositeFieldContainer[Argument]
+    heartbeat_seconds: int
+    def __init__(self, db_name: _Optional[str] = ..., sql: _Optional[str] = ..., table: _Optional[str] = ..., query: _Optional[str] = ..., key: _Optional[_Iterable[str]] = ..., args: _Optional[_Iterable[_Union[Argument, _Mapping]]] = ..., heartbeat_seconds: _Optional[int] = ...) -> None: ...
+
+class LiveQueryResponse(_message.Message):
+    __slots__ = ("head", "snapshot", "change", "error")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    head: int
+    snapshot: Snapshot
+    change: Change
+    error: LiveQueryError
+    def __init__(self, head: _Optional[int] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., error: _Optional[_Union[LiveQueryError, _Mapping]] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("columns", "key", "rows", "count")
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    key: _containers.RepeatedScalarFieldContainer[str]
+    rows: _containers.RepeatedScalarFieldContainer[str]
+    count: int
+    def __init__(self, columns: _Optional[_Iterable[str]] = ..., key: _Optional[_Iterable[str]] = ..., rows: _Optional[_Iterable[str]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("removed", "inserted", "changed", "count")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    INSERTED_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    removed: _containers.RepeatedCompositeFieldContainer[PlacedRow]
+    inserted: _containers.RepeatedCompositeFieldContainer[PlacedRow]
+    changed: _containers.RepeatedCompositeFieldContainer[PlacedRow]
+    count: int
+    def __init__(self, removed: _Optional[_Iterable[_Union[PlacedRow, _Mapping]]] = ..., inserted: _Optional[_Iterable[_Union[PlacedRow, _Mapping]]] = ..., changed: _Optional[_Iterable[_Union[PlacedRow, _Mapping]]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class PlacedRow(_message.Message):
+    __slots__ = ("at", "row", "was")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    WAS_FIELD_NUMBER: _ClassVar[int]
+    at: int
+    row: str
+    was: str
+    def __init__(self, at: _Optional[int] = ..., row: _Optional[str] = ..., was: _Optional[str] = ...) -> None: ...
+
+class LiveQueryError(_message.Message):
+    __slots__ = ("code", "message", "field", "limit")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    field: str
+    limit: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., limit: _Optional[str] = ...) -> None: ...

@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from connectrpc.code import Code
-from connectrpc.errors import ConnectError
 from connectrpc.request import RequestContext
 from datasette.utils.asgi import Request, Response
 
@@ -23,7 +21,6 @@ from ..asgi.frame_sender import SendTimeout
 from ..broker.registry import Registry, registry
 from ..core.attachment import attached
 from ..core.errors import InvalidArgument
-from ..core.events import Changed, Revoked, Superseded
 from ..core.selector import Selector
 from ..core.settings import MAX_CHANNEL_BYTES
 from ..core.validation import check_message_id, check_subscription_name, utc_text
@@ -35,6 +32,8 @@ from ..gen.db_pb2 import (
     AckMode,
     AckRequest,
     AckResponse,
+    LiveQueryRequest,
+    LiveQueryResponse,
     PublishStreamResponse,
     Start,
     SubscribeRequest,
@@ -43,9 +42,11 @@ from ..gen.db_pb2 import (
 from ..http.request import SMALL_BODY_BYTES, TOO_SLOW, BodyLimit, content_type, in_time, is_large
 from ..http.responses import STREAM_HEADERS, cors_headers, preflight, with_signature
 from ..protocol.connect_frames import ConnectEncoder
+from . import live_query
 from . import publish as rpc_publish
 from .call import Call, Sender, as_connect_error, current
 from .codecs import CODECS, Gzip, Published, PublishRequest, StreamRequest
+from .ends import check_heartbeat, cut_off, ended
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -54,10 +55,7 @@ if TYPE_CHECKING:
 GRPC_UNIMPLEMENTED = 12
 
 #: The methods that answer with a stream.
-STREAMS = ("Subscribe", rpc_publish.STREAM)
-
-#: The longest interval of heartbeats that a subscriber may ask for, in seconds.
-MAX_HEARTBEAT_SECONDS = 3600
+STREAMS = ("Subscribe", "LiveQuery", rpc_publish.STREAM)
 
 _STARTS: dict[int, StartName | None] = {
     Start.START_UNSPECIFIED: None,
@@ -113,8 +111,7 @@ class Service:
             limit = broker.settings.max_channels_per_stream
             channels = [*([request.channel] if request.channel else []), *request.channels]
             selector = Selector.of(channels, list(request.patterns), limit)
-            if request.heartbeat_seconds > MAX_HEARTBEAT_SECONDS:
-                raise InvalidArgument(f"heartbeat_seconds is over the limit of {MAX_HEARTBEAT_SECONDS} seconds")
+            check_heartbeat(request.heartbeat_seconds)
             if request.ack_mode not in _ACK_MODES:
                 raise InvalidArgument("ack_mode must be ACK_MODE_AUTO or ACK_MODE_EXPLICIT")
             asked = Asked(
@@ -135,20 +132,17 @@ class Service:
                 await frame_sender.start(live.frames())
                 end = live.end
         except SendTimeout:
-            call.sender.stuck = True
-            gateway.cut_off(call.request, broker, "subscriber")
-            raise ConnectError(
-                Code.DEADLINE_EXCEEDED, "the subscriber accepted no data for too long (send_timeout_seconds)"
-            ) from None
+            raise cut_off(call, broker, "subscriber") from None
         except Exception as error:
             raise as_connect_error(error) from error
-        if isinstance(end, Superseded):
-            raise ConnectError(Code.ABORTED, "superseded: a newer connection has taken over this subscription")
-        if isinstance(end, Revoked):
-            raise ConnectError(Code.PERMISSION_DENIED, "the right to receive these messages has ended or changed")
-        if isinstance(end, Changed):
-            raise ConnectError(Code.UNAVAILABLE, "what the subscription reads was changed; connect again")
-        raise ConnectError(Code.UNAVAILABLE, "the server is shutting down; connect again")
+        raise ended(end)
+
+    async def live_query(
+        self, request: LiveQueryRequest, ctx: RequestContext[Any, Any]
+    ) -> AsyncIterator[LiveQueryResponse]:
+        """Stream the result of a query and its changes; see :mod:`.live_query`."""
+        async for placeholder in live_query.stream(self._datasette, request):
+            yield placeholder
 
 
 def _where(request: SubscribeRequest) -> Where:
@@ -232,7 +226,7 @@ async def _limit_of(datasette: Datasette, request: Request) -> BodyLimit:
     The body names the database, so that database's own limit is checked after the body has been read.
     """
     limits = _limits(datasette)
-    if request.url_vars["method"] in ("Subscribe", "Ack"):
+    if request.url_vars["method"] in ("Subscribe", "LiveQuery", "Ack"):
         return limits.small
     if not is_large(request):
         return limits.largest

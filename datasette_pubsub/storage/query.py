@@ -216,7 +216,8 @@ def _explained(error: sqlite3.Error, question: Question, limits: Limits | None =
         return error
     code = primary(error)
     if not code:
-        return InvalidArgument("sql: give every parameter a name, as in :name", field="sql")
+        # Python's own module refuses several statements, and parameters without names.
+        return InvalidArgument("sql: give one SELECT, and each parameter in it a name, as in :name", field="sql")
     if code == sqlite3.SQLITE_INTERRUPT and limits is not None:
         return InvalidArgument(
             f"sql: the query took longer than {limits.seconds:g} seconds (Datasette's sql_time_limit_ms)",

@@ -1,0 +1,546 @@
+"""Live queries over HTTP: what is sent, when a query runs, what is refused, and who may."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from commands import call
+from servers import OPEN, Server, Sse, sqlite_shell, wait_for
+
+Serve = Callable[..., Server]
+
+TABLES = """
+CREATE TABLE orders (id INTEGER PRIMARY KEY, customer TEXT, total REAL);
+CREATE TABLE customers (name TEXT PRIMARY KEY, town TEXT);
+INSERT INTO customers VALUES ('ada', 'London'), ('bob', 'Paris');
+INSERT INTO orders VALUES (1, 'ada', 10), (2, 'bob', 20);
+"""
+BY_TOWN = (
+    "SELECT town, sum(total) AS sum FROM orders JOIN customers ON name = customer "
+    "GROUP BY town HAVING sum(total) > 5 ORDER BY town"
+)
+
+#: Counts the runs of a query that has ``(SELECT ran('name'))`` in it, in a file.
+COUNTING = """
+from datasette import hookimpl
+
+@hookimpl
+def prepare_connection(conn):
+    def ran(name):
+        with open({path!r}, "a") as file:
+            file.write(name + "\\n")
+        return 1
+    conn.create_function("ran", 1, ran)
+"""
+
+
+class Runs:
+    """Counts how often queries ran."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "runs"
+        self._path.touch()
+        plugins = folder / "plugins"
+        plugins.mkdir()
+        (plugins / "counting.py").write_text(COUNTING.format(path=str(self._path)))
+        self.options = ["--plugins-dir", str(plugins)]
+
+    def of(self, name: str) -> int:
+        return self._path.read_text().split().count(name)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def started(
+    serve: Serve, *, options: list[str] | None = None, config: dict[str, Any] | None = None, **plugin: Any
+) -> Server:
+    """A server with the tables, whose live queries run often."""
+    plugin = {"live_query_interval_seconds": 0.02, **plugin}
+    server = serve(
+        config={**OPEN, **(config or {}), "plugins": {"datasette-pubsub": plugin}}, options=["--root", *(options or [])]
+    )
+    call("install", server.path)
+    sqlite_shell(server.path, TABLES)
+    return server
+
+
+def live(server: Server, **asked: Any) -> Sse:
+    return Sse(f"{server.pubsub}/-/live", **asked)
+
+
+def refused(server: Server, headers: dict[str, str] | None = None, **asked: Any) -> tuple[int, dict[str, Any]]:
+    answer = httpx.get(f"{server.pubsub}/-/live", params=asked, headers=headers, timeout=60)
+    return answer.status_code, answer.json()
+
+
+def test_a_join_that_another_program_changes(serve: Serve) -> None:
+    server = started(serve)
+    with live(server, sql=BY_TOWN, key="town") as stream:
+        assert stream.event() == {
+            "event": "snapshot",
+            "id": None,
+            "data": {
+                "head": "0",
+                "columns": ["town", "sum"],
+                "key": ["town"],
+                "rows": [["London", 10.0], ["Paris", 20.0]],
+            },
+        }
+        sqlite_shell(server.path, "UPDATE orders SET total = 11 WHERE id = 1")
+        assert stream.event()["data"] == {
+            "head": "0",
+            "removed": [],
+            "inserted": [],
+            "changed": [{"at": 0, "row": ["London", 11.0], "was": ["London", 10.0]}],
+        }
+        # A row that leaves the result, and one that comes; a commit to another table is told to nobody.
+        sqlite_shell(server.path, "INSERT INTO existing VALUES (1)")
+        sqlite_shell(
+            server.path,
+            "BEGIN; DELETE FROM orders WHERE id = 2; INSERT INTO customers VALUES ('cy', 'Rome');"
+            "INSERT INTO orders VALUES (3, 'cy', 7); INSERT INTO vpubsub (channel, payload) VALUES ('a', 'b'); COMMIT",
+        )
+        assert stream.event()["data"] == {
+            "head": "1",
+            "removed": [{"at": 1, "row": ["Paris", 20.0]}],
+            "inserted": [{"at": 1, "row": ["Rome", 7.0]}],
+            "changed": [],
+        }
+
+
+def test_every_kind_of_value(serve: Serve) -> None:
+    server = started(serve)
+    values = "NULL, 9007199254740993, 1.0, 9e999, x'00ff', 'ä\u2028\"', ''"
+    sql = f"SELECT {values} UNION ALL SELECT 1, 2, 3, 4, 5, 6, 7 ORDER BY 1"
+    with live(server, sql=sql) as stream:
+        first, _ = stream.event()["data"]["rows"]
+    assert first == [
+        None, 9007199254740993, 1.0, "Infinity", {"$base64": True, "encoded": "AP8="}, "ä\u2028\"", "",
+    ]  # fmt: skip
+
+
+def test_duplicates_are_counted(serve: Serve) -> None:
+    server = started(serve)
+    with live(server, sql="SELECT customer FROM orders ORDER BY customer") as stream:
+        assert stream.event()["data"]["rows"] == [["ada"], ["bob"]]
+        sqlite_shell(server.path, "INSERT INTO orders VALUES (3, 'ada', 1), (4, 'ada', 1)")
+        change = stream.event()["data"]
+        assert (change["removed"], change["inserted"]) == (
+            [],
+            [{"at": 1, "row": ["ada"]}, {"at": 2, "row": ["ada"]}],
+        )
+        sqlite_shell(server.path, "DELETE FROM orders WHERE id = 1")
+        assert len(stream.event()["data"]["removed"]) == 1
+
+
+def test_a_table_with_the_filters_of_its_page(serve: Serve) -> None:
+    server = started(serve)
+    with live(server, table="orders", total__gt="5", _sort_desc="total", _size=1) as stream:
+        snapshot = stream.event()["data"]
+        assert (snapshot["rows"], snapshot["key"], snapshot["count"]) == ([[2, "bob", 20.0]], ["id"], 2)
+        sqlite_shell(server.path, "INSERT INTO orders VALUES (3, 'ada', 1)")
+        sqlite_shell(server.path, "INSERT INTO orders VALUES (4, 'ada', 30)")
+        change = stream.event()["data"]
+        assert (change["inserted"], change["count"]) == ([{"at": 0, "row": [4, "ada", 30.0]}], 3)
+        assert change["removed"] == [{"at": 0, "row": [2, "bob", 20.0]}]
+
+
+def test_a_table_without_a_key_and_a_view(serve: Serve) -> None:
+    server = started(serve)
+    sqlite_shell(
+        server.path, "CREATE TABLE bare (a); INSERT INTO bare VALUES (1); CREATE VIEW seen AS SELECT a FROM bare"
+    )
+    with live(server, table="bare") as table, live(server, table="seen") as view:
+        snapshot = table.event()["data"]
+        assert (snapshot["key"], snapshot["rows"]) == (["rowid"], [[1, 1]])
+        snapshot = view.event()["data"]
+        assert (snapshot["key"], snapshot["rows"], snapshot["count"]) == ([], [[1]], 1)
+        sqlite_shell(server.path, "UPDATE bare SET a = 2")
+        assert table.event()["data"]["changed"] == [{"at": 0, "row": [1, 2], "was": [1, 1]}]
+        change = view.event()["data"]
+        assert (change["removed"], change["inserted"]) == ([{"at": 0, "row": [1]}], [{"at": 0, "row": [2]}])
+
+
+def test_a_stored_query_with_parameters(serve: Serve) -> None:
+    queries = {
+        "big": {"sql": "SELECT id, total FROM orders WHERE total > :least ORDER BY id"},
+        "w": {"sql": "DELETE FROM orders", "write": True},
+    }
+    server = started(serve, config={"databases": {"data": {"queries": queries}}})
+    with live(server, query="big", least="15", key="id") as stream:
+        assert stream.event()["data"]["rows"] == [[2, 20.0]]
+        sqlite_shell(server.path, "UPDATE orders SET total = 16 WHERE id = 1")
+        assert stream.event()["data"]["inserted"] == [{"at": 0, "row": [1, 16.0]}]
+    status, error = refused(server, query="big")
+    assert (status, error["field"]) == (400, "least")
+    assert refused(server, query="nothing")[0] == 404
+    assert refused(server, query="w")[1]["field"] == "query"
+
+
+def test_full_text_search(serve: Serve) -> None:
+    server = started(serve)
+    sqlite_shell(server.path, "CREATE VIRTUAL TABLE words USING fts5(text); INSERT INTO words VALUES ('red fox')")
+    with live(server, sql="SELECT text FROM words WHERE words MATCH :what", what="red") as stream:
+        assert stream.event()["data"]["rows"] == [["red fox"]]
+        sqlite_shell(server.path, "INSERT INTO words VALUES ('blue fox'), ('red box')")
+        assert stream.event()["data"]["inserted"] == [{"at": 1, "row": ["red box"]}]
+
+
+def test_writes_through_datasette_are_seen(serve: Serve) -> None:
+    server = started(serve, config={"permissions": {"publish-message": True, "insert-row": True}})
+    with live(server, sql="SELECT count(*) FROM orders") as stream:
+        assert stream.event()["data"]["rows"] == [[2]]
+        cookies = server.root_cookie()
+        for count in (3, 4):
+            answer = httpx.post(
+                f"{server.url}/data/orders/-/insert", json={"row": {"customer": "ada", "total": 1}}, cookies=cookies
+            )
+            assert answer.status_code == 201, answer.text
+            assert stream.event()["data"]["inserted"] == [{"at": 0, "row": [count]}]
+
+
+# -- when a query runs -------------------------------------------------------
+
+
+def test_all_who_ask_the_same_share_one_run(serve: Serve, runs: Runs) -> None:
+    server = started(serve, options=runs.options)
+    sql = "SELECT (SELECT ran('q')), count(*) FROM orders"
+    streams = [live(server, sql=sql) for _ in range(20)]
+    try:
+        assert [stream.event()["event"] for stream in streams] == ["snapshot"] * 20
+        assert runs.of("q") == 1
+        sqlite_shell(server.path, "INSERT INTO orders VALUES (3, 'ada', 1)")
+        assert [stream.event()["event"] for stream in streams] == ["change"] * 20
+        assert runs.of("q") == 2
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def test_publishing_runs_only_queries_of_the_log(serve: Serve, runs: Runs) -> None:
+    server = started(serve, options=runs.options)
+    with (
+        live(server, sql="SELECT (SELECT ran('orders')), count(*) FROM orders") as orders,
+        live(server, sql="SELECT (SELECT ran('log')), count(*) FROM vpubsub") as log,
+    ):
+        orders.event()
+        log.event()
+        # The first commit of the broker makes the query run once: whether others have committed was not known before.
+        server.publish(channel="a", payload="x")
+        assert log.event()["data"]["inserted"][0]["row"][1] == 1
+        wait_for(lambda: runs.of("orders") == 2, "the run after which commits are told apart")
+        for count in range(2, 8):
+            server.publish(channel="a", payload="x")
+            while log.event()["data"]["inserted"][0]["row"][1] != count:
+                pass
+        assert runs.of("orders") == 2
+        # A commit of another program between two of the broker is not overlooked.
+        server.publish(channel="a", payload="x")
+        sqlite_shell(server.path, "INSERT INTO orders VALUES (3, 'ada', 1)")
+        server.publish(channel="a", payload="x")
+        assert orders.event()["data"]["inserted"][0]["row"][1] == 3
+
+
+def test_an_owners_trigger_on_the_log_is_not_overlooked(serve: Serve) -> None:
+    server = started(serve)
+    sqlite_shell(
+        server.path,
+        "CREATE TABLE seen (channel); CREATE TRIGGER mine AFTER INSERT ON vpubsub "
+        "BEGIN INSERT INTO seen VALUES (NEW.channel); END",
+    )
+    with live(server, sql="SELECT count(*) FROM seen") as stream:
+        assert stream.event()["data"]["rows"] == [[0]]
+        for count in range(1, 4):
+            server.publish(channel="a", payload="x")
+            assert stream.event()["data"]["inserted"] == [{"at": 0, "row": [count]}]
+
+
+def test_a_query_of_broadcast_tables_runs_when_they_tell_a_change(serve: Serve, runs: Runs) -> None:
+    server = started(serve, options=runs.options)
+    for table in ("orders", "customers"):
+        subprocess.run(
+            [sys.executable, "-m", "datasette", "pubsub", "broadcast", str(server.path), table], check=True, timeout=60
+        )
+    with live(server, sql=f"SELECT (SELECT ran('q')), * FROM ({BY_TOWN})") as stream:
+        stream.event()
+        before = runs.of("q")
+        for _ in range(5):
+            sqlite_shell(server.path, "INSERT INTO existing DEFAULT VALUES")
+            sqlite_shell(server.path, "INSERT INTO vpubsub (channel, payload) VALUES ('other', 'x')")
+        sqlite_shell(server.path, "UPDATE customers SET town = 'Oslo' WHERE name = 'ada'")
+        assert stream.event()["event"] == "change"
+        assert runs.of("q") == before + 1
+        # Without one of its triggers, the table does not tell everything any more: every commit counts again.
+        (trigger,) = server.rows("SELECT name FROM sqlite_master WHERE name LIKE 'pubsub_broadcast_update%orders'")[0]
+        sqlite_shell(server.path, f'DROP TRIGGER "{trigger}"')
+        sqlite_shell(server.path, "UPDATE orders SET total = 99 WHERE id = 2")
+        assert stream.event()["data"]["inserted"]
+
+
+def test_a_slow_query_slows_no_other(serve: Serve, runs: Runs) -> None:
+    server = started(serve, options=[*runs.options, "--setting", "sql_time_limit_ms", "20000"])
+    slow = (
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1500000) "
+        "SELECT (SELECT ran('slow')), count(*), (SELECT count(*) FROM orders) FROM c"
+    )
+    with (
+        live(server, sql=slow) as first,
+        live(server, sql="SELECT (SELECT ran('quick')), count(*) FROM orders") as second,
+    ):
+        first.event()
+        second.event()
+        with closing(sqlite3.connect(server.path, timeout=60)) as conn:
+            for number in range(40):
+                conn.execute("INSERT INTO orders (customer, total) VALUES ('ada', 1)")
+                conn.commit()
+                # The quick one tells of each commit, whatever the slow one does.
+                assert second.event()["data"]["inserted"][0]["row"][1] == 3 + number
+        assert runs.of("quick") >= 2 * runs.of("slow")
+
+
+def test_nothing_runs_when_nobody_follows(serve: Serve, runs: Runs) -> None:
+    server = started(serve, options=runs.options)
+    with live(server, sql="SELECT (SELECT ran('q')), count(*) FROM orders") as stream:
+        stream.event()
+    with live(server, sql="SELECT count(*) FROM orders") as other:
+        other.event()
+
+        def quiet() -> bool:
+            before = runs.of("q")
+            sqlite_shell(server.path, "INSERT INTO orders (total) VALUES (1)")
+            assert other.event()["event"] == "change"
+            return runs.of("q") == before
+
+        # The server notices within a moment that the follower has gone.
+        wait_for(quiet, "a commit without a run")
+        assert quiet()
+
+
+# -- what is refused -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "field", "text"),
+    [
+        ({}, 400, "sql", "give one of sql, table and query"),
+        ({"sql": "SELECT 1", "table": "orders"}, 400, "sql", "give one of"),
+        ({"sql": "SELEC 1"}, 400, "sql", "must be a SELECT"),
+        ({"sql": "SELECT FROM orders"}, 400, "sql", "syntax error"),
+        ({"sql": "SELECT 1; SELECT 2"}, 400, "sql", "give one SELECT"),
+        ({"sql": "DELETE FROM orders"}, 400, "sql", "must be a SELECT"),
+        ({"sql": "WITH x AS (SELECT 1) DELETE FROM orders"}, 400, "sql", "only reads"),
+        ({"sql": "ATTACH 'x.db' AS x"}, 400, "sql", "must be a SELECT"),
+        ({"sql": "EXPLAIN SELECT 1"}, 400, "sql", "syntax error"),
+        ({"sql": "SELECT * FROM nowhere"}, 400, "sql", "no such table: nowhere"),
+        ({"sql": "SELECT :who"}, 400, "who", "parameter who"),
+        ({"sql": "SELECT ?"}, 400, "sql", "each parameter in it a name"),
+        ({"sql": "SELECT publish_batch('a', 'b')"}, 400, "sql", "publish_batch cannot be used in a live query"),
+        ({"sql": "SELECT 1 AS a", "key": "b"}, 400, "key", "no column b"),
+        ({"sql": "SELECT 1 -- " + "x" * 50_000}, 400, "sql", "limit of 50000 bytes"),
+        ({"table": "nothing"}, 404, None, "table not found: nothing"),
+        ({"table": "orders", "_size": "x"}, 400, "table", "_size"),
+        ({"query": "nothing"}, 404, None, "query not found: nothing"),
+        (
+            {"sql": "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n FROM c LIMIT 1001"},
+            413, None, "more than 1000 rows (Datasette's max_returned_rows)",
+        ),
+        (
+            {"sql": "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"},
+            400, "sql", "longer than 1 seconds (Datasette's sql_time_limit_ms)",
+        ),
+        ({"sql": "SELECT zeroblob(9000)"}, 413, None, "max_live_query_bytes"),
+        ({"sql": "SELECT hex(zeroblob(4000)) UNION ALL SELECT 1"}, 413, None, "max_live_query_bytes"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(
+    module_server: Server, asked: dict[str, Any], status: int, field: str | None, text: str
+) -> None:
+    found, error = refused(module_server, **asked)
+    assert (found, error.get("field")) == (status, field), error
+    assert text in error["error"]
+
+
+@pytest.fixture(scope="module")
+def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("refused")
+    path = folder / "data.db"
+    sqlite_shell(path, TABLES)
+    server = Server([path], {**OPEN, "plugins": {"datasette-pubsub": {"max_live_query_bytes": 7000}}}, folder)
+    yield server.start()
+    server.kill()
+
+
+def test_the_numbers_of_live_queries_are_limited(serve: Serve) -> None:
+    server = started(serve, max_live_queries=3, max_live_queries_per_actor=2)
+    cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in server.root_cookie().items())}
+    with (
+        live(server, sql="SELECT 1") as one,
+        live(server, sql="SELECT 2") as two,
+        live(server, sql="SELECT 2") as again,
+    ):
+        assert [stream.event()["event"] for stream in (one, two, again)] == ["snapshot"] * 3
+        status, error = refused(server, sql="SELECT 3")
+        assert (status, error["limit"]) == (429, "max_live_queries_per_actor")
+        with Sse(f"{server.pubsub}/-/live", headers=cookies, sql="SELECT 3") as three:
+            three.event()
+            status, error = refused(server, headers=cookies, sql="SELECT 4")
+            assert (status, error["limit"]) == (429, "max_live_queries")
+    with live(server, sql="SELECT 4") as stream:
+        assert stream.event()["event"] == "snapshot"
+
+
+def test_a_table_that_is_dropped_while_it_is_followed(serve: Serve) -> None:
+    queries = {"q": {"sql": "SELECT count(*) AS n FROM orders"}}
+    server = started(serve, config={"databases": {"data": {"queries": queries}}})
+    with (
+        live(server, sql="SELECT count(*) AS n FROM orders") as own,
+        live(server, query="q") as stored,
+        live(server, sql="SELECT count(*) FROM customers") as other,
+    ):
+        for stream in (own, stored, other):
+            assert stream.event()["event"] == "snapshot"
+        sqlite_shell(server.path, "ALTER TABLE orders RENAME TO gone; INSERT INTO customers VALUES ('cy', 'Rome')")
+        error = own.until("error")["data"]
+        assert error == {"code": "invalid_argument", "message": "sql: no such table: orders", "field": "sql"}
+        # Who has not sent the SQL does not see the table's name.
+        assert "orders" not in json.dumps(stored.until("error")["data"])
+        assert other.until("change")["data"]["inserted"] == [{"at": 0, "row": [3]}]
+        sqlite_shell(server.path, "ALTER TABLE gone RENAME TO orders")
+        assert own.until("snapshot")["data"]["rows"] == stored.until("snapshot")["data"]["rows"] == [[2]]
+
+
+def test_columns_that_change_and_a_result_that_grows_too_large(serve: Serve) -> None:
+    server = started(serve)
+    with live(server, sql="SELECT * FROM orders") as stream:
+        assert stream.event()["data"]["columns"] == ["id", "customer", "total"]
+        sqlite_shell(server.path, "ALTER TABLE orders ADD COLUMN note")
+        assert stream.until("snapshot")["data"]["columns"] == ["id", "customer", "total", "note"]
+        sqlite_shell(
+            server.path,
+            "WITH RECURSIVE c(n) AS (SELECT 10 UNION ALL SELECT n + 1 FROM c WHERE n < 1100) "
+            "INSERT INTO orders (id) SELECT n FROM c",
+        )
+        assert stream.until("error")["data"]["limit"] == "max_returned_rows"
+        sqlite_shell(server.path, "DELETE FROM orders WHERE id > 10")
+        assert len(stream.until("snapshot")["data"]["rows"]) == 3
+
+
+# -- who may, and for how long ---------------------------------------------------
+
+
+def test_the_permissions_are_those_of_datasette(serve: Serve) -> None:
+    queries = {"q": {"sql": "SELECT 1", "allow": {"id": "root"}}}
+    config = {
+        "databases": {
+            "data": {"allow_sql": {"id": "root"}, "queries": queries, "tables": {"orders": {"allow": {"id": "root"}}}}
+        }
+    }
+    server = started(serve, config=config)
+    needs: list[tuple[dict[str, Any], str]] = [
+        ({"sql": "SELECT 1"}, "execute-sql"),
+        ({"table": "orders"}, "view-table"),
+        ({"query": "q"}, "view-query"),
+    ]
+    for asked, what in needs:
+        status, error = refused(server, **asked)
+        assert (status, what in error["error"]) == (403, True), error
+    headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in server.root_cookie().items())}
+    for asked, _ in needs:
+        with Sse(f"{server.pubsub}/-/live", headers=headers, **asked) as stream:
+            assert stream.event()["event"] == "snapshot"
+
+
+def test_a_permission_that_ends_ends_the_stream(serve: Serve, tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    gate = tmp_path / "open"
+    gate.touch()
+    (plugins / "gate.py").write_text(
+        "import os\nfrom datasette import hookimpl\nfrom datasette.permissions import PermissionSQL\n\n"
+        "@hookimpl\ndef permission_resources_sql(actor, action):\n"
+        f"    if action == 'execute-sql' and not os.path.exists({str(gate)!r}):\n"
+        "        return PermissionSQL.deny(reason='closed')\n"
+    )
+    server = started(serve, options=["--plugins-dir", str(plugins)], permission_recheck_seconds=0.1)
+    with live(server, sql="SELECT 1") as stream:
+        assert stream.event()["event"] == "snapshot"
+        gate.unlink()
+        bye = stream.until("bye")["data"]
+        assert (bye["code"], bye["reconnect"]) == ("revoked", True)
+        with pytest.raises(EOFError):
+            stream.event()
+    assert refused(server, sql="SELECT 1")[0] == 403
+
+
+def test_heartbeats_head_and_the_end(serve: Serve) -> None:
+    server = started(serve, heartbeat_seconds=0.2)
+    answer = httpx.head(f"{server.pubsub}/-/live", params={"sql": "SELECT 1"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert httpx.post(f"{server.pubsub}/-/live", params={"sql": "SELECT 1"}).status_code == 405
+    with live(server, sql="SELECT 1") as stream:
+        assert stream.event()["event"] == "snapshot"
+        assert stream.event() == {"event": "heartbeat", "id": None, "data": {"head": "0"}}
+        ended = threading.Thread(target=server.stop)
+        ended.start()
+        assert stream.until("bye")["data"]["code"] == "shutdown"
+        ended.join()
+
+
+def test_a_file_that_is_replaced(serve: Serve, tmp_path: Path) -> None:
+    server = started(serve)
+    other = tmp_path / "other.db"
+    sqlite_shell(other, TABLES.replace("10)", "1000)"))
+    with live(server, sql="SELECT total FROM orders WHERE id = 1") as stream:
+        assert stream.event()["data"]["rows"] == [[10.0]]
+        for end in ("-wal", "-shm"):
+            Path(f"{server.path}{end}").unlink(missing_ok=True)
+        other.rename(server.path)
+        assert stream.until("bye")["data"]["reconnect"] is True
+
+    def rows() -> Any:
+        answer = httpx.get(f"{server.pubsub}/-/snapshot.json", params={"sql": "SELECT total FROM orders WHERE id = 1"})
+        return answer.status_code == 200 and answer.json()["rows"] == [{"total": 1000.0}]
+
+    wait_for(rows, "the other file")
+    with live(server, sql="SELECT total FROM orders WHERE id = 1") as stream:
+        assert stream.event()["data"]["rows"] == [[1000.0]]
+        sqlite_shell(server.path, "UPDATE orders SET total = 5")
+        assert stream.event()["event"] == "change"
+
+
+def test_a_slow_subscriber_gets_the_whole_result_again(serve: Serve) -> None:
+    """It reads nothing while more has changed than is kept for it; then a snapshot leads it to the newest result."""
+    server = started(serve, max_live_query_bytes=300_000)
+    sqlite_shell(server.path, "CREATE TABLE wide (id INTEGER PRIMARY KEY, text TEXT); INSERT INTO wide VALUES (1, '')")
+    with (
+        live(server, sql="SELECT * FROM wide", key="id") as slow,
+        live(server, sql="SELECT * FROM wide", key="id") as quick,
+    ):
+        slow.event()
+        quick.event()
+        with closing(sqlite3.connect(server.path, timeout=60)) as conn:
+            for number in range(80):
+                conn.execute("UPDATE wide SET text = ?", [f"{number} ".ljust(100_000, "x")])
+                conn.commit()
+                quick.event()
+        last = ""
+        events = set()
+        while not last.startswith("79 "):
+            event = slow.event()
+            events.add(event["event"])
+            rows = event["data"].get("rows") or [placed["row"] for placed in event["data"]["changed"]]
+            last = rows[0][1]
+        assert "snapshot" in events
