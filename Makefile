@@ -21,6 +21,7 @@ check: lint types generated proto
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/cog --check -P -I docs docs/configuration.md README.md
 
 types:
 	$(BIN)/mypy
@@ -32,6 +33,11 @@ generated:
 # Lint db.proto, and check that it breaks no client.
 proto:
 	proto/check
+
+# Write the tables of options in the docs, from core/settings.py.
+.PHONY: docs
+docs: $(VENV)/test-installed
+	$(BIN)/cog -r -P -I docs docs/configuration.md README.md
 
 # Make the pictures in the docs: every page, on a phone and a desktop, light and dark.
 .PHONY: pictures

@@ -58,6 +58,7 @@ INTERNAL = "_internal"
 
 ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/stream$", lazy.view("http.sse", "stream")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/live$", lazy.view("http.live", "stream")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/publish$", lazy.view("http.api", "publish")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/publish-form$", lazy.view("pages.publish_form", "publish_form")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/run$", lazy.view("pages.runs", "run")),
@@ -203,6 +204,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
         absence = broker.store.absence()
         if absence is not None:
             raise sqlite3.OperationalError(absence.message)
+        broker.store.other_writes += 1
         token = bridge.current.set(bridge.RequestContext(request) if request is not None else None)
         aggregate.failure.set(None)
         before = log.head(conn)

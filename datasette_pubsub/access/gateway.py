@@ -26,8 +26,12 @@ from ..core.verdicts import Rights
 from ..live.publisher import PublishStream
 from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
+from ..live_query.follower import Follower, FollowOptions
+from ..live_query.query import Encoder as QueryEncoder
+from ..storage.query import Question
 from . import permissions, revalidation
 from .cross_site import refuse_elsewhere
+from .questions import AskedQuery, question_of
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -128,6 +132,65 @@ async def admit(datasette: Datasette, request: Request, broker: Broker, asked: A
         # For POST, Datasette's own cross-site check applies.
         refuse_elsewhere(request, "a named subscription")
     return Admitted(datasette, request, broker, asked, selector, visible)
+
+
+class AdmittedQuery:
+    """A follower of a live query that :func:`admit_query` has checked, and that may be opened."""
+
+    def __init__(
+        self, datasette: Datasette, request: Request, broker: Broker, asked: AskedQuery, question: Question
+    ) -> None:
+        self._datasette = datasette
+        self._request = request
+        self._broker = broker
+        self._asked = asked
+        self._question = question
+
+    def open(self, encoder: QueryEncoder) -> AbstractAsyncContextManager[Follower]:
+        """Open the follower until the block ends. Raises :class:`~.core.errors.PubsubError`."""
+        settings = self._broker.settings
+        return self._broker.follow(
+            self._question,
+            encoder,
+            FollowOptions(
+                party=permissions.party_of(self._request),
+                heartbeat_seconds=self._asked.heartbeat_seconds or settings.heartbeat_seconds,
+                send_bytes=settings.max_send_bytes,
+                allowed=self._allowed,
+                recheck_seconds=settings.permission_recheck_seconds,
+                expires_in=revalidation.expires_in(self._request.actor),
+            ),
+        )
+
+    async def _allowed(self) -> bool:
+        return await revalidation.still_asks(
+            self._datasette, self._request, self._broker.name, self._asked, self._question
+        )
+
+
+async def admit_query(datasette: Datasette, request: Request, broker: Broker, asked: AskedQuery) -> AdmittedQuery:
+    """Check whether this request may follow the live query that it asks for, without running it.
+
+    Raises :class:`~.core.errors.PermissionDenied` naming the permission, and :class:`~.core.errors.InvalidArgument`.
+
+    Example::
+
+        from contextlib import aclosing
+        from datasette.utils.asgi import Request
+        from datasette_pubsub.access import gateway
+        from datasette_pubsub.broker.registry import registry
+        from datasette_pubsub.protocol.query_frames import SseQueryEncoder
+
+        request = Request.fake("/data")  # in a plugin: the request that its view was called with
+        broker = registry(datasette).of("data")
+        asked = gateway.AskedQuery(sql="SELECT 1 + :n AS sum", args=(("n", "2"),))
+        admitted = await gateway.admit_query(datasette, request, broker, asked)
+        async with admitted.open(SseQueryEncoder()) as follower, aclosing(follower.frames()) as frames:
+            first = await anext(frames)
+        assert first == b'event: snapshot\\ndata: {"head":"0","columns":["sum"],"key":[],"rows":[[3]]}\\n\\n'
+    """
+    question = await question_of(datasette, request, broker.name, asked)
+    return AdmittedQuery(datasette, request, broker, asked, question)
 
 
 def open_publisher(

@@ -6,6 +6,7 @@ It asks Datasette who the actor is now, and :mod:`.access.permissions` what that
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from datasette.plugins import pm
@@ -14,10 +15,12 @@ from datasette.utils import await_me_maybe
 from datasette.utils.asgi import Request
 
 from .. import compat
-from ..core.errors import PermissionDenied
+from ..core.errors import PermissionDenied, PubsubError
 from ..core.selector import Selector
 from ..core.verdicts import Rights
+from ..storage.query import Question
 from .permissions import owner_of, recent_rights, rights, visible
+from .questions import AskedQuery, question_of
 from .rules import PUBLISH, VIEW, Actor
 
 if TYPE_CHECKING:
@@ -60,6 +63,26 @@ async def publish_rights(datasette: Datasette, request: Request, database: str) 
     with compat.without_permission_cache():
         may_publish_to = await rights(datasette, actor, PUBLISH, database)
         return Rights(may_publish_to, await rights(datasette, actor, VIEW, database))
+
+
+async def still_asks(
+    datasette: Datasette, request: Request, database: str, asked: AskedQuery, before: Question
+) -> bool:
+    """Whether an open request still has the same actor, who may still ask the same question."""
+    found, actor = await _actor_now(datasette, request)
+    if not found:
+        return False
+    now = Request({**request.scope, "actor": actor}, None)
+    with compat.without_permission_cache():
+        try:
+            return _lasting(await question_of(datasette, now, database, asked)) == _lasting(before)
+        except PubsubError:
+            return False
+
+
+def _lasting(question: Question) -> Question:
+    """A question without the values of magic parameters, such as the time, which differ each time it is asked."""
+    return replace(question, params=tuple(pair for pair in question.params if not pair[0].startswith("_")))
 
 
 async def _actor_now(datasette: Datasette, request: Request) -> tuple[bool, Actor]:

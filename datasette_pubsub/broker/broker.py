@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.errors import NotFound, PayloadTooLarge
+from ..core.errors import FailedPrecondition, NotFound, PayloadTooLarge
 from ..core.selector import Selector
 from ..core.settings import Settings
 from ..core.validation import check_subscription_name
@@ -27,9 +27,13 @@ from ..live.hub import Hub
 from ..live.publisher import PublishStream
 from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
+from ..live_query.follower import Follower, FollowOptions
+from ..live_query.queries import LiveQueries
+from ..live_query.query import Encoder as QueryEncoder
 from ..storage import log, schema, snapshot, subscriptions
 from ..storage.append_batch import CommitResult
 from ..storage.catchup import Reader
+from ..storage.query import Limits, Question
 from ..storage.quoting import identifier
 from ..storage.subscriptions import Claim, Subscription
 from .active import ActiveSubscriptions
@@ -85,12 +89,26 @@ class Broker:
         self.store = DatabaseFile(datasette, db, settings)
         self._db = db
         self._datasette = datasette
+        self._idle = True
         self.hub = Hub(settings.tail_bytes, self._idle_changed)
         holder = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._batcher = Batcher(settings, self.store.session, self._committed, holder)
-        self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.watch_interval_seconds)
         #: Counts subscribers and publish streams.
         self._admission = Admission(self.name, settings)
+        self.live_queries = LiveQueries(
+            self.name,
+            settings,
+            self._admission,
+            read=self.store.read,
+            limits=self._query_limits,
+            stamp=self._only_own_commits,
+            watch=self._watch,
+        )
+        self._watcher = Watcher(
+            db.connect, self._knows, self.refresh, settings.watch_interval_seconds, self.live_queries.committed
+        )
+        #: The number of own commits when it was last asked whether others have committed.
+        self._asked_at = 0
         self._active = ActiveSubscriptions(self._batcher, holder)
         self._maintenance = Maintenance(self.name, settings, _UnlimitedFile(self), self._active, lambda: self._removed)
         self._subscribing = Subscribing(
@@ -122,6 +140,7 @@ class Broker:
             add(self._run_cursors, name=f"pubsub cursors: {self.name}")
             add(self._run_health, name=f"pubsub health: {self.name}")
             add(self._run_watcher, name=f"pubsub watcher: {self.name}")
+            add(self._run_live_queries, name=f"pubsub live queries: {self.name}")
             add(self._run_retention, name=f"pubsub retention: {self.name}")
 
     def serves(self, db: Database) -> bool:
@@ -155,6 +174,7 @@ class Broker:
     async def begin_anew(self) -> None:
         """Forget what is known of the log: another file is served now."""
         self._batcher.forget_log()
+        self.live_queries.forget()
         self.hub.rewind(await self.store.read(log.head))
 
     async def _run_cursors(self, _datasette: Datasette) -> None:
@@ -356,7 +376,49 @@ class Broker:
             self.hub.skip_to(page.head)
 
     def _idle_changed(self, idle: bool) -> None:
-        self._watcher.watch(not idle)
+        self._idle = idle
+        self._watch()
+
+    def _watch(self) -> None:
+        """Watch the file while anybody needs to know what is committed."""
+        self._watcher.watch(not self._idle or len(self.live_queries) > 0)
+
+    # -- live queries ---------------------------------------------------------
+
+    def follow(
+        self, question: Question, encoder: QueryEncoder, options: FollowOptions
+    ) -> AbstractAsyncContextManager[Follower]:
+        """Open a follower of a live query until the block ends; see :meth:`.live_query.queries.LiveQueries.follow`."""
+        self.store.check_present()
+        if self._db.is_memory:
+            raise FailedPrecondition(f"database {self.name} is in memory: its commits cannot be watched")
+        return self.live_queries.follow(question, encoder, options)
+
+    def _query_limits(self) -> Limits:
+        setting = self._datasette.setting
+        return Limits(
+            seconds=setting("sql_time_limit_ms") / 1000,
+            rows=setting("max_returned_rows"),
+            bytes=self.settings.max_live_query_bytes,
+        )
+
+    async def _only_own_commits(self) -> object:
+        """A value that stays the same while only this broker commits; ``None`` if it is not known, or not worth asking.
+
+        It is asked only if the broker has committed since it was last asked: else others have.
+        """
+        if not self.store.writable or self.store.commits == self._asked_at:
+            return None
+        self._asked_at = self.store.commits
+        token = in_batcher.set(True)
+        try:
+            self.make_way()
+            return await self.store.only_own_commits()
+        finally:
+            in_batcher.reset(token)
+
+    async def _run_live_queries(self, _datasette: Datasette) -> None:
+        await self.live_queries.run()
 
     async def log_head(self) -> int:
         """Bring the hub up to the log's head, and return it."""

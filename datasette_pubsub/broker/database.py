@@ -26,6 +26,7 @@ from ..storage.append_batch import CommitResult
 from ..storage.sqlite_codes import is_busy, primary
 from ..storage.time_limit import time_limit
 from .batcher import Transaction
+from .own_writes import OwnWrites
 from .sqlite_errors import explain, lacks_a_part
 from .write_thread import BUSY_MS, WriteThread, waiting_less
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("datasette_pubsub")
 
 T = TypeVar("T")
+
+#: How long a question to the write thread, whether others have committed, may wait in its queue, in seconds.
+OWN_SECONDS = 1.0
 
 _now = time.monotonic
 
@@ -58,6 +62,10 @@ class DatabaseFile:
         self._written: tuple[int, int] | None = None
         #: When :meth:`prepare_write` last ended, by the monotonic clock.
         self._prepared = 0.0
+        #: How many transactions of the broker were committed, and how many other writes Datasette has begun.
+        self.commits = 0
+        self.other_writes = 0
+        self._own_writes = OwnWrites()
         self._thread = WriteThread(self._name, db)
 
     @property
@@ -284,11 +292,24 @@ class DatabaseFile:
         try:
             result = fn(conn)
             conn.commit()
+            self.commits += 1
         except BaseException:
             conn.rollback()
             raise
         # Check again before the answer: a commit to a file that is gone is lost.
         return self.absence() or result
+
+    async def only_own_commits(self) -> object:
+        """A value that stays the same while nobody but the broker commits; ``None`` if that is not known.
+
+        Waits for the write thread, at most ``OWN_SECONDS``.
+        """
+        try:
+            async with asyncio.timeout(OWN_SECONDS):
+                found = await self._thread.run(lambda conn: self._own_writes.stamp(conn), _now())
+        except TimeoutError:
+            return None
+        return None if found is None or isinstance(found, PubsubError) else (found, self.other_writes)
 
     def _took_too_long(self) -> Unavailable:
         return Unavailable(

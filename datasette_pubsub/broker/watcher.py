@@ -22,6 +22,7 @@ logger = logging.getLogger("datasette_pubsub")
 class Watcher:
     """Calls ``changed`` after each commit, unless ``known`` reads the file and says that it is not needed.
 
+    ``committed`` is called after every commit; it must not wait.
     :meth:`run` is a supervised task.
     """
 
@@ -31,10 +32,12 @@ class Watcher:
         known: Callable[[sqlite3.Connection], bool],
         changed: Callable[[], Awaitable[None]],
         watch_interval_seconds: float,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
         self._known = known
         self._changed = changed
+        self._committed = committed
         self._poll_seconds = watch_interval_seconds
         self._conn: sqlite3.Connection | None = None
         self._version: int | None = None
@@ -112,6 +115,7 @@ class Watcher:
             version = self._conn.execute("PRAGMA data_version").fetchone()[0]
             if version == self._version:
                 return False
+            self._committed()
             moved = self._version is None or not self._known(self._conn)
         except sqlite3.OperationalError as error:
             if is_busy(error):

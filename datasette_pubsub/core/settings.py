@@ -57,8 +57,17 @@ class Rule:
     bytes: int | None = None
 
 
-def _option(default: Any, unit: str, doc: str, low: float = 0, high: float = float("inf")) -> Any:
-    return field(default=default, metadata={"unit": unit, "doc": doc, "low": low, "high": high})
+def _option(
+    default: Any, unit: str, doc: str, low: float = 0, high: float = float("inf"), *, why: str, bounds: str = ""
+) -> Any:
+    """One option: its meaning (``doc``) and its reason (``why``) go to the docs as they stand here.
+
+    ``bounds`` says in words what ``low`` and ``high`` cannot.
+    """
+    return field(
+        default=default,
+        metadata={"unit": unit, "doc": doc, "low": low, "high": high, "why": why, "bounds": bounds},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +86,104 @@ class Settings:
     datasette-pubsub: option 'max_streams' must be between 1 and inf streams
     """
 
-    enabled: bool = _option(True, "true or false", "whether the plugin is active for this database")
+    enabled: bool = _option(
+        True,
+        "true or false",
+        "whether the plugin is active for this database",
+        why="a database that must stay as it is",
+    )
     synchronous: str = _option(
         "full",
         "normal, full or extra",
         "SQLite's synchronous setting on Datasette's write connection; "
         "with normal, an acknowledged message may be lost when the machine loses power",
+        bounds="`normal`, `full`, `extra`",
+        why="an answer means that the message is on disk; `normal` is faster, and weaker",
     )
-    max_payload_bytes: int = _option(1024 * 1024, "bytes", "largest payload of one message", 1, 256 * 1024 * 1024)
-    max_batch_messages: int = _option(10_000, "messages", "most messages in one publish request", 1, 1_000_000)
-    max_body_bytes: int = _option(16 * 1024 * 1024, "bytes", "largest publish request body", 1024, 1024 * 1024 * 1024)
+    max_payload_bytes: int = _option(
+        1024 * 1024,
+        "bytes",
+        "largest payload of one message",
+        1,
+        256 * 1024 * 1024,
+        why="a message is read and sent whole; for more, publish a link. The file enforces it for every program",
+    )
+    max_batch_messages: int = _option(
+        10_000,
+        "messages",
+        "most messages in one publish request",
+        1,
+        1_000_000,
+        why="a batch is one transaction, and others wait for it",
+    )
+    max_body_bytes: int = _option(
+        16 * 1024 * 1024,
+        "bytes",
+        "largest publish request body",
+        1024,
+        1024 * 1024 * 1024,
+        why="over HTTP and over Connect, also unpacked: a body is held in memory until it is stored",
+    )
     max_pending_messages: int = _option(
-        100_000, "messages", "most messages waiting for the batcher; further publishes are refused (back-pressure)", 1
+        100_000,
+        "messages",
+        "most messages waiting for the batcher; further publishes are refused (back-pressure)",
+        1,
+        why="limits the memory that publishers can fill while the disk is slow; beyond it they get status 429",
     )
     max_pending_bytes: int = _option(
         64 * 1024 * 1024,
         "bytes",
         "most payload bytes waiting for the batcher; further publishes are refused (back-pressure)",
         1024,
+        why="as above, in bytes",
     )
-    tail_bytes: int = _option(16 * 1024 * 1024, "bytes", "newest messages kept in memory for live subscribers", 0)
-    max_send_bytes: int = _option(256 * 1024, "bytes", "largest send to a subscriber", 1024, 16 * 1024 * 1024)
-    max_streams: int = _option(10_000, "streams", "streams open at once on this database", 1)
+    tail_bytes: int = _option(
+        16 * 1024 * 1024,
+        "bytes",
+        "newest messages kept in memory for live subscribers",
+        0,
+        why="live subscribers are served from memory; those that are further behind, from the log. 0 serves "
+        "all from the log",
+    )
+    max_send_bytes: int = _option(
+        256 * 1024,
+        "bytes",
+        "largest send to a subscriber",
+        1024,
+        16 * 1024 * 1024,
+        why="large enough for many messages at once, small enough for the memory of one slow subscriber",
+    )
+    max_streams: int = _option(
+        10_000,
+        "streams",
+        "streams open at once on this database",
+        1,
+        why="each stream is a connection, which the system limits too (`ulimit -n`)",
+    )
     max_channels_per_stream: int = _option(
-        100, "channels and patterns", "channels and patterns that one stream may name", 1, 10_000
+        100,
+        "channels and patterns",
+        "channels and patterns that one stream may name",
+        1,
+        10_000,
+        why="what one request can make the server match",
     )
     heartbeat_seconds: float = _option(
-        15.0, "seconds", "send a heartbeat on an SSE stream after this long without a message", 0.1, 3600
+        15.0,
+        "seconds",
+        "send a heartbeat on an SSE stream after this long without a message",
+        0.1,
+        3600,
+        why="below the 30 to 60 seconds after which proxies cut silent connections",
     )
     send_timeout_seconds: float = _option(
-        60.0, "seconds", "disconnect a subscriber that has not accepted data for this long", 0.1, 86400
+        60.0,
+        "seconds",
+        "disconnect a subscriber that has not accepted data for this long",
+        0.1,
+        86400,
+        why="a frozen subscriber must not keep its connection for ever",
     )
     watch_interval_seconds: float = _option(
         0.004,
@@ -114,22 +191,45 @@ class Settings:
         "how often to poll for commits by other processes while there are subscribers",
         0.001,
         10,
+        why="the delay with which messages of other programs arrive; a poll takes microseconds",
     )
     cursor_save_interval_seconds: float = _option(
-        1.0, "seconds", "how often to save the cursors of active subscriptions that were sent something", 0.05, 60
+        1.0,
+        "seconds",
+        "how often to save the cursors of active subscriptions that were sent something",
+        0.05,
+        60,
+        why="limits what a subscription with automatic acks may receive twice after a crash of the server",
     )
-    retention_days: float = _option(30.0, "days", "trim messages older than this; 0 keeps them for ever", 0, MAX_DAYS)
+    retention_days: float = _option(
+        30.0,
+        "days",
+        "trim messages older than this; 0 keeps them for ever",
+        0,
+        MAX_DAYS,
+        why="a log without an end fills the disk",
+    )
     retention_messages: int = _option(
-        0, "messages", "keep this many of the newest messages in the log; 0 sets no limit", 0
+        0,
+        "messages",
+        "keep this many of the newest messages in the log; 0 sets no limit",
+        0,
+        why="for logs whose size is to be known",
     )
     retention_bytes: int = _option(
-        0, "bytes", "keep this many bytes of the newest payloads in the log; 0 sets no limit", 0
+        0,
+        "bytes",
+        "keep this many bytes of the newest payloads in the log; 0 sets no limit",
+        0,
+        why="for disks whose size is known; payload only, without the overhead of some 100 bytes a message",
     )
     channel_retention: tuple[tuple[str, Rule], ...] = _option(
         (),
         "mapping",
         "retention limits for each channel that matches a GLOB pattern: `days`, `messages` and `bytes`; "
         "the first pattern that matches applies; 0 sets no limit",
+        bounds="days 0 to 36,500; others 0 or more",
+        why="an audit trail and a metric need not live equally long",
     )
     retention_unread_bytes: int = _option(
         0,
@@ -137,54 +237,143 @@ class Settings:
         "keep up to this many payload bytes past the retention limits while a named subscription has not "
         "processed them",
         0,
+        why="an absent subscriber must not fill the disk, so there is a limit",
     )
-    trim_interval_seconds: float = _option(60.0, "seconds", "how often to trim old messages", 0.05, 86400)
+    trim_interval_seconds: float = _option(
+        60.0,
+        "seconds",
+        "how often to trim old messages",
+        0.05,
+        86400,
+        why="a check costs little, and a log that exceeds its limit for a minute does no harm",
+    )
     subscription_expiry_days: float = _option(
-        0.0, "days", "delete subscriptions that were not used for this long; 0 keeps them for ever", 0, MAX_DAYS
+        0.0,
+        "days",
+        "delete subscriptions that were not used for this long; 0 keeps them for ever",
+        0,
+        MAX_DAYS,
+        why="a forgotten name costs one row; with `retention_unread_bytes` it also holds messages",
     )
     max_unacked_messages: int = _option(
         10_000,
         "messages",
         "send no more messages to a subscriber with explicit acks while this many are unacknowledged",
         1,
+        why="limits what is sent again after a crash",
     )
-    max_snapshot_rows: int = _option(10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000)
+    max_snapshot_rows: int = _option(
+        10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000, why="a snapshot is held in memory"
+    )
+    live_query_interval_seconds: float = _option(
+        0.5,
+        "seconds",
+        "run a live query at most this often",
+        0.02,
+        3600,
+        why="people read no faster; many commits in a row cost one run. All runs of a database take at most a quarter "
+        "of one thread, so that slow queries run less often",
+    )
+    max_live_queries: int = _option(
+        200,
+        "queries",
+        "different live queries open at once on this database",
+        1,
+        why="each is kept in memory with its result, and runs again after commits",
+    )
+    max_live_queries_per_actor: int = _option(
+        50,
+        "queries",
+        "different live queries open at once for one actor, or for one address of anonymous visitors",
+        1,
+        why="one actor must not use up all live queries",
+    )
+    max_live_query_bytes: int = _option(
+        4 * 1024 * 1024,
+        "bytes",
+        "largest result of a live query, as JSON",
+        1024,
+        256 * 1024 * 1024,
+        why="each result is held in memory, and so are as many bytes of its changes for slow subscribers",
+    )
     channel_permissions: tuple[tuple[str, Any, Any], ...] = _option(
         (),
         "mapping",
         "allow blocks for `view` and `publish`, for the channels that match a GLOB pattern; the first "
         "pattern that matches applies, before the rules for the database",
+        bounds="allow blocks",
+        why="channels often have different readers",
     )
     allow_anonymous_subscriptions: bool = _option(
-        True, "true or false", "whether visitors who are not logged in may have named subscriptions"
+        True,
+        "true or false",
+        "whether visitors who are not logged in may have named subscriptions",
+        why="a name is a row, and visitors share theirs",
     )
     permission_recheck_seconds: float = _option(
-        60.0, "seconds", "how often to re-check permissions of an open stream", 0.1, 86400
+        60.0,
+        "seconds",
+        "how often to re-check permissions of an open stream",
+        0.1,
+        86400,
+        why="a stream may stay open for days, while permissions change",
     )
     max_streams_per_actor: int = _option(
-        2_000, "streams", "streams open at once for one actor, or for one address of anonymous visitors", 1
+        2_000,
+        "streams",
+        "streams open at once for one actor, or for one address of anonymous visitors",
+        1,
+        why="one actor must not use up all streams",
     )
-    max_subscriptions_per_actor: int = _option(1_000, "subscriptions", "named subscriptions of one actor", 1)
+    max_subscriptions_per_actor: int = _option(
+        1_000,
+        "subscriptions",
+        "named subscriptions of one actor",
+        1,
+        why="each is a row, and is read whenever they are listed or the log is trimmed",
+    )
     max_anonymous_subscriptions: int = _option(
-        100, "subscriptions", "named subscriptions of all anonymous visitors together", 1
+        100,
+        "subscriptions",
+        "named subscriptions of all anonymous visitors together",
+        1,
+        why="a name costs a visitor one request and the owner a row; visitors share theirs, so that a few are enough",
     )
     max_subscription_bytes_per_actor: int = _option(
         1024 * 1024,
         "bytes",
         "channels and patterns in the named subscriptions of one actor, or of all anonymous visitors together",
         1024,
+        why="100 channels with long names are 25 KB, which one request could store",
     )
     read_time_limit_seconds: float = _option(
-        3.0, "seconds", "longest time for one read of the log for a request", 0.01, 3600
+        3.0,
+        "seconds",
+        "longest time for one read of the log for a request",
+        0.01,
+        3600,
+        why="a read occupies one of Datasette's three SQL threads, which all pages need; a longer one ends "
+        "with status 503",
     )
     live_tables: bool = _option(
-        True, "true or false", "whether Datasette's own page of a broadcast table updates its rows"
+        True,
+        "true or false",
+        "whether Datasette's own page of a broadcast table updates its rows",
+        why="each open live page requests changed rows",
     )
     direct_send: bool = _option(
-        True, "true or false", "whether the hub sends to waiting subscribers without waking their tasks"
+        True,
+        "true or false",
+        "whether the hub sends to waiting subscribers without waking their tasks",
+        why="faster with many subscribers; it uses asyncio functions that are meant for event loops, and "
+        "turns itself off if they are missing",
     )
     demo_database: str = _option(
-        "", "file name", "demo database to create and serve, beside the configuration file (instance only)"
+        "",
+        "file name",
+        "demo database to create and serve, beside the configuration file (instance only)",
+        bounds="a name without a folder",
+        why="used by this repository's own `metadata.yml`",
     )
 
     @property

@@ -6,7 +6,6 @@ little else, since thousands of them wait at the same time.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from datasette.utils.asgi import Request, Response
@@ -14,13 +13,12 @@ from datasette.utils.asgi import Request, Response
 from ..access import gateway
 from ..access.gateway import Asked
 from ..asgi import acknowledged
-from ..asgi.acknowledged import Acknowledged
 from ..asgi.deferred import deferred
-from ..asgi.frame_sender import FrameSender, SendTimeout, send_frames
+from ..asgi.frame_sender import SendTimeout
 from ..core.errors import InvalidArgument
 from ..core.values import AckMode
-from ..live.subscriber import Subscriber
 from ..protocol.frames import SseEncoder
+from .event_stream import CONTENT_TYPE, answer
 from .request import LAST_EVENT_ID, broker_of, check_parameters, only_get, selector_from, where_from
 from .responses import STREAM_HEADERS, cors_headers, mapped
 
@@ -29,66 +27,10 @@ if TYPE_CHECKING:
 
 _ENCODERS = {"": SseEncoder(), "json": SseEncoder(), "raw": SseEncoder(raw=True)}
 
-CONTENT_TYPE = "text/event-stream; charset=utf-8"
-
 #: The parameters of the query string.
 PARAMETERS = frozenset(
     {"channel", "pattern", "subscription", "after", "start", "since", "ack", "format", *LAST_EVENT_ID}
 )
-
-
-def _raw(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
-
-async def _answer(
-    live: Subscriber, scope: Any, receive: Any, send: Any, headers: dict[str, str], seconds: float
-) -> None:
-    """Send the whole response, until the stream ends or the client disconnects. Raises :class:`SendTimeout`."""
-    await send(
-        {
-            "type": "http.response.start",
-            "status": 200,
-            "headers": _raw({"Content-Type": CONTENT_TYPE, **STREAM_HEADERS, **headers}),
-        }
-    )
-    arrival = acknowledged.of(scope) if live.automatic else None
-    beginning = SseEncoder().beginning()
-    await send_frames(send, beginning, seconds)
-    if arrival is not None:
-        arrival.sent(len(beginning))
-    if await _send_until_gone(live, receive, FrameSender(send, seconds, arrival), arrival):
-        await send({"type": "http.response.body", "body": b""})
-
-
-async def _send_until_gone(live: Subscriber, receive: Any, sender: FrameSender, arrival: Acknowledged | None) -> bool:
-    """Send all frames; returns whether the client is still connected. Raises :class:`SendTimeout`."""
-    task = asyncio.current_task()
-    assert task is not None
-    waiting = True
-
-    def ended(_: asyncio.Task[None]) -> None:
-        if waiting:
-            task.cancel()  # the stream has ended: stop waiting for the client to disconnect
-
-    live.through(sender.begin, arrival)
-    sending = sender.start(live.frames())
-    sending.add_done_callback(ended)
-    try:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-    except asyncio.CancelledError:
-        if not sending.done() or task.uncancel():
-            raise
-    finally:
-        waiting = False
-        gone = not sending.done()
-        sending.cancel()  # a send that has not ended does not count as taken
-        await asyncio.wait([sending])
-        failed = None if sending.cancelled() else sending.exception()
-    if failed is not None and not gone:
-        raise failed
-    return not gone
 
 
 @deferred
@@ -115,7 +57,16 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     async with admitted.open(encoder) as live:
         try:
             headers, seconds = cors_headers(datasette), broker.settings.send_timeout_seconds
-            await _answer(live, scope, receive, send, headers, seconds)
+            arrival = acknowledged.of(scope) if live.automatic else None
+            await answer(
+                live.frames(),
+                receive,
+                send,
+                headers,
+                seconds,
+                arrival=arrival,
+                through=lambda sender, arrival: live.through(sender.begin, arrival),
+            )
         except SendTimeout:
             gateway.cut_off(request, broker, "subscriber")
     return None

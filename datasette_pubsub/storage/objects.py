@@ -166,6 +166,9 @@ FILE_OBJECTS = {
 
 OBJECTS = {**LOG_OBJECTS, **SUBSCRIPTION_OBJECTS, **BROADCAST_OBJECTS, **FILE_OBJECTS}
 
+#: The triggers on the plugin's tables. Each writes to these tables only.
+TRIGGERS = (GUARD, *(name for name, (_, sql) in OBJECTS.items() if sql.startswith("CREATE TRIGGER")))
+
 
 def guard_sql(max_payload_bytes: int) -> str:
     """The SQL of the trigger that checks every message, whichever program inserts it.

@@ -34,7 +34,7 @@ from datasette_pubsub.cli.main import pubsub
 from datasette_pubsub.core import errors, events, values
 from datasette_pubsub.core.settings import PLUGIN, Settings, read_settings
 from datasette_pubsub.gen import db_pb2
-from datasette_pubsub.http import api, messages, request, sse
+from datasette_pubsub.http import api, live, messages, request, sse
 from datasette_pubsub.pages import broadcast as pages_broadcast
 from datasette_pubsub.pages import panel, publish_form, subscriptions, viewer
 from datasette_pubsub.protocol import frames, items
@@ -46,7 +46,7 @@ DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.m
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
 BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
 #: The modules that read requests.
-WEB = (api, request, messages, panel, sse, viewer, publish_form, subscriptions)
+WEB = (api, live, request, messages, panel, sse, viewer, publish_form, subscriptions)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
@@ -328,7 +328,15 @@ def test_no_name_that_does_not_exist() -> None:
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
-    known |= {"json_each", "sqlite_master", "cache_size_kb", *harmless.FUNCTIONS, *request.LAST_EVENT_ID}
+    known |= {
+        "sql_time_limit_ms",
+        "max_returned_rows",
+        "json_each",
+        "sqlite_master",
+        "cache_size_kb",
+        *harmless.FUNCTIONS,
+        *request.LAST_EVENT_ID,
+    }
     for page, text in DOCS.items():
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
             assert name in known, (page, name)
@@ -371,7 +379,17 @@ def test_every_page_is_shown_on_a_phone_and_a_desktop_light_and_dark() -> None:
 def test_blocks_are_of_a_kind_that_is_run() -> None:
     # test_orms.py and test_node_orms.py run a page of their own.
     kinds = {match["kind"] for page, text in DOCS.items() for match in BLOCK.finditer(text) if page != "orm"}
-    assert kinds == {"sh", "stream", "sqlite3", "query", "python", "file grpc_client.py", "browser", "uninstall"}
+    assert kinds == {
+        "sh",
+        "stream",
+        "live",
+        "sqlite3",
+        "query",
+        "python",
+        "file grpc_client.py",
+        "browser",
+        "uninstall",
+    }
 
 
 @pytest.mark.parametrize(
@@ -403,6 +421,9 @@ def test_examples(serve: Callable[..., Server], tmp_path: Path, page: str) -> No
             run(code.replace("curl ", "curl -sS --fail-with-body "))
         elif kind == "stream":
             assert run(f"{code.strip().replace('curl -N', 'curl -sN')} | grep -m 1 '^id'") == "id: 1\n"
+        elif kind == "live":
+            found = run(f"{code.strip().replace('curl -N', 'curl -sN')} | grep -m 1 '^event'")
+            assert found == "event: snapshot\n"
         elif kind == "sqlite3":
             sqlite_shell(server.path, code)
         elif kind == "query":

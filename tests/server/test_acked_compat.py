@@ -1,6 +1,6 @@
 """What the servers, asyncio and Linux let us know of a connection, each looked at where it comes from.
 
-A test that fails here after an upgrade says that something undocumented has changed: see ``compat.py``.
+A test that fails here after an upgrade says that something undocumented has changed: see ``compat/``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What Datasette's permissions and analyses, and asyncio, are asked beyond their documented interfaces.
 
-A test that fails here after an upgrade says that something undocumented has changed: see ``compat.py``.
+A test that fails here after an upgrade says that something undocumented has changed: see ``compat/``.
 """
 
 from __future__ import annotations
