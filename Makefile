@@ -1,4 +1,4 @@
-# Each target does all its own set-up, in .venv and .venv-generate; nothing else is touched.
+# Each target does its own set-up in .venv and .venv-generate, and changes nothing else.
 PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
@@ -6,15 +6,15 @@ PORT ?= 8001
 
 .PHONY: demo test check lint types generated proto slow clean
 
-# The live page, full of arriving messages: http://127.0.0.1:8001/weather/-/pubsub
+# A live page with arriving messages: http://127.0.0.1:8001/weather/-/pubsub
 demo: $(VENV)/demo-installed
 	@exec env PORT=$(PORT) BIN=$(BIN) sh demo/run
 
-# Every test: lint, types, generated code, the service's definition, tests, real browser, TypeScript clients.
+# Install everything, then run every check: lint, types, generated code, the service's definition, all tests.
 test: system-packages $(VENV)/test-installed
 	$(MAKE) check
 
-# Four at a time: the tests mostly wait for servers, browsers and clients.
+# Run four tests at a time: most tests wait for servers, browsers and clients.
 check: lint types generated proto
 	$(BIN)/python -m pytest -n 4 --dist loadfile
 
@@ -30,21 +30,21 @@ types:
 generated:
 	proto/generate --check
 
-# Lint of db.proto, and that it breaks no client.
+# Lint db.proto, and check that it breaks no client.
 proto:
 	proto/check
 
-# The tables of options in the docs, from core/settings.py.
+# Write the tables of options in the docs, from core/settings.py.
 .PHONY: docs
 docs: $(VENV)/test-installed
 	$(BIN)/cog -r -P -I docs docs/configuration.md README.md
 
-# The pictures in the docs: every page, on a phone and a desktop, light and dark.
+# Make the pictures in the docs: every page, on a phone and a desktop, light and dark.
 .PHONY: pictures
 pictures: system-packages $(VENV)/test-installed
 	$(BIN)/python tests/support/pictures.py docs/pictures
 
-# Tests that take minutes.
+# Run the tests that take minutes.
 slow: system-packages $(VENV)/test-installed
 	$(BIN)/python -m pytest -m slow
 

@@ -1,11 +1,11 @@
-"""What Datasette pays for the plugin: hook calls and internal queries of a page, by number of databases.
+"""Count the hook calls and internal queries that the plugin adds to Datasette's pages, by number of databases.
 
-``python bench/host.py`` prints the table that stands in docs/architecture.md; ``--json`` prints what was counted.
+``python bench/host.py`` prints the table in docs/architecture.md; ``--json`` prints the counts.
 
-These are counts, no times. A hook call is one call of ``permission_resources_sql``: for each, Datasette collects the
-rules of all plugins. An internal query is one statement on Datasette's internal database. Each page is asked for four
-times, and the last one is counted. *Without* is the same Datasette on the same files, from which the plugin has been
-unregistered.
+The script counts, and measures no times. A hook call is one call of ``permission_resources_sql``: for each, Datasette
+collects the rules of all plugins. An internal query is one statement on Datasette's internal database. The script
+requests each page four times, and counts the last request. *Without* is the same Datasette with the same files, after
+the plugin was unregistered.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from datasette_pubsub.storage import schema
 
 NUMBERS = (1, 4, 16, 64)
 
-#: The pages, by what the table calls them.
+#: The pages, by their names in the table.
 PAGES = {
     "`/`": "/",
     "a database": "/d0",
@@ -43,19 +43,19 @@ PAGES = {
 ACTORS: dict[str, dict[str, str] | None] = {"anonymous": None, "root": {"id": "root"}}
 
 
-class Counting:
-    """A plugin that counts the questions about rights, by action."""
+class HookCounter:
+    """A plugin that counts the calls of ``permission_resources_sql``, by action."""
 
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
 
     @hookimpl
     def permission_resources_sql(self, datasette: Datasette, actor: dict[str, Any] | None, action: str) -> None:
-        self.asked[action] += 1
+        self.calls[action] += 1
 
 
-def make(folder: Path, number: int, log: bool) -> list[str]:
-    """So many database files with one table each, and with a log or without."""
+def make_files(folder: Path, number: int, log: bool) -> list[str]:
+    """Create that many database files with one table each, with or without a log, and return their paths."""
     files = []
     for which in range(number):
         file = folder / f"d{which}.db"
@@ -73,12 +73,12 @@ def make(folder: Path, number: int, log: bool) -> list[str]:
 
 
 async def count(files: list[str], rules: bool = False) -> list[dict[str, Any]]:
-    """What each page costs, for each actor."""
+    """The hook calls and internal queries of each page, for each actor."""
     options = {"channel_permissions": {"open/*": {"view": True}, "*": {"view": {"id": "ada"}}}} if rules else {}
     datasette = Datasette(files, config={"plugins": {"datasette-pubsub": options}})
     datasette.root_enabled = True
-    counting, found = Counting(), []
-    pm.register(counting, "counting")
+    counter, counts = HookCounter(), []
+    pm.register(counter, "counting")
     try:
         await datasette.invoke_startup()
         internal = datasette.get_internal_database()
@@ -92,31 +92,31 @@ async def count(files: list[str], rules: bool = False) -> list[dict[str, Any]]:
         for who, actor in ACTORS.items():
             for name, page in PAGES.items():
                 for _ in range(4):
-                    # Datasette looks at every database once per second, with queries of its own: not while we count.
+                    # Datasette checks the schema of every database once per second, with queries; not while we count.
                     datasette._last_schema_refresh = math.inf if datasette.internal_db_created else 0
-                    counting.asked.clear()
+                    counter.calls.clear()
                     queries.clear()
-                    answer = await datasette.client.get(page, **({"actor": actor} if actor else {}))
-                found.append(
+                    response = await datasette.client.get(page, **({"actor": actor} if actor else {}))
+                counts.append(
                     {
                         "actor": who,
                         "page": name,
-                        "status": answer.status_code,
-                        "hooks": counting.asked.total(),
+                        "status": response.status_code,
+                        "hooks": counter.calls.total(),
                         "queries": len(queries),
-                        "asked": dict(counting.asked),
+                        "asked": dict(counter.calls),
                     }
                 )
     finally:
-        pm.unregister(counting)
+        pm.unregister(counter)
         await datasette.invoke_shutdown()
         datasette.close()
-    return found
+    return counts
 
 
 def measure(numbers: tuple[int, ...]) -> list[dict[str, Any]]:
-    """All counts: for each number of databases, with a log or without, with the plugin and without it."""
-    found = []
+    """All counts: for each number of databases, with and without a log, with and without the plugin."""
+    counts = []
     name = pm.get_name(datasette_pubsub)
     for number in numbers:
         for log in (False, True):
@@ -125,19 +125,19 @@ def measure(numbers: tuple[int, ...]) -> list[dict[str, Any]]:
                     pm.unregister(datasette_pubsub)
                 with tempfile.TemporaryDirectory() as folder:
                     try:
-                        files = make(Path(folder), number, log)
+                        files = make_files(Path(folder), number, log)
                         rows = asyncio.run(count(files, plugin == "with rules"))
                     finally:
                         if plugin == "without":
                             pm.register(datasette_pubsub, name)
-                found += [{"databases": number, "log": log, "plugin": plugin, **row} for row in rows]
-    return found
+                counts += [{"databases": number, "log": log, "plugin": plugin, **row} for row in rows]
+    return counts
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(counts: list[dict[str, Any]]) -> str:
     """The counts as a table in Markdown: hook calls / internal queries, without the plugin → with it."""
-    numbers = sorted({row["databases"] for row in found})
-    by = {tuple(row[key] for key in ("databases", "log", "plugin", "actor", "page")): row for row in found}
+    numbers = sorted({row["databases"] for row in counts})
+    by = {tuple(row[key] for key in ("databases", "log", "plugin", "actor", "page")): row for row in counts}
     lines = [
         "| page | " + " | ".join(f"{number} database{'s' * (number > 1)}" for number in numbers) + " |",
         "|---|" + "---|" * len(numbers),
@@ -158,9 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     parser.add_argument("numbers", type=int, nargs="*", default=NUMBERS, help="numbers of databases")
-    chosen = parser.parse_args()
-    found = measure(tuple(chosen.numbers))
-    print(json.dumps(found) if chosen.json else table(found))
+    options = parser.parse_args()
+    counts = measure(tuple(options.numbers))
+    print(json.dumps(counts) if options.json else table(counts))
 
 
 if __name__ == "__main__":

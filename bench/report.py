@@ -1,55 +1,49 @@
-"""docs/performance.md out of the results: each target with what was measured beside it."""
+"""Write docs/performance.md from the results of ``run.py``: each measured figure, with its target beside it."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from measures import median_ratio
 
-HERE = Path(__file__).resolve().parent
-
-#: Written by hand: why a target is missed, and other findings; below the table.
-FINDINGS = HERE / "findings.md"
-
-#: How the project's stream formats are called in the comparison with the peers.
+#: The project's stream formats: the name in the comparison with the peers, and the name on the page.
 FORMATS = {"project": "SSE", "project:connect": "Connect JSON", "project:connect-proto": "Connect binary"}
 
 
 class Row(NamedTuple):
-    """One line of the page: what it is about, the target, what was measured, and whether that is enough."""
+    """One line of the page: the measure, its figure, the target, and whether the figure meets the target."""
 
-    what: str
+    measure: str
+    figure: str
     target: str
-    measured: str
     verdict: str
 
 
 def verdict(met: bool | None) -> str:
-    """Whether a target is met, as the page says it; nothing where it was not measured."""
+    """The page's word for whether a target is met; an empty text if there is no figure."""
     return {True: "met", False: "**missed**", None: ""}[met]
 
 
 class Results:
-    """The numbers of a run by part; parts that were not measured have none."""
+    """The results of a run, by part. A part that was not measured has no values."""
 
     def __init__(self, parts: dict[str, Any]) -> None:
         self.parts = parts
 
     def values(self, part: str, name: str) -> list[float] | None:
-        """One of the project's own measures: its value for each repeat."""
+        """The value of one measure for each repeat, of a part in measures.py."""
         found = self.parts.get(part)
         return found["measured"].get(name) if found else None
 
     def ratio(self, part: str, name: str, other: str) -> float | None:
-        """The median over the repeats of one measure divided by another."""
+        """The median over the repeats of the ratio of one measure to another."""
         values, others = self.values(part, name), self.values(part, other)
         return median_ratio(values, others) if values and others else None
 
-    def peers(self, part: str, table: str, name: str, other: str) -> float | None:
-        """The same for two rows of a table of the comparison with the peers."""
+    def peer_ratio(self, part: str, table: str, name: str, other: str) -> float | None:
+        """The median ratio of two rows in a table of the comparison with the peers."""
         row, of = self.peer_row(part, table, name), self.peer_row(part, table, other)
         if row is None or of is None:
             return None
@@ -57,7 +51,7 @@ class Results:
         return statistics.median(row["values"][r] / of["values"][r] for r in common) if common else None
 
     def peer_row(self, part: str, table: str, name: str) -> dict[str, Any] | None:
-        """A row of such a table."""
+        """One row of a table of the comparison with the peers."""
         for found in self.parts.get(part, {"measured": {"tables": []}})["measured"]["tables"]:
             if found["scenario"] == table:
                 row: dict[str, Any] | None = found["rows"].get(name)
@@ -65,35 +59,35 @@ class Results:
         return None
 
 
-def at_least(what: str, target: float, measured: float | None, of: str) -> Row:
-    """A ratio that must not be smaller."""
-    shown = "not measured" if measured is None else f"{measured:.2f}"
-    return Row(what, f"≥ {target:g} × {of}", shown, verdict(None if measured is None else measured >= target))
+def at_least(measure: str, target: float, ratio: float | None, baseline: str) -> Row:
+    """A row for a ratio to a baseline, with a lower limit."""
+    figure = "not measured" if ratio is None else f"{ratio:.2f}"
+    return Row(measure, figure, f"≥ {target:g} × {baseline}", verdict(None if ratio is None else ratio >= target))
 
 
-def at_most(what: str, target: float, measured: float | None, of: str) -> Row:
-    """A ratio that must not be larger."""
-    shown = "not measured" if measured is None else f"{measured:.2f}"
-    return Row(what, f"≤ {target:g} × {of}", shown, verdict(None if measured is None else measured <= target))
+def at_most(measure: str, target: float, ratio: float | None, baseline: str) -> Row:
+    """A row for a ratio to a baseline, with an upper limit."""
+    figure = "not measured" if ratio is None else f"{ratio:.2f}"
+    return Row(measure, figure, f"≤ {target:g} × {baseline}", verdict(None if ratio is None else ratio <= target))
 
 
-def limit(what: str, target: str, value: float | None, met: Callable[[float], bool], show: str) -> Row:
-    """An absolute number."""
-    shown = "not measured" if value is None else show.format(value)
-    return Row(what, target, shown, verdict(None if value is None else met(value)))
+def absolute(measure: str, target: str, value: float | None, met: Callable[[float], bool], show: str) -> Row:
+    """A row for an absolute value."""
+    figure = "not measured" if value is None else show.format(value)
+    return Row(measure, figure, target, verdict(None if value is None else met(value)))
 
 
-def beside(requests: Row, streams: Row) -> Row:
-    """The same target, published to by requests and over publish streams."""
+def combine(requests: Row, streams: Row) -> Row:
+    """One row from two with the same target: publishing by requests, and over publish streams."""
     met, missed = verdict(True), verdict(False)
-    found = {"by requests": requests.verdict, "by streams": streams.verdict}
-    by = [how for how, each in found.items() if each == met]
-    together = met if len(by) == 2 else f"met {by[0]}" if by else missed if missed in found.values() else ""
-    return requests._replace(measured=f"{requests.measured}, {streams.measured}", verdict=together)
+    verdicts = {"by requests": requests.verdict, "by streams": streams.verdict}
+    by = [how for how, each in verdicts.items() if each == met]
+    both = met if len(by) == 2 else f"met {by[0]}" if by else missed if missed in verdicts.values() else ""
+    return requests._replace(figure=f"{requests.figure}, {streams.figure}", verdict=both)
 
 
 def percentile(values: list[float] | None, fraction: float) -> float | None:
-    """The value below which that fraction of them lies."""
+    """The value that this fraction of the values lies below; ``None`` for no values."""
     return sorted(values)[min(len(values) - 1, int(len(values) * fraction))] if values else None
 
 
@@ -103,7 +97,7 @@ def median(values: list[float] | None) -> float | None:
 
 
 def sql_rows(r: Results) -> list[Row]:
-    """Publishing with SQL."""
+    """The rows about publishing with SQL."""
     return [
         at_least(
             "`INSERT INTO vpubsub SELECT`, 1M rows",
@@ -127,13 +121,13 @@ def sql_rows(r: Results) -> list[Row]:
 
 
 def publish_rows(r: Results) -> list[Row]:
-    """Publishing over the network."""
+    """The rows about publishing over the network."""
     single = "publish 32 conn x 1"
     rows = [
         at_least(
             "publish, 1 message per request, 32 connections",
             0.8,
-            r.peers("peers_publish", single, "project", "empty route"),
+            r.peer_ratio("peers_publish", single, "project", "empty route"),
             "requests to an empty route",
         )
     ]
@@ -143,7 +137,7 @@ def publish_rows(r: Results) -> list[Row]:
                 at_least(
                     f"publish, {batch:,} messages per request, 4 connections, {form.replace('SSE', 'HTTP')}",
                     target,
-                    r.peers("peers_publish", f"publish 4 conn x {batch}", name, "redis"),
+                    r.peer_ratio("peers_publish", f"publish 4 conn x {batch}", name, "redis"),
                     "Redis `always`",
                 )
             )
@@ -151,7 +145,7 @@ def publish_rows(r: Results) -> list[Row]:
             at_least(
                 f"publish streams, {batch:,} messages per line, 4 connections",
                 target,
-                r.peers("peers_publish", f"publish 4 conn x {batch}", "project:stream", "redis"),
+                r.peer_ratio("peers_publish", f"publish 4 conn x {batch}", "project:stream", "redis"),
                 "Redis `always`",
             )
         )
@@ -161,7 +155,7 @@ def publish_rows(r: Results) -> list[Row]:
             at_least(
                 f"publish stream, one connection, {depth} in flight",
                 1.0,
-                r.peers("peers_pipeline", table, "project:stream", "redis"),
+                r.peer_ratio("peers_pipeline", table, "project:stream", "redis"),
                 "Redis `always`",
             )
         )
@@ -169,16 +163,16 @@ def publish_rows(r: Results) -> list[Row]:
 
 
 def fanout_rows(r: Results) -> list[Row]:
-    """Delivery to many."""
+    """The rows about fan-out."""
 
-    def rows_for(what: str, table: str, peer: str, target: float, shown: str) -> list[Row]:
-        """A target in each format."""
-        found = []
+    def rows_for(fan_out: str, table: str, peer: str, target: float, baseline: str) -> list[Row]:
+        """One row for each format."""
+        rows = []
         for name, form in FORMATS.items():
-            by_requests, by_streams = (r.peers("peers_fanout", table, f"{name}{how}", peer) for how in ("", "+streams"))
-            full = f"{what}, {form}"
-            found.append(beside(at_least(full, target, by_requests, shown), at_least(full, target, by_streams, shown)))
-        return found
+            ratios = [r.peer_ratio("peers_fanout", table, f"{name}{how}", peer) for how in ("", "+streams")]
+            requests, streams = (at_least(f"{fan_out}, {form}", target, ratio, baseline) for ratio in ratios)
+            rows.append(combine(requests, streams))
+        return rows
 
     rows = []
     targets = {
@@ -188,60 +182,64 @@ def fanout_rows(r: Results) -> list[Row]:
         ("nchan", "nchan (no disk)"): {100: 25.0, 1000: 25.0},
     }
     for subscribers in (100, 1000):
-        for (peer, shown), least in targets.items():
-            what, table = f"to {subscribers:,}, publishes of 100", f"fan-out to {subscribers}, 4 conn x 100"
-            rows += rows_for(what, table, peer, least[subscribers], shown)
-    for peer, shown, target in (("nchan", "nchan (no disk)", 5.0), ("nats-core", "NATS core (no disk)", 2.0)):
-        rows += rows_for("to 1,000, single publishes", "fan-out to 1000, 32 conn x 1", peer, target, shown)
+        for (peer, baseline), least in targets.items():
+            fan_out, table = f"to {subscribers:,}, publishes of 100", f"fan-out to {subscribers}, 4 conn x 100"
+            rows += rows_for(fan_out, table, peer, least[subscribers], baseline)
+    for peer, baseline, target in (("nchan", "nchan (no disk)", 5.0), ("nats-core", "NATS core (no disk)", 2.0)):
+        rows += rows_for("to 1,000, single publishes", "fan-out to 1000, 32 conn x 1", peer, target, baseline)
     return rows + rows_for("to 1, publishes of 1,000", "fan-out to 1, 2 conn x 1000", "nats", 1.5, "JetStream")
 
 
 def latency_rows(r: Results) -> list[Row]:
-    """From publish to receive."""
+    """The rows about the time from publish to receive."""
     own, peer = (
         r.peer_row("peers_latency", "latency at 200/s, publish to receive", name)
         for name in ("project:stream", "redis")
     )
     rows = []
     for name, target in (("p50", 1.5), ("p99", 2.0)):
-        found = pooled(own, name) / pooled(peer, name) if own and peer and own["notes"] and peer["notes"] else None
-        rows.append(at_most(f"publish to receive, 200/s, publish stream, {name}", target, found, "Redis `always`"))
+        ratio = None
+        if own and peer and own["notes"] and peer["notes"]:
+            ratio = pooled_percentile(own, name) / pooled_percentile(peer, name)
+        rows.append(at_most(f"publish to receive, 200/s, publish stream, {name}", target, ratio, "Redis `always`"))
     latency = r.values("other_process", "latency_ms")
-    nobody, somebody = (median(r.values("other_process", f"cpu_{who}")) for who in ("nobody", "somebody"))
+    unsubscribed, subscribed = (
+        median(r.values("other_process", name)) for name in ("cpu_without_subscriber", "cpu_with_subscriber")
+    )
     rows += [
-        limit(
+        absolute(
             "commit by another process to receive, p50",
             "≤ 3 ms",
             percentile(latency, 0.5),
             lambda v: v <= 3,
             "{:.2f} ms",
         ),
-        limit(
+        absolute(
             "commit by another process to receive, p99",
             "≤ 8 ms",
             percentile(latency, 0.99),
             lambda v: v <= 8,
             "{:.2f} ms",
         ),
-        limit("share of a core while nobody is subscribed", "< 0.5 %", nobody, lambda v: v < 0.005, "{:.2%}"),
-        limit("share of a core while somebody is subscribed", "< 3 %", somebody, lambda v: v < 0.03, "{:.2%}"),
+        absolute("share of a core, no subscriber", "< 0.5 %", unsubscribed, lambda v: v < 0.005, "{:.2%}"),
+        absolute("share of a core, one idle subscriber", "< 3 %", subscribed, lambda v: v < 0.03, "{:.2%}"),
     ]
     return rows
 
 
-def pooled(row: dict[str, Any], name: str) -> float:
-    """A percentile out of the note of a latency row, in milliseconds."""
+def pooled_percentile(row: dict[str, Any], name: str) -> float:
+    """A percentile over all repeats, in milliseconds, from the note of a latency row."""
     words = next(iter(row["notes"].values())).split()
     return float(words[words.index(name) + 1])
 
 
 def size_rows(r: Results) -> list[Row]:
-    """Catch-up, many subscribers, many channels, large logs."""
+    """The rows about catch-up, many subscribers, many channels and large logs."""
     rows = []
     for name, form in (("sse", "SSE"), ("connect-json", "Connect JSON"), ("connect-proto", "Connect binary")):
         value = median(r.values("catch_up", name))
         rows.append(
-            limit(
+            absolute(
                 f"catch-up of one subscriber over 1M messages, {form}",
                 "≥ 300,000/s",
                 value,
@@ -250,7 +248,9 @@ def size_rows(r: Results) -> list[Row]:
             )
         )
     kib = median(r.values("idle", "kib"))
-    rows.append(limit("10,000 idle SSE subscribers, memory of each", "≤ 25 KiB", kib, lambda v: v <= 25, "{:.1f} KiB"))
+    rows.append(
+        absolute("10,000 idle SSE subscribers, memory of each", "≤ 25 KiB", kib, lambda v: v <= 25, "{:.1f} KiB")
+    )
     rows.append(
         at_most(
             "a message to one of 10,000 idle subscribers",
@@ -275,13 +275,13 @@ def size_rows(r: Results) -> list[Row]:
             "the same by the subscribers' tasks (`direct_send: false`)",
         )
     )
-    for name, what in (("publish", "publishing"), ("read", "catch-up")):
-        found = r.ratio("large_log", f"{name}_large", f"{name}_small")
-        rows.append(at_least(f"{what} with a log of 10 million messages", 0.9, found, "the rate with 10,000"))
+    for name, action in (("publish", "publishing"), ("read", "catch-up")):
+        ratio = r.ratio("large_log", f"{name}_large", f"{name}_small")
+        rows.append(at_least(f"{action} with a log of 10 million messages", 0.9, ratio, "the rate with 10,000"))
     return rows
 
 
-#: The parts of the page: title, how its measured column is called, and its lines.
+#: The sections of the page: the title, the heading of the column of figures, and the rows.
 SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Publishing with SQL", "measured", sql_rows),
     ("Publishing over the network", "measured", publish_rows),
@@ -292,13 +292,15 @@ SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
 
 HEAD = """# Performance
 
-This page is written by `python bench/run.py`, which measures all of it; see
-[bench/README.md](../bench/README.md). Every measure goes through a real `datasette serve` with the default
-configuration: a message is on disk (`synchronous=FULL`) before it is acknowledged or delivered.
+To repeat these measurements, run `python bench/run.py`, which also writes this page; see
+[bench/README.md](../bench/README.md). Every measurement uses a real `datasette serve` with the default
+configuration: a message is on disk (`synchronous=FULL`) before the server acknowledges or delivers it.
 
-Only ratios within one run count. Absolute numbers move with the disk, the cores and what else the machine
-does. Each ratio is the median over the repeats of what was measured in turns in the same repeat. Where a
-peer stores nothing, or does not wait for the disk, it is said so: it does less.
+A figure without a unit is a ratio: the project's figure divided by that of the system or the condition named in the
+target. Compare only ratios: absolute figures vary with the disk, the cores and other load on the machine. Each ratio
+is the median over the repeats, and each repeat measures both sides in alternation. "No disk" marks a peer that stores
+nothing, and JetStream does not wait for the disk: these peers do less work.
+[Findings of profiles](../bench/findings.md) say what takes the time.
 
 """
 
@@ -308,21 +310,20 @@ def page(parts: dict[str, Any]) -> str:
     results = Results(parts)
     lines = [HEAD + environment_text(parts)]
     for title, column, rows in SECTIONS:
-        lines += [f"\n## {title}\n", f"| what | target | {column} | |", "|---|---|---|---|"]
+        lines += [f"\n## {title}\n", f"| measurement | {column} | target | |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in rows(results)]
-    text = "\n".join(lines) + "\n"
-    return text + ("\n" + FINDINGS.read_text() if FINDINGS.exists() else "")
+    return "\n".join(lines) + "\n"
 
 
 def environment_text(parts: dict[str, Any]) -> str:
-    """On what it was measured."""
-    found = [part["environment"] for part in parts.values()]
-    if not found:
+    """The machine, the versions and the days of the measurements, as a sentence."""
+    environments = [part["environment"] for part in parts.values()]
+    if not environments:
         return "Nothing has been measured yet.\n"
-    first = found[-1]
-    days = sorted({one["date"] for one in found})
+    newest = environments[-1]
+    days = sorted({each["date"] for each in environments})
     return (
-        f"Measured on {first['machine']}; Python {first['python']}, SQLite {first['sqlite']}, "
-        f"Datasette {first['datasette']}, uvicorn {first['uvicorn']}; {first['durability']}; "
+        f"Measured on {newest['machine']}; Python {newest['python']}, SQLite {newest['sqlite']}, "
+        f"Datasette {newest['datasette']}, uvicorn {newest['uvicorn']}; {newest['durability']}; "
         f"{' and '.join(days)}.\n"
     )

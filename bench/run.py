@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measures everything that docs/performance.md says, and writes that page. See README.md.
+"""Measure everything on docs/performance.md, and write that page. See README.md.
 
-Each part is written to the results file as soon as it is done; ``--resume``
-leaves out what is there already, and a part can be measured by name alone.
+The command writes the results of each part to the results file as soon as the
+part is done. ``--resume`` skips parts that the file contains; PART measures one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any
 
 import report
 from measures import PARTS, Sizes, make_programs
-from server import HERE, Server, environment, raise_open_files, remove
+from server import HERE, Server, environment, raise_open_files, remove_database
 
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "performance.md"
 
-#: The parts of the comparison with the peers: what bench.py is asked for.
-SIDES = {
+#: The parts of the comparison with the peers: the arguments of bench.py.
+PEER_PARTS = {
     "peers_publish": ["publish", "--peers", "redis", "--formats", "raw", "--empty-route", "/-/empty"],
     "peers_pipeline": ["pipeline", "--peers", "redis", "--formats", "raw"],
     "peers_latency": ["latency", "--peers", "redis", "--formats", "raw"],
@@ -56,8 +56,8 @@ TINY = Sizes(
 
 
 @contextlib.contextmanager
-def peers_up(folder: Path) -> Iterator[None]:
-    """Redis, NATS and nchan running; see peers/peers.sh."""
+def running_peers(folder: Path) -> Iterator[None]:
+    """Start Redis, NATS and nchan, and stop them at the end; see peers/peers.sh."""
     environ = {**os.environ, "BENCH_PEERS_DIR": str(folder)}
     script = str(HERE / "peers" / "peers.sh")
     subprocess.run([script, "up"], check=True, env=environ)
@@ -67,38 +67,41 @@ def peers_up(folder: Path) -> Iterator[None]:
         subprocess.run([script, "down"], check=True, env=environ, stdout=subprocess.DEVNULL)
 
 
-def side(name: str, folder: Path, repeats: int) -> dict[str, Any]:
-    """One scenario side by side with the peers: bench.py's tables."""
+def compare_with_peers(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """Measure one scenario of the project and the peers; the tables of bench.py."""
     path = folder / "data.db"
-    remove(path)
+    remove_database(path)
     output = folder / f"{name}.json"
     peers_folder = folder / "peers"
-    # What an earlier part has stored there is read by them as they start.
+    # The peers would load the data of an earlier part when they start.
     shutil.rmtree(peers_folder, ignore_errors=True)
-    with peers_up(peers_folder), Server(path, HERE / "peers" / "plugins") as server:
-        command = [sys.executable, str(HERE / "peers" / "bench.py"), *SIDES[name], "--project", server.url]
+    with running_peers(peers_folder), Server(path, HERE / "peers" / "plugins") as server:
+        command = [sys.executable, str(HERE / "peers" / "bench.py"), *PEER_PARTS[name], "--project", server.url]
         command += ["--db", server.database, "--pid", str(server.pid), "--peers-dir", str(peers_folder)]
         command += ["--repeats", str(repeats), "--dir", str(folder), "--json", str(output)]
         subprocess.run(command, check=True)
-    remove(path)
+    remove_database(path)
     tables: dict[str, Any] = json.loads(output.read_text())
     return tables
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join([*PARTS, *SIDES])}; all if none")
-    parser.add_argument("--resume", action="store_true", help="leave out the parts that the results hold already")
-    parser.add_argument("--render", action="store_true", help="measure nothing, only write the page")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes, without peers: only to see that it runs")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dir", type=Path, help="folder for the databases, on the disk to be measured")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
+    names = ", ".join([*PARTS, *PEER_PARTS])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {names}; default: all parts")
+    parser.add_argument("--resume", action="store_true", help="skip the parts that the results contain")
+    parser.add_argument("--render", action="store_true", help="measure nothing; only write the page")
+    parser.add_argument(
+        "--tiny", action="store_true", help="use tiny sizes and no peers, to check that the scripts run"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="how often to repeat each measure (5)")
+    parser.add_argument("--dir", type=Path, help="folder for the databases; choose the disk that you want to measure")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results (results.json)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (docs/performance.md)")
     options = parser.parse_args()
     for name in options.parts:
-        if name not in PARTS and name not in SIDES:
-            parser.error(f"unknown part {name}; there are {', '.join([*PARTS, *SIDES])}")
+        if name not in PARTS and name not in PEER_PARTS:
+            parser.error(f"unknown part {name}; choose one of {names}")
     return options
 
 
@@ -108,7 +111,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
     sizes = TINY if options.tiny else Sizes(repeats=options.repeats)
-    wanted = options.parts or [*PARTS, *([] if options.tiny else SIDES)]
+    wanted = options.parts or [*PARTS, *([] if options.tiny else PEER_PARTS)]
     if not options.render:
         make_programs()
         raise_open_files()
@@ -117,13 +120,16 @@ def main() -> None:
             continue
         began = time.monotonic()
         print(f"{name} …", flush=True)
-        measured = PARTS[name](folder, sizes) if name in PARTS else side(name, folder, options.repeats)
+        if name in PARTS:
+            measured: Any = PARTS[name](folder, sizes)
+        else:
+            measured = compare_with_peers(name, folder, options.repeats)
         seconds = time.monotonic() - began
         results[name] = {"environment": environment(), "seconds": round(seconds, 1), "measured": measured}
         options.results.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{name}: {seconds:.0f} s", flush=True)
     options.page.write_text(report.page(results))
-    print(f"written: {options.page}")
+    print(f"wrote {options.page}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real ``datasette serve`` with the default configuration, and what its process uses."""
+"""A real ``datasette serve`` with the default configuration, and the CPU time and memory of its process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+#: Longest time that the server may take to start, in seconds.
 START_SECONDS = 30.0
 
 
 def raise_open_files() -> None:
-    """As many open files as the system lets us have: 10,000 subscribers are 10,000 on either side."""
+    """Raise the limit of open files to the hard limit: 10,000 subscribers need 10,000 in each process."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -31,17 +32,17 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def remove(path: Path) -> None:
-    """A database with its write-ahead log."""
+def remove_database(path: Path) -> None:
+    """Delete a database and its write-ahead log."""
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 class Server:
-    """Serves one file, made if it is not there; everybody may publish, all else is as installed."""
+    """Serves one file, which it creates if necessary. Every actor may publish; everything else is the default."""
 
     def __init__(self, path: Path, plugins: Path | None = None, **options: str) -> None:
-        """``options`` are the plugin's, as JSON."""
+        """``options`` are options of the plugin, with their values as JSON."""
         self.path, self.database = path, path.stem
         if not path.exists():
             with sqlite3.connect(path) as conn:
@@ -91,19 +92,19 @@ class Server:
         return answer
 
     def publish(self, channel: str, *payloads: str) -> list[int]:
-        """Publish over HTTP; the ids."""
+        """Publish over HTTP, and return the ids."""
         items = [{"channel": channel, "payload": payload} for payload in payloads]
         return [int(n) for n in self.post(f"/{self.database}/-/pubsub/-/publish", {"items": items})["message_ids"]]
 
     def cpu_seconds(self) -> float:
-        """CPU time of the process so far, all threads, to the microsecond."""
+        """CPU time that all threads of the process have used, in seconds, to the microsecond."""
         total = 0
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
     def memory_kib(self) -> int:
-        """Resident memory that belongs to the process alone, in KiB."""
+        """Resident memory that the process does not share, in KiB."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1])
@@ -111,7 +112,7 @@ class Server:
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions and durability: what every number depends on."""
+    """The machine, the versions and the durability of a run."""
     import datasette
     import uvicorn
 

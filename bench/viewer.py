@@ -1,11 +1,11 @@
-"""The live page under load: does it answer clicks, and does its memory stay bounded?
+"""Measure the live page under load: how fast it responds to clicks, and whether its memory stays bounded.
 
     python bench/viewer.py [--rate 500] [--seconds 60]
 
 Another process inserts messages into the file at a steady rate while a real
-Chromium shows them; Pause and Resume are clicked all the time. The time of a
-click is from the browser's receipt of it until the page has been painted after
-it, measured in the page. Memory is measured after a garbage collection.
+Chromium shows them, and the script clicks Pause and Resume all the time. The page
+measures the time of a click: from its event to the next paint. The script measures
+memory after a garbage collection.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import browsers as chromium
 from servers import OPEN, Server, wait_for
 
-#: How often the writer commits, in commits a second.
+#: How often the writing process commits, in commits per second.
 COMMITS = 50
 
 CLICKS = """
@@ -42,7 +42,7 @@ document.addEventListener("click", (event) => {
 
 
 def write(path: str, rate: int, seconds: int) -> None:
-    """The other process: messages like those of a shop, on seven channels."""
+    """Run in the other process: insert messages like those of a shop, on seven channels."""
     conn = sqlite3.connect(path, timeout=10, isolation_level=None)
     begin = time.monotonic()
     done = 0
@@ -58,7 +58,7 @@ def write(path: str, rate: int, seconds: int) -> None:
             conn.execute("COMMIT")
             done = due
         time.sleep(1 / COMMITS)
-    print(f"written: {done} in {time.monotonic() - begin:.1f} s", flush=True)
+    print(f"wrote {done} messages in {time.monotonic() - begin:.1f} s", flush=True)
 
 
 def main() -> None:
@@ -100,15 +100,15 @@ def main() -> None:
                 page.locator(".pubsub-pause").click()
                 time.sleep(0.25)
             newest = "document.querySelector('.pubsub-messages tbody tr').dataset.id"
-            wait_for(lambda: page.evaluate(newest) == str(total), "the last message is shown")
+            wait_for(lambda: page.evaluate(newest) == str(total), "the page shows the last message")
             counted = "[...document.querySelectorAll('.pubsub-channels td.col-count')]"
             counted += ".reduce((sum, cell) => sum + Number(cell.textContent.replaceAll(',', '')), 0)"
-            wait_for(lambda: page.evaluate(counted) == total, "all are counted")
+            wait_for(lambda: page.evaluate(counted) == total, "the page has counted all messages")
             memory("after")
             clicks = sorted(page.evaluate("window.clicks"))
             tasks = page.evaluate("window.tasks")
             print(f"{len(tasks)} tasks of more than 50 ms, longest {max(tasks, default=0):.0f} ms")
-            print(f"counted: {page.evaluate(counted)} of {total}")
+            print(f"counted {page.evaluate(counted)} of {total} messages")
             print(
                 f"{len(clicks)} clicks: median {statistics.median(clicks):.0f} ms, "
                 f"99% {clicks[int(len(clicks) * 0.99)]:.0f} ms, worst {clicks[-1]:.0f} ms"

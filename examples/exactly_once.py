@@ -1,10 +1,10 @@
-"""A reader whose own table and whose cursor change in one transaction.
+"""A subscriber whose table and cursor change in one transaction.
 
     python examples/exactly_once.py data.db
 
-Sums the amounts of the channel ``payments`` into the table ``totals``, in the same
-database. However often it is killed, each message counts exactly once: the cursor
-and the total are committed together or not at all. It needs no server.
+The script sums the amounts of the channel ``payments`` into the table ``totals``, in
+the same database. Each message counts exactly once, even if the script is killed: one
+transaction commits the cursor and the total. The script needs no server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def prepare(conn: sqlite3.Connection) -> None:
 
 
 def step(conn: sqlite3.Connection, limit: int = 10) -> int:
-    """Handle the next messages, at most ``limit``; how many there were."""
+    """Process the next messages, at most ``limit``; returns their number."""
     conn.execute("BEGIN IMMEDIATE")
     try:
         messages = conn.execute(

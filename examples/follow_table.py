@@ -1,8 +1,8 @@
-"""A cache of a table that never misses a change: load a snapshot, then follow from its position.
+"""A copy of a table that never misses a change: load a snapshot, then follow the channel from its position.
 
     python examples/follow_table.py http://127.0.0.1:8001/data items
 
-The table broadcasts each change of a row as JSON to the channel ``changes/<table>``,
+Triggers publish each change of a row as JSON to the channel ``changes/<table>``:
 ``{"id": …, "row": {…} or null}`` (see ``TRIGGERS``).
 """
 
@@ -33,7 +33,7 @@ Rows = dict[int, dict[str, Any]]
 
 
 def follow(base: str, table: str, until: Callable[[Rows, int], bool]) -> Rows:
-    """The table's rows by id, kept up to date until ``until(rows, position)`` says that it is enough."""
+    """Keep the table's rows up to date, by id, and return them when ``until(rows, position)`` is true."""
     snapshot = httpx.get(f"{base}/-/pubsub/-/snapshot.json", params={"table": table}).raise_for_status().json()
     rows: Rows = {row["id"]: row for row in snapshot["rows"]}
     position = int(snapshot["head"])

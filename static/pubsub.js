@@ -14,15 +14,15 @@
  *     connection.close();
  *
  * Each message is delivered once and in order, whatever happens to the network,
- * the server or the tab that holds the connection. The callbacks decide what is
- * shown, and how. No build step, no dependencies.
+ * the server or the tab that holds the connection. The page's callbacks show the
+ * messages. No build step, no dependencies.
  *
  * @module pubsub
  */
 
-import { Line } from "./client/connection.js";
-import { Reader } from "./client/subscriber.js";
-import { Shared } from "./client/shared_connection.js";
+import { StreamConnection } from "./client/connection.js";
+import { Subscriber } from "./client/subscriber.js";
+import { SharedConnection } from "./client/shared_connection.js";
 
 /**
  * One message, with the field names of `SubscribeResponse`.
@@ -35,18 +35,18 @@ import { Shared } from "./client/shared_connection.js";
  */
 
 /**
- * Messages that are gone.
+ * Messages that were trimmed before the subscriber read them.
  * @typedef {object} Gap
- * @property {number | null} missed how many were trimmed before they were read; `null` when the log was
- *   replaced by one that ends earlier (a restored backup), so that nobody knows
- * @property {string} resumedAt the message id after which it goes on
+ * @property {number | null} missed the number of trimmed messages; `null` (unknown) when the log was replaced
+ *   by one that ends earlier, like a restored backup
+ * @property {string} resumedAt the message id after which the stream continues
  */
 
 /**
  * - `connecting`: the first attempt is under way
- * - `catching up`: connected, and messages from before are arriving
- * - `live`: connected, nothing is outstanding
- * - `reconnecting`: the connection was lost; the next attempt comes by itself
+ * - `catching up`: connected, and earlier messages are arriving
+ * - `live`: connected, and the subscriber has every message up to the head
+ * - `reconnecting`: the connection was lost; the module makes the next attempt by itself
  * - `superseded`: a newer connection has taken over the subscription; this one has ended
  * - `closed`: ended by `close()` or by the signal
  * @typedef {"connecting" | "catching up" | "live" | "reconnecting" | "superseded" | "closed"} Status
@@ -61,30 +61,30 @@ import { Shared } from "./client/shared_connection.js";
  * @property {string} [subscription] the name of a durable subscription: the server keeps its cursor
  * @property {"auto" | "explicit"} [ack] how the subscription's cursor moves
  * @property {string | number | bigint} [after] begin after this message id; else at the head, or at the cursor
- * @property {"earliest" | "latest"} [start] begin there
+ * @property {"earliest" | "latest"} [start] begin at the earliest message, or after the newest
  * @property {string} [since] begin with the first message after this ISO 8601 time
- * @property {(message: Message) => void} [onmessage] every message, once, in order
- * @property {(gap: Gap) => void} [ongap] before the first message that follows a gap
- * @property {(status: Status, detail: {reason?: string, retryInMs?: number}) => void} [onstatus] every change,
- *   and every lost attempt with the wait before the next
- * @property {boolean} [share] one connection for all tabs of this origin and database, whatever each follows: browsers
- *   open only six to a server over HTTP/1.1. Needs Web Locks (https or localhost); without them the tab has its own
- * @property {string} [token] an API token of Datasette, sent with every request
+ * @property {(message: Message) => void} [onmessage] called with every message, once, in order
+ * @property {(gap: Gap) => void} [ongap] called before the first message that follows a gap
+ * @property {(status: Status, detail: {reason?: string, retryInMs?: number}) => void} [onstatus] called at every change,
+ *   and for every failed attempt, with the wait before the next
+ * @property {boolean} [share] use one connection for all tabs of this origin and database, also for different channels:
+ *   browsers open only six to a server over HTTP/1.1. Needs Web Locks (https or localhost), else each tab connects itself
+ * @property {string} [token] an API token of Datasette; every request carries it
  * @property {boolean} [withCredentials] send cookies to another site
  * @property {AbortSignal} [signal] closes the connection
- * @property {number} [silenceSeconds] reconnect when nothing, not even a heartbeat, came for so long
+ * @property {number} [silenceSeconds] reconnect after this many seconds without a message or a heartbeat
  */
 
-/** Three of the server's heartbeats (15 s each): a connection as silent as that is dead, in seconds. */
+/** Three of the server's heartbeats (15 s each), in seconds: a connection that is silent for longer is dead. */
 const SILENCE_SECONDS = 45;
 
 /**
- * What `connect` returns.
+ * The return value of `connect`.
  * @typedef {object} Connection
- * @property {() => void} close end it; nothing is called back afterwards but a last `onstatus("closed")`
+ * @property {() => void} close end the connection; the last callback is `onstatus("closed")`
  * @property {Status} status
- * @property {string | null} lastId the last message id that was handed over or passed by: `after` for a
- *   connection that is to go on from here
+ * @property {string | null} lastId the last message id that the subscriber received or skipped: pass it as `after` to
+ *   a connection that continues from here
  */
 
 /**
@@ -94,34 +94,36 @@ const SILENCE_SECONDS = 45;
  */
 export function connect(options) {
   const url = streamUrl(options);
-  const reader = new Reader(options);
-  const how = {
+  const subscriber = new Subscriber(options);
+  const settings = {
     named: url.searchParams.has("subscription"),
     silence: (options.silenceSeconds ?? SILENCE_SECONDS) * 1000,
     credentials: Boolean(options.withCredentials),
     token: options.token,
   };
   const share = options.share && navigator.locks && globalThis.BroadcastChannel;
-  const line = share ? new Shared(url, reader, how) : new Line(() => url, (frame) => void reader.take(frame), how);
-  line.open(reader.position);
+  const connection = share
+    ? new SharedConnection(url, subscriber, settings)
+    : new StreamConnection(() => url, (frame) => void subscriber.take(frame), settings);
+  connection.open(subscriber.position);
   const close = () => {
-    line.close();
-    reader.end();
+    connection.close();
+    subscriber.end();
   };
   if (options.signal?.aborted) close();
   else options.signal?.addEventListener("abort", close, { once: true });
   return {
     close,
     get status() {
-      return reader.status;
+      return subscriber.status;
     },
     get lastId() {
-      return reader.position === null ? null : String(reader.position);
+      return subscriber.position === null ? null : String(subscriber.position);
     },
   };
 }
 
-/** The stream's address with everything but the position to resume from. @param {Options} options */
+/** The stream's address, without the position to resume from. @param {Options} options */
 function streamUrl(options) {
   const url = new URL(options.url ?? `${options.base}/-/stream`, document.baseURI);
   for (const channel of options.channels ?? []) url.searchParams.append("channel", channel);

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures datasette-pubsub and its peers in one run, as ratios. See README.md.
+"""Measure datasette-pubsub and its peers in one run, as ratios. See README.md.
 
-Every scenario interleaves all systems within each repeat. How many requests a
-run sends is calibrated once per system, so that slow and fast systems are
-measured for about the same time.
+Every scenario interleaves all systems within each repeat. The bench calibrates the
+number of requests of a run once per system, so that it measures slow and fast
+systems for about the same time.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ FANOUT_SUBSCRIBERS = (1, 100, 1000)
 RUN_SECONDS = 0.25  # one measured run, after calibration
 RUN_TIMEOUT = 20.0  # seconds; a run that takes longer counts as failed
 MAX_DELIVERIES = 20_000_000  # per run, so that no server must buffer gigabytes
-READY_TIMEOUT = 8.0  # seconds for all subscribers to hear something
+READY_TIMEOUT = 8.0  # seconds in which all subscribers must receive something
 SLOW_SECONDS = 2.0  # a system that needs longer for the smallest run ...
-SLOW_REPEATS = 2  # ... is measured only so often
-SETTLE_SECONDS = 0.2  # after the last subscriber has heard something
+SLOW_REPEATS = 2  # ... is measured only that often
+SETTLE_SECONDS = 0.2  # pause after the last subscriber has received something
 
 LATENCY_RATES = (200, 1000)  # messages per second
 LATENCY_SECONDS = 5.0  # per system and rate, spread over the repeats
@@ -85,7 +85,7 @@ class Row:
     values: dict[int, float] = field(default_factory=dict)  # repeat -> value
     cpu: dict[int, float] = field(default_factory=dict)  # repeat -> server CPU seconds
     work: dict[int, int] = field(default_factory=dict)  # repeat -> messages or deliveries
-    notes: dict[int, str] = field(default_factory=dict)  # repeat -> what else was seen
+    notes: dict[int, str] = field(default_factory=dict)  # repeat -> percentiles and counts, as text
     problems: list[str] = field(default_factory=list)
 
     def median(self) -> float:
@@ -183,10 +183,10 @@ def cpu_of_tree(pid: int | None) -> float:
 
 
 class RunFailed(Exception):
-    """One run did not do what it should; the reason is the message."""
+    """A run failed; the message has the reason."""
 
 
-# What spoils one run and not the whole bench.
+# These errors end one run, and not the whole bench.
 PROBLEMS = (RunFailed, RuntimeError, OSError, subprocess.SubprocessError)
 
 
@@ -197,7 +197,7 @@ def escaped(token: bytes) -> str:
 def load(
     target: Target, publish: Publish, connections: int, requests: int, folder: Path, depth: int = 1
 ) -> dict[str, Any]:
-    """Runs load.c, with ``depth`` requests in flight on each connection; its report as a dict."""
+    """Run load.c with ``depth`` requests in flight on each connection; returns its report."""
     request_file, preamble_file = folder / "request", folder / "preamble"
     request_file.write_bytes(publish.request)
     command: list[str] = [str(HERE / "load"), "--port", str(target.port)]
@@ -221,7 +221,7 @@ def load(
 
 
 class Sink:
-    """sink.c with its connections open."""
+    """A running sink.c, whose connections are open."""
 
     def __init__(self, port: int, subscribers: int, request: bytes, folder: Path) -> None:
         request_file = folder / "subscribe"
@@ -250,7 +250,7 @@ class Sink:
             self.__exit__()
             raise
         if ready["ready"] < ready["conns"]:
-            print(f"  only {ready['ready']} of {ready['conns']} subscribers heard anything yet")
+            print(f"  only {ready['ready']} of {ready['conns']} subscribers have received anything yet")
         time.sleep(SETTLE_SECONDS)
         return self
 
@@ -276,14 +276,14 @@ class Sink:
 
 
 def calibrate(run: Callable[[int], float], start: int, most: int) -> int:
-    """How many requests take about RUN_SECONDS; `run` returns seconds."""
+    """The number of requests that take about RUN_SECONDS; `run` returns the seconds of that many requests."""
     requests = min(start, most)
-    cold = run(requests)  # warms up; only a slow system is judged by it
+    cold = run(requests)  # warms up the system; its time counts only if the system is slow
     if cold > SLOW_SECONDS:
         return max(1, int(requests * SLOW_SECONDS / cold))
     while True:
         seconds = max(run(requests), 1e-4)
-        if RUN_SECONDS / 3 <= seconds < SLOW_SECONDS:  # slow, or only disturbed once?
+        if RUN_SECONDS / 3 <= seconds < SLOW_SECONDS:  # a second run tells a slow system from a disturbance
             seconds = min(seconds, max(run(requests), 1e-4))
         if seconds >= RUN_SECONDS / 3 or requests >= most:
             return max(1, min(most, round(requests * RUN_SECONDS / seconds)))
@@ -307,7 +307,7 @@ class Bench:
         return self.tables[-1]
 
     def interleaved(self, scenario: str) -> Iterator[tuple[int, Target]]:
-        """Every system once per repeat, starting with another one each time."""
+        """Every system once per repeat; each repeat starts with another system."""
         targets = [target for target in self.targets if scenario in target.scenarios]
         for repeat in range(self.repeats):
             turn = repeat % len(targets) if targets else 0
@@ -358,7 +358,7 @@ class Bench:
     # pipeline
 
     def pipeline(self) -> None:
-        """Single messages on one connection, so many in flight."""
+        """Single messages on one connection, with several in flight."""
         for depth in PIPELINE_DEPTHS:
             table = self.table(f"publish 1 conn x 1, {depth} in flight", "messages/s")
             self.rows_in_order(table, "pipeline")
@@ -414,7 +414,7 @@ class Bench:
             sink.expect(requests * batch)
             start = load(target, publish, connections, requests, self.folder)["start"]
             report = sink.result()
-            if report["exact"] != subscribers:  # a rate of lost messages means nothing
+            if report["exact"] != subscribers:  # a rate with lost messages means nothing
                 raise RunFailed(
                     f"{report['exact']} of {subscribers} subscribers got exactly"
                     f" {requests * batch} messages ({report['closed']} closed)"
@@ -460,7 +460,7 @@ class Bench:
                     target.prepare(1)
                     measured["receive"], measured["ack"], lost = measure_latency(target, rate, seconds)
                     if lost:
-                        problem = f"{lost} messages did not arrive"
+                        problem = f"the subscriber did not receive {lost} messages"
                 except PROBLEMS as failure:
                     problem = str(failure)
                 for what, table in tables.items():
@@ -531,7 +531,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _database(self, name: str) -> Iterator[sqlite3.Connection]:
-        """A database as the plugin keeps it: WAL, every commit on disk."""
+        """A database with the plugin's settings: WAL, and every commit is on disk."""
         path = self.folder / name
         connection = sqlite3.connect(path, isolation_level=None)
         try:
@@ -560,7 +560,7 @@ class Bench:
         return batch * commits / seconds
 
     def _sqlite_bulk(self) -> float:
-        """One INSERT..SELECT; its database stays for the catch-up of this repeat."""
+        """Rows per second of one INSERT..SELECT. Its database stays for the catch-up of this repeat."""
         self._remove_database("bulk.db")
         with self._database("bulk.db") as connection:
             start = time.perf_counter()
@@ -633,7 +633,7 @@ class Publisher:
     connection: socket.socket
     number: int
     answer: bytes = b""
-    stamp: int | None = None  # when its outstanding request was due; None when free
+    stamp: int | None = None  # the time at which its outstanding request was due; None while it has none
 
 
 def describe_percentiles(ordered: list[float]) -> str:
@@ -644,23 +644,23 @@ def describe_percentiles(ordered: list[float]) -> str:
 
 
 def measure_latency(target: Target, rate: int, seconds: float) -> tuple[list[float], list[float], int]:
-    """Milliseconds from publish to receive and to ack, and how many were lost.
+    """Milliseconds from publish to receive and from publish to ack, and the number of lost messages.
 
-    One thread sends, receives and takes the time, the same for every system. A
-    message that had to wait for a free connection counts from when it was due.
+    One thread sends, receives and reads the clock, for every system alike. The time of
+    a message that had to wait for a free connection begins when the message was due.
     """
     total = int(rate * seconds)
     with contextlib.ExitStack() as stack:
 
-        def connect(hello: bytes) -> socket.socket:
+        def connect(preamble: bytes) -> socket.socket:
             connection = socket.create_connection(("127.0.0.1", target.port), 5)
             stack.enter_context(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.sendall(hello)
+            connection.sendall(preamble)
             return connection
 
         subscriber = connect(target.subscribe("live").replace(CONNECTION_NUMBER.encode(), b"0000"))
-        subscriber.recv(1 << 16)  # something was heard
+        subscriber.recv(1 << 16)  # the server has answered
         sample = target.publish("live", [PAYLOAD], push=True)
 
         def numbered(request: bytes, number: int) -> bytes:
@@ -741,7 +741,7 @@ def measure_latency(target: Target, rate: int, seconds: float) -> tuple[list[flo
 
 
 def check_project(project: Project) -> str | None:
-    """Publishes one message to a subscriber of this format; the reason if it does not arrive."""
+    """Publish one message to a subscriber of this format; returns the reason if it does not arrive."""
     try:
         with (
             socket.create_connection(("127.0.0.1", project.port), 5) as subscriber,
@@ -758,7 +758,7 @@ def check_project(project: Project) -> str | None:
                 data = publisher.recv(1 << 16)
                 answer += data
                 if not data or any(token in answer for token in publish.abort):
-                    return f"publish was refused: {answer[:300]!r}"
+                    return f"the server refused the publish: {answer[:300]!r}"
             stream = b""
             while stream.count(b'"~') < 1:
                 data = subscriber.recv(1 << 16)
@@ -781,9 +781,9 @@ def open_project(options: argparse.Namespace) -> list[Target]:
         if reason is None:
             targets.append(project)
         elif name == "raw":
-            sys.exit(f"the project does not answer as expected: {reason}")
+            sys.exit(f"the project does not deliver a message: {reason}")
         else:
-            print(f"left out: {project.name}: {reason}")
+            print(f"skipped {project.name}: {reason}")
     first = targets[0]
     assert isinstance(first, Project)
     targets += [ProjectStream(each, fanout=True) for each in targets if isinstance(each, Project)]
@@ -799,21 +799,21 @@ def open_project(options: argparse.Namespace) -> list[Target]:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario", choices=["publish", "pipeline", "fanout", "latency", "limits", "all"])
-    parser.add_argument("--project", metavar="URL_BASE", help="the running Datasette; http, loopback")
+    parser.add_argument("--project", metavar="URL_BASE", help="address of the running Datasette; http, loopback")
     parser.add_argument("--db", default="data", help="database name in the project's URLs")
-    parser.add_argument("--token", help="sent as Authorization: Bearer")
-    parser.add_argument("--empty-route", metavar="PATH", help="an address of it that does nothing")
-    parser.add_argument("--pid", type=int, help="process of the project's server, for its CPU time")
+    parser.add_argument("--token", help="token for the header Authorization: Bearer")
+    parser.add_argument("--empty-route", metavar="PATH", help="a route of the project's server that does nothing")
+    parser.add_argument("--pid", type=int, help="process id of the project's server, to measure its CPU time")
     parser.add_argument(
         "--formats",
         default="raw,envelope,connect",
-        help=f"stream formats of the project, raw first; of {', '.join(Project.FORMATS)}",
+        help=f"stream formats of the project, raw first; any of {', '.join(Project.FORMATS)}",
     )
-    parser.add_argument("--peers", default=",".join(PEERS), help="of the default, or empty")
+    parser.add_argument("--peers", default=",".join(PEERS), help=f"any of {', '.join(PEERS)}; empty: none")
     parser.add_argument("--peers-dir", type=Path, help="BENCH_PEERS_DIR of peers.sh")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dir", help="where limits writes; use the disk of the project's database")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every single value")
+    parser.add_argument("--repeats", type=int, default=5, help="how often to measure each system (5)")
+    parser.add_argument("--dir", help="folder that limits writes to; use the disk of the project's database")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every value to this file")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
@@ -835,7 +835,7 @@ def open_targets(options: argparse.Namespace) -> list[Target]:
         try:
             targets.append(open_peer(name, folder))
         except (OSError, ValueError) as problem:
-            sys.exit(f"{name} is not running ({problem}); run ./peers.sh up, or leave it out of --peers")
+            sys.exit(f"{name} is not running ({problem}); run ./peers.sh up, or remove it from --peers")
     return targets
 
 

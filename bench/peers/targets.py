@@ -1,10 +1,10 @@
-"""How each system is spoken to, as bytes on a socket.
+"""The requests of each system, as bytes on a socket.
 
-One class per system says how to publish a batch, how to subscribe, and how to
-get to a clean state. Nothing here measures anything; load.c and sink.c send
-these bytes, and so does the latency loop of bench.py.
+One class per system builds the bytes to publish a batch and to subscribe, and
+resets the system. The module measures nothing: load.c, sink.c and the latency
+loop of bench.py send the bytes.
 
-Standard library only: no client library, so none is measured.
+Standard library only: without a client library, none is measured.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 # Every message contains the marker "~ exactly once, also when the payload is
-# escaped inside another JSON text; sink.c counts it. The run of x is where the
-# latency loop writes its time stamp, so all payloads are equally long.
+# escaped inside another JSON text; sink.c counts it. The latency loop overwrites
+# the run of x with its time stamp, so that all payloads are equally long.
 PAYLOAD = '{"id":1000001,"kind":"order.updated","user":"user-00042","mark":"~","text":"xxxxxxxxxxxxxxxxxxxxxxxxxx"}'
 STAMP_FORMAT = "T%020dE"
 STAMP_FIELD = "x" * len(STAMP_FORMAT % 0)
@@ -29,17 +29,17 @@ SOCKET_TIMEOUT = 20  # seconds, for the few requests that prepare a run
 
 
 def stamped_payload(nanoseconds: int) -> str:
-    """The payload with a time stamp in it; as long as PAYLOAD."""
+    """The payload with a time stamp in it; it is as long as PAYLOAD."""
     return PAYLOAD.replace(STAMP_FIELD, STAMP_FORMAT % nanoseconds, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """One publish request, and how its success shows in the answer."""
+    """One publish request, and the bytes in the answer that show its success."""
 
     request: bytes
     token: bytes
-    tokens: int = 1  # how often the token comes per request
+    tokens: int = 1  # how often the answer to one request contains the token
     preamble: bytes = b""  # sent once per connection
     abort: tuple[bytes, ...] = ()
 
@@ -49,24 +49,24 @@ class Target:
 
     scenarios: frozenset[str] = frozenset({"publish", "fanout", "latency"})
     durability = ""
-    max_messages = 200_000  # per run, so that the disk is not filled
+    max_messages = 200_000  # per run, so that a run does not fill the disk
 
     def __init__(self, name: str, port: int, pid: int | None) -> None:
         self.name, self.port, self.pid = name, port, pid
 
     def prepare(self, subscribers: int) -> None:
-        """Forgets earlier messages and makes room for that many subscribers."""
+        """Delete earlier messages, and prepare the system for that many subscribers."""
 
     def before_fanout(self, messages: int) -> None:
-        """Called right before that many messages are published to subscribers."""
+        """The bench calls this right before it publishes that many messages to subscribers."""
 
     def publish(self, channel: str, payloads: list[str], *, push: bool) -> Publish:
-        """One request that publishes the payloads. With `push` false the request
-        only has to store them; with `push` true subscribers must receive them."""
+        """One request that publishes the payloads. With `push` false the system only
+        has to store them; with `push` true it must deliver them to subscribers."""
         raise NotImplementedError
 
     def subscribe(self, channel: str) -> bytes:
-        """What a subscriber sends right after connecting."""
+        """The bytes that a subscriber sends right after connecting."""
         raise NotImplementedError
 
 
@@ -113,7 +113,7 @@ class Project(Target):
         path = f"{self.prefix}/{self.database}/-/pubsub/-/publish"
         headers = self.headers | {"Content-Type": "application/json"}
         request = http_request("POST", path, headers, json.dumps(body).encode())
-        # "ok" also stands in a refusal (false), "message_ids" only in a success.
+        # A refusal contains "ok", too (false); only a success contains "message_ids".
         return Publish(request, b'"message_ids"', abort=HTTP_REFUSALS)
 
     def subscribe(self, channel: str) -> bytes:
@@ -139,7 +139,7 @@ class Project(Target):
 
 
 class ProjectStream(Project):
-    """datasette-pubsub, published to through one publish stream per connection."""
+    """datasette-pubsub, with one publish stream per connection."""
 
     def __init__(self, project: Project, fanout: bool = False) -> None:
         name = f"{project.name}+streams" if fanout else "project:stream"
@@ -149,7 +149,7 @@ class ProjectStream(Project):
         self.scenarios = frozenset({"fanout"} if fanout else {"publish", "pipeline", "latency"})
 
     def publish(self, channel: str, payloads: list[str], *, push: bool) -> Publish:
-        """A batch is one line, sent as one chunk of the request that the preamble begins."""
+        """A batch is one line, which is one chunk of the request that the preamble begins."""
         items = [{"channel": channel, "payload": payload} for payload in payloads]
         line = json.dumps(items[0] if len(items) == 1 else {"items": items}).encode() + b"\n"
         headers = self.headers | {"Content-Type": "application/x-ndjson"}
@@ -160,7 +160,7 @@ class ProjectStream(Project):
 
 
 class ProjectConnect(Project):
-    """datasette-pubsub, published to with PublishBatch of Connect."""
+    """datasette-pubsub, with the Connect call PublishBatch."""
 
     def __init__(self, project: Project, binary: bool) -> None:
         name = "project:connect-proto" if binary else "project:connect"
@@ -184,10 +184,10 @@ class ProjectConnect(Project):
 
 
 class EmptyRoute(Target):
-    """An address of the same server that does nothing: what a request costs by itself."""
+    """A route of the same server that does nothing: the cost of a request without the plugin."""
 
     scenarios = frozenset({"publish"})
-    durability = "nothing is published"
+    durability = "publishes nothing"
 
     def __init__(self, project: Project, path: str) -> None:
         super().__init__("empty route", project.port, project.pid)
@@ -214,10 +214,10 @@ def proto_text(field: int, text: str) -> bytes:
 
 class Nchan(Target):
     durability = "memory only"
-    # Of the messages to one channel within one second of the clock a subscriber
-    # gets 32,768 and then stalls. So a run stays below, and starts with a second.
+    # A subscriber gets at most 32,768 messages of one channel in one second of the
+    # clock and then stalls. So a run has fewer, and starts at the start of a second.
     max_messages = 25_000
-    CROWDED_MESSAGES = 2_000  # a smaller run does not matter
+    CROWDED_MESSAGES = 2_000  # a smaller run cannot reach the limit
 
     def before_fanout(self, messages: int) -> None:
         if messages > self.CROWDED_MESSAGES:
@@ -243,7 +243,7 @@ def redis_command(*words: str) -> bytes:
 
 
 class Redis(Target):
-    """A stream entry per message; with push also a PUBLISH to live subscribers."""
+    """Each message is a stream entry; with push, also a PUBLISH to live subscribers."""
 
     scenarios = Target.scenarios | {"pipeline"}
     durability = "appendfsync always"
@@ -272,7 +272,7 @@ class RedisEverysec(Redis):
 
 
 class RedisPubSub(Redis):
-    """PUBLISH alone, on the same server: nothing is stored."""
+    """PUBLISH alone, on the same server, which stores nothing."""
 
     scenarios = frozenset({"fanout"})
     durability = "not stored"
@@ -318,7 +318,7 @@ class JetStream(Target):
         )
 
     def _api(self, calls: list[tuple[str, dict[str, Any]]], *, may_fail: bool = False) -> None:
-        """Sends JetStream API requests and waits for as many answers."""
+        """Send JetStream API requests, and wait for one answer to each."""
         with socket.create_connection(("127.0.0.1", self.port), SOCKET_TIMEOUT) as connection:
             requests = NATS_CONNECT + "SUB _INBOX.api 1\r\n"
             for subject, content in calls:
@@ -347,7 +347,7 @@ class JetStream(Target):
 
 
 class NatsCore(Target):
-    """Plain NATS on the same server: nothing is stored."""
+    """Plain NATS on the same server, which stores nothing."""
 
     scenarios = frozenset({"fanout"})
     durability = "not stored"
@@ -379,9 +379,9 @@ POSTGRES_SYNC = postgres_message(b"S", b"")
 class Postgres(Target):
     """INSERT and NOTIFY in one statement, prepared once per connection.
 
-    With `push` every row is notified with its id and payload (the id keeps equal
-    payloads apart, which NOTIFY would otherwise merge). Without, one wake-up per
-    statement, as a reader needs that then selects the rows.
+    With `push`, NOTIFY sends the id and payload of every row (NOTIFY would merge equal
+    payloads without the id). Without `push`, NOTIFY sends one wake-up per statement,
+    for a subscriber that then selects the rows.
     """
 
     durability = "synchronous_commit on"
@@ -458,7 +458,7 @@ PEERS: dict[str, tuple[type[Target], str]] = {
 
 
 def open_peer(name: str, folder: Path) -> Target:
-    """The peer as peers.sh started it; OSError when it did not."""
+    """The peer that peers.sh started; raises OSError if it is not running."""
     kind, process = PEERS[name]
     port = int((folder / f"{process}.port").read_text())
     pid = int((folder / f"{process}.pid").read_text())

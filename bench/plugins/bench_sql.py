@@ -1,4 +1,4 @@
-"""A plugin for measurements only: runs SQL on Datasette's own write connection, and takes the time there."""
+"""A plugin for measurements only: it runs SQL on Datasette's write connection, and measures the time there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS bench_bare (
 CREATE INDEX IF NOT EXISTS bench_bare_channel ON bench_bare (channel, id);
 """
 
-#: The log table of the first version: its index of keys had a condition, and its guard looked at no character.
+#: The log table of the first version: its index of keys had a condition, and its guard trigger read no characters.
 FIRST = """
 CREATE TABLE IF NOT EXISTS bench_first (
     id INTEGER PRIMARY KEY AUTOINCREMENT CHECK (id > 0), channel TEXT NOT NULL, payload NOT NULL,
@@ -34,7 +34,7 @@ WHEN NEW.key IS NOT NULL OR NEW.id <> -1 OR NEW.payload IS NULL OR length(CAST(N
 BEGIN SELECT RAISE(ABORT, 'not an ordinary message'); END;
 """
 
-#: A business table as it might be: what is updated stands in an index, too.
+#: An example of a business table. An index contains the columns that the update changes.
 ORDERS = """
 CREATE TABLE IF NOT EXISTS bench_orders (
     id INTEGER PRIMARY KEY, customer TEXT NOT NULL, status TEXT NOT NULL, total REAL NOT NULL,
@@ -45,8 +45,8 @@ CREATE INDEX IF NOT EXISTS bench_orders_status ON bench_orders (status, updated_
 NOW = "2030-01-01T00:00:00.000Z"
 
 
-def _source(conn: sqlite3.Connection, rows: int, payload: str) -> None:
-    """The rows to publish, and a business table of a fifth as many."""
+def _fill_source(conn: sqlite3.Connection, rows: int, payload: str) -> None:
+    """Create the rows to publish, and a business table with a fifth as many rows."""
     conn.executescript(
         "CREATE TABLE IF NOT EXISTS bench_source (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);"
         + ORDERS
@@ -67,8 +67,8 @@ def _source(conn: sqlite3.Connection, rows: int, payload: str) -> None:
     conn.commit()
 
 
-def _empty(conn: sqlite3.Connection) -> None:
-    """The tables as they were before: SQLite empties a table without triggers at once."""
+def _reset(conn: sqlite3.Connection) -> None:
+    """Empty the tables that the measures write to. SQLite empties a table without triggers at once."""
     guard = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'vpubsub_delete'").fetchone()[0]
     conn.execute("BEGIN")
     conn.execute("DROP TRIGGER vpubsub_delete")
@@ -82,7 +82,7 @@ def _empty(conn: sqlite3.Connection) -> None:
 
 
 def _timed(conn: sqlite3.Connection, run: Callable[[], Any]) -> float:
-    """Seconds for one transaction, with its commit."""
+    """Run one transaction; the seconds that it and its commit took."""
     start = time.perf_counter()
     conn.execute("BEGIN IMMEDIATE")
     run()
@@ -102,14 +102,14 @@ def _executemany(sql: str) -> Callable[[sqlite3.Connection], float]:
     return measure
 
 
-#: Changes every row, every time.
+#: Every run of this statement changes every row.
 UPDATE = (
     "UPDATE bench_orders SET status = CASE status WHEN 'new' THEN 'paid' ELSE 'new' END, "
     "updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 )
 
 
-def _trigger(conn: sqlite3.Connection) -> float:
+def _update_with_trigger(conn: sqlite3.Connection) -> float:
     conn.execute(
         "CREATE TRIGGER bench_orders_publish AFTER UPDATE ON bench_orders BEGIN "
         "INSERT INTO vpubsub (channel, payload) VALUES ('orders', json_object('id', NEW.id, 'status', NEW.status)); END"
@@ -127,20 +127,20 @@ MEASURES: dict[str, Callable[[sqlite3.Connection], float]] = {
     "executemany": _executemany("INSERT INTO vpubsub (channel, payload) VALUES (?, ?)"),
     "executemany_bare": _executemany(f"INSERT INTO bench_bare (channel, payload, created_at) VALUES (?, ?, '{NOW}')"),
     "update": lambda conn: _timed(conn, lambda: conn.execute(UPDATE)),
-    "update_trigger": _trigger,
+    "update_trigger": _update_with_trigger,
 }
 
 
 async def measure(request: Request, datasette: Any) -> Response:
-    """``POST``: one measure by name; its seconds."""
-    asked = json.loads(await request.post_body())
+    """``POST``: run one measure by name; the response has its seconds."""
+    body = json.loads(await request.post_body())
 
     def run(conn: sqlite3.Connection) -> float:
-        _source(conn, asked["rows"], asked["payload"])
-        _empty(conn)
-        return MEASURES[asked["measure"]](conn)
+        _fill_source(conn, body["rows"], body["payload"])
+        _reset(conn)
+        return MEASURES[body["measure"]](conn)
 
-    database = datasette.get_database(asked["database"])
+    database = datasette.get_database(body["database"])
     return Response.json({"seconds": await database.execute_write_fn(run, transaction=False)})
 
 

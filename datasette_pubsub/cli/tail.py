@@ -19,8 +19,8 @@ from ..storage import log
 from ..storage.catchup import CatchUp
 from .common import counted, visible
 
-#: How often ``tail --follow`` polls for new commits, in seconds. A poll takes microseconds, and nobody notices a delay
-#: of 20 ms.
+#: How often ``tail --follow`` polls for new commits, in seconds. A poll takes microseconds, and a user does not
+#: notice a delay of 20 ms.
 FOLLOW_SECONDS = 0.02
 
 Line = Callable[[Message, int], str]

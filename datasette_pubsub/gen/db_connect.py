@@ -40,27 +40,27 @@ _GZIP_COMPRESSION = GzipCompression()
 class DbService(Protocol):
     async def publish_batch(self, request: PublishBatchRequest, ctx: RequestContext[PublishBatchRequest, PublishBatchResponse], /) -> PublishBatchResponse:
         """
-        Append messages to the log, all or none. Answers once they are on disk.
+        Append messages to the log, all or none. The server answers once they are on disk.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def publish_stream(self, request: AsyncIterator[PublishStreamRequest], ctx: RequestContext[PublishStreamRequest, PublishStreamResponse], /) -> AsyncIterator[PublishStreamResponse]:
         """
-        Publish without a request for each message: what is sent is answered, in its
-        order, as soon as it is on disk. A message that is refused does not end it.
+        Publish over a stream: the server answers each request, in order, as soon as its
+        messages are on disk. A refused request does not end the stream.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def subscribe(self, request: SubscribeRequest, ctx: RequestContext[SubscribeRequest, SubscribeResponse], /) -> AsyncIterator[SubscribeResponse]:
         """
-        Receive messages, in the order of their ids, without end. What was missed
-        comes first, then what is new, as it is committed.
+        Receive messages, in the order of their ids, in a stream without end. The server
+        sends missed messages first, then new ones as they are committed.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     async def ack(self, request: AckRequest, ctx: RequestContext[AckRequest, AckResponse], /) -> AckResponse:
         """
-        Say that all messages up to one are finished; moves the cursor forward.
+        Acknowledge all messages up to one; moves the cursor forward.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -186,7 +186,7 @@ class DbServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> PublishBatchResponse:
         """
-        Append messages to the log, all or none. Answers once they are on disk.
+        Append messages to the log, all or none. The server answers once they are on disk.
         """
         return await self.execute_unary(
             request=request,
@@ -209,8 +209,8 @@ class DbServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> AsyncIterator[PublishStreamResponse]:
         """
-        Publish without a request for each message: what is sent is answered, in its
-        order, as soon as it is on disk. A message that is refused does not end it.
+        Publish over a stream: the server answers each request, in order, as soon as its
+        messages are on disk. A refused request does not end the stream.
         """
         return self.execute_bidi_stream(
             request=request,
@@ -233,8 +233,8 @@ class DbServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> AsyncIterator[SubscribeResponse]:
         """
-        Receive messages, in the order of their ids, without end. What was missed
-        comes first, then what is new, as it is committed.
+        Receive messages, in the order of their ids, in a stream without end. The server
+        sends missed messages first, then new ones as they are committed.
         """
         return self.execute_server_stream(
             request=request,
@@ -257,7 +257,7 @@ class DbServiceClient(ConnectClient):
         timeout_ms: int | None = None,
     ) -> AckResponse:
         """
-        Say that all messages up to one are finished; moves the cursor forward.
+        Acknowledge all messages up to one; moves the cursor forward.
         """
         return await self.execute_unary(
             request=request,
@@ -300,27 +300,27 @@ class DbServiceClient(ConnectClient):
 class DbServiceSync(Protocol):
     def publish_batch(self, request: PublishBatchRequest, ctx: RequestContext[PublishBatchRequest, PublishBatchResponse], /) -> PublishBatchResponse:
         """
-        Append messages to the log, all or none. Answers once they are on disk.
+        Append messages to the log, all or none. The server answers once they are on disk.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def publish_stream(self, request: Iterator[PublishStreamRequest], ctx: RequestContext[PublishStreamRequest, PublishStreamResponse], /) -> Iterator[PublishStreamResponse]:
         """
-        Publish without a request for each message: what is sent is answered, in its
-        order, as soon as it is on disk. A message that is refused does not end it.
+        Publish over a stream: the server answers each request, in order, as soon as its
+        messages are on disk. A refused request does not end the stream.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def subscribe(self, request: SubscribeRequest, ctx: RequestContext[SubscribeRequest, SubscribeResponse], /) -> Iterator[SubscribeResponse]:
         """
-        Receive messages, in the order of their ids, without end. What was missed
-        comes first, then what is new, as it is committed.
+        Receive messages, in the order of their ids, in a stream without end. The server
+        sends missed messages first, then new ones as they are committed.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
     def ack(self, request: AckRequest, ctx: RequestContext[AckRequest, AckResponse], /) -> AckResponse:
         """
-        Say that all messages up to one are finished; moves the cursor forward.
+        Acknowledge all messages up to one; moves the cursor forward.
         """
         raise ConnectError(Code.UNIMPLEMENTED, 'Not implemented')
 
@@ -444,7 +444,7 @@ class DbServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> PublishBatchResponse:
         """
-        Append messages to the log, all or none. Answers once they are on disk.
+        Append messages to the log, all or none. The server answers once they are on disk.
         """
         return self.execute_unary(
             request=request,
@@ -467,8 +467,8 @@ class DbServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> Iterator[PublishStreamResponse]:
         """
-        Publish without a request for each message: what is sent is answered, in its
-        order, as soon as it is on disk. A message that is refused does not end it.
+        Publish over a stream: the server answers each request, in order, as soon as its
+        messages are on disk. A refused request does not end the stream.
         """
         return self.execute_bidi_stream(
             request=request,
@@ -491,8 +491,8 @@ class DbServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> Iterator[SubscribeResponse]:
         """
-        Receive messages, in the order of their ids, without end. What was missed
-        comes first, then what is new, as it is committed.
+        Receive messages, in the order of their ids, in a stream without end. The server
+        sends missed messages first, then new ones as they are committed.
         """
         return self.execute_server_stream(
             request=request,
@@ -515,7 +515,7 @@ class DbServiceClientSync(ConnectClientSync):
         timeout_ms: int | None = None,
     ) -> AckResponse:
         """
-        Say that all messages up to one are finished; moves the cursor forward.
+        Acknowledge all messages up to one; moves the cursor forward.
         """
         return self.execute_unary(
             request=request,

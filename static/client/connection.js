@@ -1,12 +1,12 @@
 /**
- * One connection at a time, and another when it dies.
+ * A connection to one stream, which reconnects by itself.
  *
- * What it reports continues without a hole, whatever happens to the network and
- * the server. It knows one stream, and no other tabs.
+ * It keeps one request open at a time. The frames that it reports are contiguous,
+ * also after the network or the server has failed. It knows no other tabs.
  *
- * Uses fetch and not EventSource, which cannot send a token, does not tell why
- * it was refused, gives up when a proxy answers 502, waits without jitter and
- * never doubts a connection that is only silent.
+ * It uses fetch instead of EventSource: EventSource cannot send a token, does not
+ * report the reason of a refusal, gives up when a proxy answers 502, reconnects
+ * without jitter, and does not notice a dead connection that is only silent.
  *
  * @module client/connection
  */
@@ -14,13 +14,13 @@
 import { Events } from "./event_stream.js";
 
 /**
- * What a line reports. Every frame with `at` says after which position it is
- * complete (`prev`, null: nobody knows) and up to which (`at`).
+ * A report of a connection. A frame with `at` is complete from the position `prev`
+ * (null: unknown) to the position `at`.
  *
- * - `message` (`data`, `channel`), `gap` (`missed`), `ready`, `here` (nothing happened): these have `prev` and `at`
- * - `reset`: the log ends at `at`, before what was read: it is another one
+ * - `message` (`data`, `channel`), `gap` (`missed`), `ready`, `position` (no message up to `at`): these have `prev` and `at`
+ * - `reset`: the log was replaced by one that ends at `at`, before the position
  * - `status`
- * - `dial`: a new connection is being opened; `open`: it is; `refused` (`reason`): it will always be
+ * - `connecting`: a request begins; `open`: the server has accepted it; `refused` (`reason`): the server refuses it for good
  *
  * @typedef {object} Frame
  * @property {string} kind
@@ -29,49 +29,49 @@ import { Events } from "./event_stream.js";
  * @property {string} [data]
  * @property {string} [channel]
  * @property {number} [missed]
- * @property {boolean} [told] of a message: the gap before it was reported already
+ * @property {boolean} [gapReported] of a message: the gap before it was reported already
  * @property {import("../pubsub.js").Status} [status]
  * @property {{reason?: string, retryInMs?: number}} [detail]
  * @property {string} [reason]
  */
 
-/** Back-off: the wait before an attempt is drawn from zero to a ceiling that doubles between these, in ms. */
+/** Back-off: the wait before an attempt is random, from zero to a ceiling that doubles between these, in ms. */
 const FIRST_CEILING_MS = 500;
 const LAST_CEILING_MS = 30_000;
 
-/** How often silence is looked for, at most, in ms. */
+/** Longest time between two checks for a silent connection, in ms. */
 export const CHECK_MS = 5_000;
 
-/** Longest refusal of a server that is handed on as a reason, in characters. */
+/** Longest reason that a status reports of a server's refusal, in characters. */
 const MAX_REASON = 300;
 
-/** Answers that come to an end by themselves: the request took too long, there are too many. */
-const PASSING = [408, 429];
+/** Temporary refusals with a status of 4xx: request timeout, too many requests. */
+const TEMPORARY = [408, 429];
 
-export class Line {
+export class StreamConnection {
   /** @type {bigint | null} Where to resume: everything up to here was reported. */ position = null;
-  /** How often this line was (re)opened: what concerns an earlier time is out of date. */ epoch = 0;
+  /** Counts the requests of this connection; frames and complaints of an earlier epoch are out of date. */ epoch = 0;
   /** @type {import("../pubsub.js").Status} */ status = "connecting";
   detail = {};
-  /** Whether the present connection has caught up. */ ready = false;
-  /** Whether the present connection has been asked for, and not been answered. */ dialling = false;
+  /** Whether the present request has caught up. */ ready = false;
+  /** Whether the server has not answered the present request yet. */ connecting = false;
   #address;
   #silence;
   #request;
   #report;
-  /** @type {AbortController | null} Ends the present connection; null between two. */ #reading = null;
+  /** @type {AbortController | null} Aborts the present request; null between two. */ #reading = null;
   #attempt = 0;
-  #due = 0;
-  #seen = 0;
-  #told = false;
+  /** When the next attempt may begin. */ #due = 0;
+  /** When the last bytes arrived. */ #seen = 0;
+  /** Whether the gap before the next message was reported. */ #gapReported = false;
   #timer;
   #watchdog;
   #ended = new AbortController();
 
   /**
-   * @param {() => URL} address of the stream, without a position; asked before every attempt
-   * @param {(frame: Frame) => boolean | void} report true: a refusal is taken care of
-   * @param {{silence: number, credentials: boolean, token?: string}} how
+   * @param {() => URL} address of the stream, without a position; called before every attempt
+   * @param {(frame: Frame) => boolean | void} report receives every frame; returns true when it has handled a refusal
+   * @param {{silence: number, credentials: boolean, token?: string}} settings
    */
   constructor(address, report, { silence, credentials, token }) {
     this.#address = address;
@@ -85,44 +85,44 @@ export class Line {
     };
   }
 
-  /** Begin after a position; null: where the server lets the reader begin. @param {bigint | null} position */
+  /** Begin after a position; null: the server decides where to begin. @param {bigint | null} position */
   open(position) {
     this.position = position;
     const signal = this.#ended.signal;
     this.#watchdog = setInterval(() => this.#watch(), Math.min(CHECK_MS, this.#silence / 4));
-    addEventListener("online", () => this.#reading === null && this.#dial(), { signal });
-    this.#dial();
+    addEventListener("online", () => this.#reading === null && this.#connect(), { signal });
+    this.#connect();
   }
 
-  /** Ask for the address again, and go on; from an earlier position, if one is given. @param {bigint | null} position */
+  /** Send a new request with the present address, from an earlier position if one is given. @param {bigint | null} position */
   reopen(position) {
     if (position !== null && (this.position === null || position < this.position)) this.position = position;
-    if (this.#reading !== null) this.#dial();
+    if (this.#reading !== null) this.#connect();
   }
 
-  /** Try now if the time for it is over: a browser lets timers of hidden tabs wait. */
+  /** Connect now if the next attempt is overdue: browsers delay the timers of hidden tabs. */
   nudge() {
-    if (this.#reading === null && performance.now() >= this.#due) this.#dial();
+    if (this.#reading === null && performance.now() >= this.#due) this.#connect();
   }
 
   close() {
     this.#ended.abort();
-    this.#hang();
+    this.#disconnect();
     clearInterval(this.#watchdog);
   }
 
-  #hang() {
+  #disconnect() {
     clearTimeout(this.#timer);
     this.#reading?.abort();
     this.#reading = null;
-    this.#told = this.ready = this.dialling = false;
+    this.#gapReported = this.ready = this.connecting = false;
   }
 
-  #dial() {
+  #connect() {
     if (this.#ended.signal.aborted) return;
-    this.#hang();
+    this.#disconnect();
     this.epoch += 1;
-    this.dialling = true;
+    this.connecting = true;
     this.#seen = performance.now();
     this.#reading = new AbortController();
     const url = new URL(this.#address());
@@ -131,19 +131,19 @@ export class Line {
       url.searchParams.set("last_event_id", String(this.position));
     }
     this.#read(url, this.#reading.signal);
-    this.#report({ kind: "dial" });
+    this.#report({ kind: "connecting" });
   }
 
-  /** @param {URL} url @param {AbortSignal} signal aborted when another connection takes the place of this one */
+  /** @param {URL} url @param {AbortSignal} signal aborted when another request replaces this one */
   async #read(url, signal) {
     const response = await fetch(url, { ...this.#request, signal }).catch(() => null);
     if (signal.aborted) return undefined;
-    if (response === null) return this.#again("the connection was lost");
+    if (response === null) return this.#reconnect("the connection was lost");
     const kind = response.headers.get("content-type") ?? "";
     if (!response.ok || !kind.startsWith("text/event-stream")) return this.#refused(response, signal);
     this.#seen = performance.now();
-    this.dialling = false;
-    // One that only takes the place of another is nobody's concern.
+    this.connecting = false;
+    // A request that replaces another one does not change the status of a live connection.
     if (this.status !== "live") this.#show("catching up");
     this.#report({ kind: "open" });
     const decoder = new TextDecoder();
@@ -152,7 +152,7 @@ export class Line {
     while (!signal.aborted) {
       const { value, done } = await parts.read().catch(() => ({ value: undefined, done: true }));
       if (signal.aborted) break;
-      if (done) return this.#again("the connection was lost");
+      if (done) return this.#reconnect("the connection was lost");
       this.#seen = performance.now();
       for (const event of events.push(decoder.decode(value, { stream: true }))) {
         if (!signal.aborted) this.#take(event);
@@ -165,25 +165,25 @@ export class Line {
   #take({ name, data, lastId }) {
     const fields = JSON.parse(data);
     if (name === "message") {
-      this.#advance("message", BigInt(lastId), { data, channel: fields.channel, told: this.#told });
-      this.#told = false;
+      this.#advance("message", BigInt(lastId), { data, channel: fields.channel, gapReported: this.#gapReported });
+      this.#gapReported = false;
     } else if (name === "ready") {
       this.#caughtUp(BigInt(fields.head));
     } else if (name === "heartbeat") {
-      // Up to the head that it names there is nothing more for this reader.
-      if (this.position !== null) this.#advance("here", BigInt(fields.head));
+      // The stream has sent every message up to the heartbeat's head.
+      if (this.position !== null) this.#advance("position", BigInt(fields.head));
     } else if (name === "gap" && fields.ahead) {
-      // Not the log that was read: the file was replaced, or restored from a backup.
+      // The log is another one: the file was replaced, or restored from a backup.
       this.position = BigInt(fields.resumedAt);
       this.#report({ kind: "reset", at: this.position });
     } else if (name === "gap") {
       this.#advance("gap", BigInt(fields.resumedAt), { missed: Number(fields.missed) });
-      this.#told = true;
+      this.#gapReported = true;
     } else if (name === "superseded") {
       this.close();
       this.#show("superseded", { reason: fields.reason });
     } else if (name === "bye") {
-      this.#again(fields.reason);
+      this.#reconnect(fields.reason);
     }
   }
 
@@ -213,29 +213,29 @@ export class Line {
     try {
       reason = String(JSON.parse(text).error ?? reason).slice(0, MAX_REASON);
     } catch {
-      // Not the server's own answer: a proxy's.
+      // A proxy has answered, not Datasette.
     }
     const { status } = response;
-    const always = status >= 400 && status < 500 && !PASSING.includes(status);
-    this.dialling = false;
-    if (always && this.#report({ kind: "refused", reason })) return;
-    this.#again(reason, Number(response.headers.get("retry-after")) * 1000 || 0);
+    const permanent = status >= 400 && status < 500 && !TEMPORARY.includes(status);
+    this.connecting = false;
+    if (permanent && this.#report({ kind: "refused", reason })) return;
+    this.#reconnect(reason, Number(response.headers.get("retry-after")) * 1000 || 0);
   }
 
-  /** Lost: full jitter, so that the readers of a server that comes back do not all come at once. */
-  #again(reason, atLeast = 0) {
-    this.#hang();
+  /** Connect again after a wait with full jitter, so that the subscribers of a restarted server spread their requests. */
+  #reconnect(reason, atLeast = 0) {
+    this.#disconnect();
     const ceiling = Math.min(LAST_CEILING_MS, FIRST_CEILING_MS * 2 ** this.#attempt);
     this.#attempt += 1;
     const retryInMs = Math.round(Math.random() * ceiling + Math.min(atLeast, LAST_CEILING_MS));
     this.#due = performance.now() + retryInMs;
-    this.#timer = setTimeout(() => this.#dial(), retryInMs);
+    this.#timer = setTimeout(() => this.#connect(), retryInMs);
     this.#show("reconnecting", { reason, retryInMs });
   }
 
   #watch() {
     if (this.#reading !== null && performance.now() - this.#seen > this.#silence) {
-      this.#again(`nothing was heard for ${Math.round(this.#silence / 1000)} s`);
+      this.#reconnect(`nothing was heard for ${Math.round(this.#silence / 1000)} s`);
     }
   }
 

@@ -1,5 +1,5 @@
 /**
- * Server-Sent Events out of the texts in which they arrive.
+ * A parser of Server-Sent Events.
  *
  * It follows the rules of
  * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
@@ -10,21 +10,21 @@
 
 /**
  * @typedef {object} Event
- * @property {string} name `message` where the stream names none
+ * @property {string} name `message` if the stream names no event
  * @property {string} data
- * @property {string} lastId of this event or the last one before it that had an id
+ * @property {string} lastId the id of this event, or of the last event before it with an id
  */
 
 /** One stream's parser. */
 export class Events {
-  /** What came after the last line end. */ #rest = "";
+  /** The text after the last line end. */ #rest = "";
   #name = "";
   #data = [];
   #lastId = "";
   #began = false;
 
   /**
-   * The events that a further part of the stream completes.
+   * Add the next part of the stream; the events that it completes.
    * @param {string} text
    * @returns {Event[]}
    */
@@ -34,7 +34,7 @@ export class Events {
       text = text.replace(/^\ufeff/, "");
     }
     const whole = this.#rest + text;
-    // A CR at the very end may be half of a line end.
+    // A CR at the end of the text may be the first half of a line end.
     const end = Math.max(whole.lastIndexOf("\n"), whole.slice(0, -1).lastIndexOf("\r"));
     this.#rest = whole.slice(end + 1);
     if (end < 0) return [];

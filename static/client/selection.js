@@ -1,8 +1,8 @@
 /**
- * What a reader follows: exact channels and GLOB patterns; and what several readers follow together.
+ * The channels that a subscriber follows: exact names and GLOB patterns, and the union of several such selections.
  *
- * Names in, decisions out, as SQLite's GLOB makes them
- * (https://sqlite.org/lang_expr.html#glob). It knows no connection and no tab.
+ * It matches names as SQLite's GLOB does (https://sqlite.org/lang_expr.html#glob).
+ * It knows no connection and no tab.
  *
  * @module client/selection
  */
@@ -13,34 +13,34 @@
  * @property {string[]} patterns
  */
 
-/** One place of a pattern: any run of characters, or one character that passes. */
+/** The token of a pattern for `*`; every other token is a test of one character. */
 const ANY_RUN = null;
 
-/** A class that never closes matches nothing. */
+/** A character class without its `]` matches nothing. */
 const NOTHING = () => false;
 
-/** The places of a pattern. @param {string} pattern */
-function places(pattern) {
+/** The tokens of a pattern. @param {string} pattern */
+function tokensOf(pattern) {
   const chars = Array.from(pattern);
-  const found = [];
+  const tokens = [];
   for (let at = 0; at < chars.length; at += 1) {
     const char = chars[at];
     if (char === "*") {
-      found.push(ANY_RUN);
+      tokens.push(ANY_RUN);
     } else if (char === "?") {
-      found.push(() => true);
+      tokens.push(() => true);
     } else if (char === "[") {
-      const [place, end] = characterClass(chars, at + 1);
-      found.push(place);
+      const [token, end] = characterClass(chars, at + 1);
+      tokens.push(token);
       at = end;
     } else {
-      found.push((other) => other === char);
+      tokens.push((other) => other === char);
     }
   }
-  return found;
+  return tokens;
 }
 
-/** What follows `[`, and where it ends. */
+/** The token of a character class, and the index of its `]`; `at` is the index after its `[`. */
 function characterClass(chars, at) {
   const negated = chars[at] === "^";
   if (negated) at += 1;
@@ -68,8 +68,8 @@ function characterClass(chars, at) {
   return [(char) => inside(char) !== negated, at];
 }
 
-/** Whether a text matches: the last run of any characters takes one more whenever what follows it does not fit. */
-function fits(pattern, text) {
+/** Whether a text matches. When a token after the last `*` does not match, that `*` takes one more character. */
+function matches(pattern, text) {
   let at = 0;
   let place = 0;
   let run = -1;
@@ -94,22 +94,22 @@ function fits(pattern, text) {
 }
 
 /**
- * A function that says whether a channel is followed.
+ * A function that tells whether a selection contains a channel.
  * @param {Reads} reads
  * @returns {(channel: string) => boolean}
  */
 export function matcher({ channels, patterns }) {
   const names = new Set(channels);
-  const compiled = patterns.map(places);
+  const compiled = patterns.map(tokensOf);
   return (channel) => {
     if (names.has(channel)) return true;
     const text = Array.from(channel);
-    return compiled.some((pattern) => fits(pattern, text));
+    return compiled.some((pattern) => matches(pattern, text));
   };
 }
 
-/** Everything that any of them follows. @param {Reads[]} all @returns {Reads} */
-export function together(all) {
+/** The union of several selections. @param {Reads[]} all @returns {Reads} */
+export function unionOf(all) {
   const unique = (name) => [...new Set(all.flatMap((reads) => reads[name]))].sort();
   return { channels: unique("channels"), patterns: unique("patterns") };
 }
@@ -119,7 +119,7 @@ export function includes(outer, inner) {
   return ["channels", "patterns"].every((name) => inner[name].every((text) => outer[name].includes(text)));
 }
 
-/** Whether both name the same. @param {Reads} one @param {Reads} other */
+/** Whether two selections name the same channels and patterns. @param {Reads} one @param {Reads} other */
 export function same(one, other) {
   return includes(one, other) && includes(other, one);
 }

@@ -2,142 +2,143 @@
  * One connection for all tabs of an origin; used by `connect({share: true})`.
  *
  * It moves frames between tabs and decides which tab holds the connection. The
- * union decides what the connection follows; the connection and the subscriber
- * know what a frame means.
+ * union decides which channels the connection follows; the connection and the
+ * subscriber know what a frame means.
  *
- * All readers of a database are members of one group, wherever they are: each
- * is named, holds a lock of that name as long as it lives, and says to all what
- * it follows and how far it is (`join`). The one that holds the group's lock is
- * the leader: it has the line, follows what all follow together, and posts its
- * frames, and who is among the readers (`group`). A reader takes frames only of
- * a connection that follows all it asks for. One that is offered a frame which
- * does not join on to what it had joins again, and the leader goes back to
- * where it is; so a new reader, one that lagged, and a new leader are all the
- * same case, and nothing is lost or doubled. When a leader falls silent (a
- * frozen tab), another takes the lock from it.
+ * Theory of operation. The subscribers of a database, in all tabs, are members of
+ * one group. Each member has an id, and holds a lock with that id while it lives.
+ * It posts its channels and its position to the group (`join`). The member that
+ * holds the group's lock is the leader. The leader has the connection, which follows
+ * the union of all members' channels. It posts the connection's frames, and the list
+ * of members (`group`). A member takes frames only while the connection follows all
+ * of the member's channels. A member that gets a frame which does not continue its
+ * position posts `join` again, and the leader reconnects from that position. A new
+ * member, a member that lags and a new leader are all handled in this way, so no
+ * message is lost or delivered twice. When a leader is silent for too long (a frozen
+ * tab), another member steals the lock.
  *
  * @module client/shared_connection
  */
 
-import { CHECK_MS, Line } from "./connection.js";
+import { CHECK_MS, StreamConnection } from "./connection.js";
 import { matcher, same } from "./selection.js";
 import { Union } from "./union.js";
 
-/** How long a leader whose subscription was superseded stays one, so that all its tabs hear of it first, in ms. */
-const LAST_WORD_MS = 1_000;
+/** How long a leader whose subscription was superseded stays leader, in ms: all tabs must receive the status first. */
+const SUPERSEDED_MS = 1_000;
 
-/** How long more is followed than is asked for, when a reader has gone: pages come and go, in ms. */
+/** How long the connection follows the channels of a member that has left, in ms: visitors move from page to page. */
 const SHRINK_MS = 10_000;
 
-/** The parameters that differ between the readers of a group. */
-const OWN = ["channel", "pattern", "after", "start", "since"];
+/** The parameters that differ between the members of a group. */
+const OWN_PARAMETERS = ["channel", "pattern", "after", "start", "since"];
 
-export class Shared {
-  /** The stream with all that this reader asks for. */ #url;
-  #reader;
-  #how;
+export class SharedConnection {
+  /** The stream's address with this subscriber's parameters. */ #url;
+  #subscriber;
+  #settings;
   #named;
   /** @type {import("./selection.js").Reads} */ #reads;
   #follows;
-  /** Whether to be in a group of those alone that follow the same. */ #exact;
-  #name = "";
-  #me = "";
-  /** Ends what belongs to the present group: the lock of this reader, and its place in the queue for the other. */
+  /** Whether the group has only members with the same channels. */ #exact;
+  /** The group's name. */ #name = "";
+  /** This member's id. */ #me = "";
+  /** Ends what belongs to the present group: this member's lock, and its request for the group's lock. */
   #group = new AbortController();
   /** @type {BroadcastChannel | null} */ #tabs = null;
-  /** @type {Line | null} While this reader is in no group: a connection of its own. */ #own = null;
-  /** @type {Line | null} Set while this reader leads, as is the next. */ #line = null;
-  /** @type {Union | null} */ #union = null;
-  /** Lets the group's lock go. */ #release = () => {};
-  /** From where the next connection must begin, for those who are behind. */ #back = null;
-  #leader = "";
-  /** The leader's epoch that follows all that this reader asks for; null: the present one does not. */ #covered = null;
-  /** Whether that follows nothing else. */ #whole = false;
-  /** The members, as the leader named them: for the day this one leads. */ #known = [];
-  /** The leader's epoch that this reader has complained about. */ #complained = null;
-  #heard = 0;
-  #asked = false;
+  /** @type {StreamConnection | null} A connection for this subscriber alone, while it is in no group. */ #own = null;
+  /** @type {StreamConnection | null} The group's connection; set while this member leads. */ #stream = null;
+  /** @type {Union | null} Set while this member leads. */ #union = null;
+  /** Releases the group's lock. */ #release = () => {};
+  /** The position from which the leader must reconnect, for members that lag. */ #rewindTo = null;
+  /** The leader's id. */ #leader = "";
+  /** The leader's epoch that follows all channels of this member; null: the present one does not. */ #admittedEpoch = null;
+  /** Whether that epoch follows no other channels. */ #onlyOwnChannels = false;
+  /** The members that the leader has posted; this member needs them if it becomes leader. */ #members = [];
+  /** The leader's epoch that this member has complained about. */ #complained = null;
+  /** When the leader last posted a frame. */ #heard = 0;
+  /** Whether this member has posted `join` since then. */ #asked = false;
 
   /**
    * @param {URL} url
-   * @param {import("./subscriber.js").Reader} reader
-   * @param {{named: boolean, silence: number, credentials: boolean, token?: string}} how
+   * @param {import("./subscriber.js").Subscriber} subscriber
+   * @param {{named: boolean, silence: number, credentials: boolean, token?: string}} settings
    */
-  constructor(url, reader, how) {
+  constructor(url, subscriber, settings) {
     this.#url = url;
-    this.#reader = reader;
-    this.#how = how;
-    this.#named = this.#exact = how.named;
+    this.#subscriber = subscriber;
+    this.#settings = settings;
+    this.#named = this.#exact = settings.named;
     this.#reads = { channels: url.searchParams.getAll("channel"), patterns: url.searchParams.getAll("pattern") };
     // The server decides what a named subscription reads.
     this.#follows = this.#named ? () => true : matcher(this.#reads);
   }
 
   open() {
-    // What has no position yet, and no common beginning, gets one first.
+    // A subscriber without a position, whose start differs from the others', first reads alone up to the head.
     const begins = this.#url.searchParams;
     const apart = begins.get("start") === "earliest" || begins.has("since");
-    if (apart && !this.#named) this.#alone();
-    else this.#enter();
+    if (apart && !this.#named) this.#readAlone();
+    else this.#joinGroup();
   }
 
   close() {
-    this.#leave();
+    this.#leaveGroup();
     this.#own?.close();
     this.#own = null;
   }
 
-  /** A connection of its own, up to the head; then (back) into the group. */
-  #alone() {
-    this.#leave();
-    const own = new Line(() => this.#url, (frame) => {
+  /** Read over a separate connection up to the head, then join the group. */
+  #readAlone() {
+    this.#leaveGroup();
+    const own = new StreamConnection(() => this.#url, (frame) => {
       if (this.#own !== own) return;
-      this.#reader.take(frame);
+      this.#subscriber.take(frame);
       if (frame.kind !== "ready") return;
       own.close();
       this.#own = null;
-      this.#enter();
-    }, this.#how);
+      this.#joinGroup();
+    }, this.#settings);
     this.#own = own;
-    own.open(this.#reader.position);
+    own.open(this.#subscriber.position);
   }
 
-  #enter() {
+  #joinGroup() {
     const url = new URL(this.#url);
-    if (!this.#exact) for (const name of OWN) url.searchParams.delete(name);
-    const { credentials, token } = this.#how;
+    if (!this.#exact) for (const name of OWN_PARAMETERS) url.searchParams.delete(name);
+    const { credentials, token } = this.#settings;
     this.#name = `datasette-pubsub ${credentials ? "+" : "-"}${token ? ` ${token}` : ""} ${url.href}`;
     this.#me = crypto.randomUUID();
     this.#group = new AbortController();
     const { signal } = this.#group;
     this.#tabs = new BroadcastChannel(this.#name);
-    this.#tabs.onmessage = (event) => this.#hear(event.data);
+    this.#tabs.onmessage = (event) => this.#receive(event.data);
     this.#leader = "";
-    this.#covered = null;
+    this.#admittedEpoch = null;
     this.#heard = performance.now();
-    const check = setInterval(() => this.#watch(), Math.min(CHECK_MS, this.#how.silence / 4));
+    const check = setInterval(() => this.#watch(), Math.min(CHECK_MS, this.#settings.silence / 4));
     signal.addEventListener("abort", () => clearInterval(check));
     const alive = () => {
-      this.#join();
+      this.#announce();
       return new Promise((resolve) => signal.addEventListener("abort", resolve));
     };
     navigator.locks.request(this.#lockOf(this.#me), { signal }, alive).catch(() => {});
-    this.#queue();
+    this.#requestLead();
   }
 
-  #leave() {
+  #leaveGroup() {
     this.#group.abort();
-    this.#stand();
+    this.#stepDown();
     this.#tabs?.close();
     this.#tabs = null;
     this.#release();
   }
 
-  /** A group of those that follow the same: the server refuses this reader, or could refuse others for it. */
-  #enterExact() {
+  /** Join a group whose members all have the same channels: the server refuses this subscriber's channels. */
+  #joinExactGroup() {
     this.#exact = true;
-    this.#leave();
-    this.#enter();
+    this.#leaveGroup();
+    this.#joinGroup();
   }
 
   #lockOf(id) {
@@ -145,13 +146,13 @@ export class Shared {
   }
 
   #post(frame) {
-    this.#tabs.postMessage({ ...frame, from: this.#me, epoch: this.#line?.epoch });
+    this.#tabs.postMessage({ ...frame, from: this.#me, epoch: this.#stream?.epoch });
   }
 
   // -- leading ----------------------------------------------------------------
 
-  /** Queue for the lock, or take it. It is held until `#release` is called or the tab is gone. */
-  #queue(steal = false) {
+  /** Request the group's lock, or steal it. This member holds it until `#release` is called or the tab is closed. */
+  #requestLead(steal = false) {
     const { signal } = this.#group;
     let mine = false;
     const held = () => {
@@ -159,34 +160,34 @@ export class Shared {
       return new Promise((resolve) => this.#lead(() => resolve(undefined)));
     };
     navigator.locks.request(this.#name, steal ? { steal } : { signal }, held).catch(() => {
-      // Either no longer queued, or, if it was held, taken away by another tab.
+      // The request was aborted, or another tab has stolen the lock from this member.
       if (!mine || signal.aborted) return;
-      this.#stand();
+      this.#stepDown();
       this.#heard = performance.now();
-      this.#queue();
-      this.#join();
+      this.#requestLead();
+      this.#announce();
     });
   }
 
   #lead(release) {
-    if (this.#group.signal.aborted || this.#reader.ended) {
+    if (this.#group.signal.aborted || this.#subscriber.ended) {
       release();
       return;
     }
     this.#release = release;
-    this.#back = null;
-    this.#union = new Union(this.#known);
+    this.#rewindTo = null;
+    this.#union = new Union(this.#members);
     if (!this.#union.has(this.#me)) this.#union.add(this.#me, this.#reads);
-    for (const [id] of this.#union.members) this.#watchOver(id);
-    const line = new Line(() => this.#address(), (frame) => this.#line === line && this.#lineSays(frame), this.#how);
-    this.#line = line;
-    line.open(this.#reader.position);
+    for (const [id] of this.#union.members) this.#watchMember(id);
+    const stream = new StreamConnection(() => this.#address(), (frame) => this.#stream === stream && this.#onFrame(frame), this.#settings);
+    this.#stream = stream;
+    stream.open(this.#subscriber.position);
   }
 
-  /** Lead no longer. */
-  #stand() {
-    this.#line?.close();
-    this.#line = null;
+  /** Stop leading. */
+  #stepDown() {
+    this.#stream?.close();
+    this.#stream = null;
     this.#union = null;
   }
 
@@ -194,14 +195,14 @@ export class Shared {
     const url = new URL(this.#url);
     const { channels, patterns } = this.#union.choose();
     if (this.#exact) return url;
-    for (const name of OWN) url.searchParams.delete(name);
+    for (const name of OWN_PARAMETERS) url.searchParams.delete(name);
     for (const channel of channels) url.searchParams.append("channel", channel);
     for (const pattern of patterns) url.searchParams.append("pattern", pattern);
     return url;
   }
 
-  /** A member is gone when its lock can be had. @param {string} id */
-  #watchOver(id) {
+  /** Wait for a member's lock: the member has left when this leader gets it. @param {string} id */
+  #watchMember(id) {
     if (id === this.#me) return;
     const union = this.#union;
     const gone = () => {
@@ -213,161 +214,161 @@ export class Shared {
   }
 
   /** @param {import("./connection.js").Frame} frame */
-  #lineSays(frame) {
+  #onFrame(frame) {
     if (frame.kind === "refused" && !this.#exact) return this.#refused();
-    if (frame.kind === "dial") {
-      this.#greet();
+    if (frame.kind === "connecting") {
+      this.#sendGroup();
     } else if (frame.kind === "open") {
-      this.#union.taken();
-      if (this.#union.waiting || this.#back !== null) this.#reopen(null);
+      this.#union.accept();
+      if (this.#union.waiting || this.#rewindTo !== null) this.#reopen(null);
     } else if (frame.kind !== "refused") {
-      this.#say(frame);
-      if (frame.status === "superseded") setTimeout(() => this.close(), LAST_WORD_MS);
+      this.#send(frame);
+      if (frame.status === "superseded") setTimeout(() => this.close(), SUPERSEDED_MS);
     }
     return false;
   }
 
-  /** To the others, and to the reader of this tab like to theirs. */
-  #say(frame) {
-    const { epoch } = this.#line;
+  /** Post a frame to the other members, and pass it to the subscriber of this tab in the same way. */
+  #send(frame) {
+    const { epoch } = this.#stream;
     this.#post(frame);
     this.#follow({ ...frame, from: this.#me, epoch });
   }
 
-  #greet() {
-    const { position, status, detail, ready } = this.#line;
+  #sendGroup() {
+    const { position, status, detail, ready } = this.#stream;
     const { members, admitted, followed } = this.#union;
-    this.#say({ kind: "group", prev: position, at: position, status, detail, ready, members, admitted, followed });
+    this.#send({ kind: "group", prev: position, at: position, status, detail, ready, members, admitted, followed });
   }
 
-  /** The connection anew, for those who wait or are behind; one that is not answered yet is not cut short. */
+  /** Reconnect for members that wait or lag; a request without an answer is not interrupted. */
   #reopen(at) {
-    if (at !== null && (this.#back === null || at < this.#back)) this.#back = at;
-    if (this.#line.dialling) return;
-    const back = this.#back;
-    this.#back = null;
-    this.#line.reopen(back);
+    if (at !== null && (this.#rewindTo === null || at < this.#rewindTo)) this.#rewindTo = at;
+    if (this.#stream.connecting) return;
+    const position = this.#rewindTo;
+    this.#rewindTo = null;
+    this.#stream.reopen(position);
   }
 
   #refused() {
-    const id = this.#union.refused();
+    const id = this.#union.refuse();
     if (id === this.#me) {
-      this.#enterExact();
+      this.#joinExactGroup();
       return true;
     }
-    if (id !== null) this.#post({ kind: "away", id });
+    if (id !== null) this.#post({ kind: "excluded", id });
     this.#reopen(null);
     return true;
   }
 
-  #joined({ from, reads, at, about }) {
-    const line = this.#line;
-    const { epoch } = line;
+  #onJoin({ from, reads, at, about }) {
+    const stream = this.#stream;
+    const { epoch } = stream;
     if (!this.#union.has(from)) {
       this.#union.add(from, reads);
-      this.#watchOver(from);
+      this.#watchMember(from);
     }
-    const behind = at !== null && (line.position === null || at < line.position);
+    const behind = at !== null && (stream.position === null || at < stream.position);
     // A complaint about an earlier connection is out of date.
     if (!this.#union.admits(from) || (behind && (about === null || about === epoch))) this.#reopen(at);
-    if (this.#line !== line) return;
-    line.nudge();
-    if (line.epoch === epoch) this.#greet();
+    if (this.#stream !== stream) return;
+    stream.nudge();
+    if (stream.epoch === epoch) this.#sendGroup();
   }
 
   // -- following --------------------------------------------------------------
 
-  /** Say what is followed and from where; `about` an epoch whose frames do not join on. */
-  #join(about = null) {
-    const word = { kind: "join", reads: this.#reads, at: this.#reader.position, about };
-    if (this.#line !== null) this.#joined({ ...word, from: this.#me });
-    else this.#post(word);
+  /** Post this member's channels and position; `about` is an epoch whose frames do not continue the position. */
+  #announce(about = null) {
+    const frame = { kind: "join", reads: this.#reads, at: this.#subscriber.position, about };
+    if (this.#stream !== null) this.#onJoin({ ...frame, from: this.#me });
+    else this.#post(frame);
   }
 
-  #hear(frame) {
+  #receive(frame) {
     if (frame.kind === "join") {
-      if (this.#line !== null) this.#joined(frame);
-    } else if (this.#line === null) {
+      if (this.#stream !== null) this.#onJoin(frame);
+    } else if (this.#stream === null) {
       this.#follow(frame);
     }
   }
 
   #follow(frame) {
     if (frame.kind === "group") {
-      this.#greeted(frame);
+      this.#onGroup(frame);
     } else if (frame.from === this.#leader) {
       this.#heard = performance.now();
-      if (frame.kind === "away") {
-        if (frame.id === this.#me) this.#enterExact();
+      if (frame.kind === "excluded") {
+        if (frame.id === this.#me) this.#joinExactGroup();
       } else if (frame.kind === "status") {
         this.#show(frame);
-      } else if (frame.epoch === this.#covered) {
+      } else if (frame.epoch === this.#admittedEpoch) {
         this.#take(frame);
       }
     }
   }
 
-  /** The leader says who is among the readers, and what is followed. */
-  #greeted(frame) {
+  /** The leader has posted the members, and the channels that its connection follows. */
+  #onGroup(frame) {
     this.#leader = frame.from;
     this.#heard = performance.now();
     this.#asked = false;
-    this.#known = frame.members;
-    this.#covered = frame.admitted.includes(this.#me) ? frame.epoch : null;
-    this.#whole = this.#exact || same(frame.followed, this.#reads);
-    if (!frame.members.some(([id]) => id === this.#me)) this.#join();
+    this.#members = frame.members;
+    this.#admittedEpoch = frame.admitted.includes(this.#me) ? frame.epoch : null;
+    this.#onlyOwnChannels = this.#exact || same(frame.followed, this.#reads);
+    if (!frame.members.some(([id]) => id === this.#me)) this.#announce();
     this.#show(frame);
-    // Up to there nothing is left for those who begin at the head.
-    if (this.#covered !== null && frame.ready) this.#take({ ...frame, kind: "here" });
+    // The connection has caught up, so a subscriber that begins at the head has no earlier messages to receive.
+    if (this.#admittedEpoch !== null && frame.ready) this.#take({ ...frame, kind: "position" });
   }
 
-  /** The line's status is this reader's, but for being live: for that it must be followed, and caught up with. */
+  /** Show the connection's status. It is `live` only if the connection follows this member's channels and has caught up. */
   #show({ status, detail, epoch, ready = status === "live" }) {
     const live = status === "live" || status === "catching up";
-    if (live && epoch !== this.#covered) return;
-    const behind = status === "live" && !ready && this.#reader.status !== "live";
-    this.#reader.take({ kind: "status", status: behind ? "catching up" : status, detail });
-    if (status === "superseded" && this.#line === null) this.close();
+    if (live && epoch !== this.#admittedEpoch) return;
+    const behind = status === "live" && !ready && this.#subscriber.status !== "live";
+    this.#subscriber.take({ kind: "status", status: behind ? "catching up" : status, detail });
+    if (status === "superseded" && this.#stream === null) this.close();
   }
 
   #take(frame) {
-    const { position } = this.#reader;
+    const { position } = this.#subscriber;
     const { kind, prev, at } = frame;
-    // One that begins at the head is not concerned by what others catch up with.
-    if (position === null && !this.#named && kind !== "ready" && kind !== "here") return;
+    // A subscriber that begins at the head ignores the messages that other members catch up with.
+    if (position === null && !this.#named && kind !== "ready" && kind !== "position") return;
     const next = position === null || (prev !== null && prev <= position && at > position);
-    if (next && !this.#whole && this.#tells(frame)) {
-      // How many of its own were trimmed must be asked for by itself.
-      this.#alone();
+    if (next && !this.#onlyOwnChannels && this.#reportsGap(frame)) {
+      // The gap's number counts messages of all members; a separate connection gets the number for this one.
+      this.#readAlone();
       return;
     }
     const passed = kind === "message" && !this.#follows(frame.channel);
-    const taken = this.#reader.take(passed ? { kind: "here", prev, at } : frame);
+    const taken = this.#subscriber.take(passed ? { kind: "position", prev, at } : frame);
     const complaint = `${frame.from} ${frame.epoch}`;
     if (taken || this.#complained === complaint) return;
     this.#complained = complaint;
-    this.#join(frame.epoch);
+    this.#announce(frame.epoch);
   }
 
-  /** Whether a frame tells of a gap. */
-  #tells({ kind, data, told }) {
-    if (kind !== "message" || told || !data.includes('"missed"')) return kind === "gap";
+  /** Whether a frame reports a gap. */
+  #reportsGap({ kind, data, gapReported }) {
+    if (kind !== "message" || gapReported || !data.includes('"missed"')) return kind === "gap";
     return JSON.parse(data).missed !== undefined;
   }
 
   #watch() {
-    if (this.#line !== null) return;
-    if (performance.now() - this.#heard > this.#how.silence) {
+    if (this.#stream !== null) return;
+    if (performance.now() - this.#heard > this.#settings.silence) {
       if (this.#asked) {
         this.#heard = performance.now();
         this.#asked = false;
-        this.#queue(true);
+        this.#requestLead(true);
         return;
       }
       this.#asked = true;
-      this.#join();
-    } else if (this.#reader.status === "reconnecting" && !document.hidden) {
-      this.#join();
+      this.#announce();
+    } else if (this.#subscriber.status === "reconnecting" && !document.hidden) {
+      this.#announce();
     }
   }
 }

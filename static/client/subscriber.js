@@ -1,15 +1,15 @@
 /**
- * One reader: where it is, and what is called back.
+ * One subscriber: its position and its callbacks.
  *
  * Each message is delivered once and in order: the subscriber refuses a frame that
- * does not continue its position, and drops a frame that it has had.
+ * does not continue its position, and drops a frame that it has received before.
  *
  * @module client/subscriber
  */
 
-/** One reader's position and callbacks. */
-export class Reader {
-  /** @type {bigint | null} The last id that was handed over or passed by; null until one is known. */ position;
+/** The position and the callbacks of one `connect()`. */
+export class Subscriber {
+  /** @type {bigint | null} The last id that was delivered or skipped; null until one is known. */ position;
   /** @type {import("../pubsub.js").Status} */ status = "connecting";
   /** @type {import("../pubsub.js").Options} */ #options;
   #reason = "";
@@ -17,7 +17,7 @@ export class Reader {
   /** @param {import("../pubsub.js").Options} options */
   constructor(options) {
     this.#options = options;
-    // A named subscription begins at its cursor; `after` is for a new one and goes to the server as it is.
+    // A named subscription begins at its cursor; `after` applies only to a new one, and the server reads it.
     this.position = options.subscription || options.after === undefined ? null : BigInt(options.after);
     this.#call("onstatus", this.status, {});
   }
@@ -31,13 +31,13 @@ export class Reader {
   }
 
   /**
-   * Take one frame of a line.
+   * Take one frame of a connection.
    *
-   * Every frame says after which position it is complete (`prev`) and up to
-   * which (`at`). So a frame that was had before is dropped, and one that does
-   * not join on to what was had is refused.
+   * Every frame is complete from one position (`prev`) to another (`at`). The
+   * subscriber drops a frame that it has received before, and refuses a frame
+   * that does not continue its position.
    * @param {import("./connection.js").Frame} frame
-   * @returns {boolean} false for a refused one: messages between are missing
+   * @returns {boolean} false for a refused frame: messages before it are missing
    */
   take(frame) {
     if (this.ended) return true;
@@ -62,7 +62,7 @@ export class Reader {
       this.#call("ongap", { missed: frame.missed, resumedAt: String(frame.at) });
     } else if (frame.kind === "message") {
       const { missed, ...message } = JSON.parse(frame.data);
-      if (missed && !frame.told) {
+      if (missed && !frame.gapReported) {
         this.#call("ongap", { missed: Number(missed), resumedAt: String(frame.at - 1n) });
       }
       this.#call("onmessage", message);
@@ -78,7 +78,7 @@ export class Reader {
     this.#call("onstatus", status, detail);
   }
 
-  /** A callback that throws must not cost the messages that follow. */
+  /** Call a callback; the next messages are delivered even if it throws. */
   #call(name, ...values) {
     try {
       this.#options[name]?.(...values);

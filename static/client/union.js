@@ -1,25 +1,25 @@
 /**
- * The readers of one shared connection: what they follow together, and who must be left out.
+ * The members of a shared connection: the union of their channels, and the members that the server refuses.
  *
- * It decides, and knows no tab, no lock and no connection. The server refuses a
- * stream as a whole (a channel that the actor may not view, too many channels), so
- * new subscribers are on trial: after a refusal they are let in one by one, and the
- * one that is refused alone is left out.
+ * It knows no tab, no lock and no connection. The server refuses a stream as a whole
+ * (a channel that the actor may not view, too many channels), so new members are on
+ * trial: after a refusal the union admits them one by one, and removes the member
+ * that the server refuses alone.
  *
  * @module client/union
  */
 
-import { includes, same, together } from "./selection.js";
+import { includes, same, unionOf } from "./selection.js";
 
 /** @typedef {import("./selection.js").Reads} Reads */
 
 export class Union {
-  /** @type {Map<string, {reads: Reads, proven: boolean}>} By reader; proven: the server has taken it. */
+  /** @type {Map<string, {reads: Reads, proven: boolean}>} By member; proven: the server has accepted its channels. */
   #members = new Map();
-  /** @type {Set<string>} Those who are in what is followed now. */ #admitted = new Set();
-  /** @type {Reads} */ #followed = { channels: [], patterns: [] };
-  /** Whether the server has taken what is followed now. */ #taken = false;
-  /** Set by a refusal, cleared when nobody is left on trial. */ #oneByOne = false;
+  /** @type {Set<string>} The members whose channels are in the present union. */ #admitted = new Set();
+  /** @type {Reads} The present union. */ #followed = { channels: [], patterns: [] };
+  /** Whether the server has accepted the present union. */ #accepted = false;
+  /** Set by a refusal, cleared when no member is on trial. */ #oneByOne = false;
 
   /** @param {Iterable<[string, Reads, boolean]>} members as `members` gives them */
   constructor(members) {
@@ -39,14 +39,14 @@ export class Union {
     return this.#followed;
   }
 
-  /** Whether somebody waits to be let in. */
+  /** Whether members wait to be admitted. */
   get waiting() {
     return this.#admitted.size < this.#members.size;
   }
 
-  /** Whether more is followed than anybody asks for. */
+  /** Whether the present union has channels that no member follows. */
   get excess() {
-    return !same(this.#followed, together(this.members.map(([, reads]) => reads)));
+    return !same(this.#followed, unionOf(this.members.map(([, reads]) => reads)));
   }
 
   /** @param {string} id */
@@ -59,10 +59,10 @@ export class Union {
     return this.#admitted.has(id);
   }
 
-  /** A reader more, who is admitted at once where the others follow the same. @param {string} id @param {Reads} reads */
+  /** Add a member; it is admitted at once if the present union contains its channels. @param {string} id @param {Reads} reads */
   add(id, reads) {
     const within = this.#admitted.size > 0 && includes(this.#followed, reads);
-    this.#members.set(id, { reads, proven: within && this.#taken });
+    this.#members.set(id, { reads, proven: within && this.#accepted });
     if (within) this.#admitted.add(id);
   }
 
@@ -72,32 +72,32 @@ export class Union {
     this.#admitted.delete(id);
   }
 
-  /** What to follow from now on. */
+  /** Compute the union for the next connection. */
   choose() {
     const onTrial = this.members.filter(([, , proven]) => !proven);
     if (!onTrial.length) this.#oneByOne = false;
     const admitted = this.members.filter(([, , proven]) => proven);
     admitted.push(...(this.#oneByOne ? onTrial.slice(0, 1) : onTrial));
-    this.#taken = false;
+    this.#accepted = false;
     this.#admitted = new Set(admitted.map(([id]) => id));
-    this.#followed = together(admitted.map(([, reads]) => reads));
+    this.#followed = unionOf(admitted.map(([, reads]) => reads));
     return this.#followed;
   }
 
-  /** The server has taken what was chosen. */
-  taken() {
-    this.#taken = true;
+  /** The server has accepted the present union. */
+  accept() {
+    this.#accepted = true;
     for (const id of this.#admitted) this.#members.get(id).proven = true;
   }
 
-  /** The server has refused what was chosen: who must go, or null when others are to be tried first. */
-  refused() {
+  /** The server has refused the present union: the id of the member that is removed, or null if the next try decides. */
+  refuse() {
     const onTrial = this.admitted.filter((id) => !this.#members.get(id).proven);
     if (onTrial.length === 1) {
       this.remove(onTrial[0]);
       return onTrial[0];
     }
-    // All were taken once, and are not any more: rights have changed.
+    // The server accepted all members before, and now refuses them: permissions have changed.
     if (!onTrial.length) for (const member of this.#members.values()) member.proven = false;
     this.#oneByOne = true;
     return null;

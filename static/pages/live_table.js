@@ -1,50 +1,50 @@
 /**
  * Live tables: `<pubsub-table>` on Datasette's page of a broadcast table.
  *
- * The rows are those of Datasette's own page, at its address, with its filters and
- * order, and under its permissions. The messages only say that there is something
- * new, and which rows to mark. However many arrive, the script asks for the page at
- * a pace that the server and the visitor can bear.
+ * The script takes the rows from Datasette's own page, at its address, with its filters,
+ * its order and its permissions. The messages only announce that rows have changed, and
+ * which rows to mark. The script limits how often it requests the page, for any number
+ * of messages.
  *
- * Attributes: `base` (the address of the database's channels), `name` (what
- * the messages call the table), `follow` (JSON: channels and patterns), `last-id` (the log's head
- * before the rows were read).
+ * Attributes: `base` (the address of the database's channels), `name` (the table's name
+ * in the messages), `follow` (JSON: channels and patterns), `last-id` (the log's head
+ * before the server read the rows).
  */
 
 import { connect } from "../pubsub.js";
 import { element, tildeEncode } from "../ui/dom.js";
 
-/** Changes that come together are shown together, in ms; short enough to seem at once. */
+/** Wait from a change to the request, in ms, so that one request shows several changes; too short to notice. */
 const GATHER_MS = 50;
 
-/** Shortest rest between two looks at the page, in ms, and as a multiple of what the last one took. */
+/** Shortest pause between two requests, in ms, and as a multiple of the time that the last one took. */
 const REST_MS = 500;
 const REST_TIMES = 4;
 
-/** Wait after the page could not be read, in ms. */
+/** Wait after a request that failed, in ms. */
 const RETRY_MS = 5_000;
 
-/** Most changed rows that are remembered for marking, in rows; beyond, the oldest go unmarked. */
+/** Most changed rows that the script keeps for marking, in rows; beyond, it does not mark the oldest. */
 const MAX_KEYS = 1_000;
 
-/** Most rows that stay, marked as gone, in rows. */
+/** Most deleted rows that stay on the page, in rows. */
 const MAX_GONE = 50;
 
-/** What marks rows, and what a reader is told of them. */
+/** The CSS class of a row for each operation, and the text of its tooltip. */
 const MARKS = { insert: ["pubsub-new", "New"], update: ["pubsub-changed", "Changed"], delete: ["pubsub-gone", "Gone"] };
 
 class PubsubTable extends HTMLElement {
   /** @type {AbortController | null} Ends all listeners; set while in the page. */ #life = null;
-  /** @type {AbortController | null} Ends the connection and what it is waiting for; set while live. */ #live = null;
+  /** @type {AbortController | null} Ends the connection and the request of the page; set while live. */ #live = null;
   #status;
   #button;
   #time;
-  /** Since the last look at the page: what happened to rows, by their address. Emptied by `#look`. */ #changed = new Map();
-  /** Whether something happened since the last look. Cleared by `#look`. */ #dirty = false;
-  #looking = false;
+  /** The operations on rows since the last request, by the rows' addresses. Emptied by `#refresh`. */ #changed = new Map();
+  /** Whether rows have changed since the last request. Cleared by `#refresh`. */ #dirty = false;
+  #refreshing = false;
   #timer = 0;
-  /** When the page may next be asked for. */ #due = 0;
-  /** The HTML of rows as the server gave it: other scripts may have changed what stands in the page. */ #served = new WeakMap();
+  /** When the script may request the page again. */ #due = 0;
+  /** The HTML of rows from the server: other scripts may have changed the rows on the page. */ #served = new WeakMap();
 
   connectedCallback() {
     this.#life = new AbortController();
@@ -83,13 +83,13 @@ class PubsubTable extends HTMLElement {
       if (on) localStorage.removeItem(this.#storageKey);
       else localStorage.setItem(this.#storageKey, "off");
     } catch {
-      // A browser that keeps nothing: it holds for this page.
+      // The browser has no storage; the choice is valid for this page only.
     }
     if (on) this.#start(null);
     else this.#stop();
   }
 
-  /** Go live after a position; null: from now on, once the page has been looked at. */
+  /** Go live after a position; null: at the head, followed by one refresh of the rows. */
   #start(after) {
     this.#live = new AbortController();
     const { channels, patterns } = JSON.parse(this.getAttribute("follow"));
@@ -108,7 +108,7 @@ class PubsubTable extends HTMLElement {
       onstatus: (status, detail) => {
         if (status === "closed") return;
         this.#say(status, detail.reason);
-        // Listening first, then looking: nothing falls in between.
+        // The refresh begins when the connection is live, so that no change is lost between the two.
         if (status === "live" && behind) this.#touch();
         if (status === "live") behind = false;
       },
@@ -155,20 +155,20 @@ class PubsubTable extends HTMLElement {
   }
 
   #schedule() {
-    if (this.#timer || this.#looking || !this.#dirty || !this.#live || document.hidden) return;
+    if (this.#timer || this.#refreshing || !this.#dirty || !this.#live || document.hidden) return;
     const wait = Math.max(GATHER_MS, this.#due - performance.now());
     this.#timer = setTimeout(() => {
       this.#timer = 0;
-      this.#look();
+      this.#refresh();
     }, wait);
   }
 
-  /** Ask Datasette for the page as it is now, and bring the rows to that. */
-  async #look() {
+  /** Request the page from Datasette, and update the rows. */
+  async #refresh() {
     const changed = this.#changed;
     this.#changed = new Map();
     this.#dirty = false;
-    this.#looking = true;
+    this.#refreshing = true;
     const began = performance.now();
     const { signal } = this.#live;
     let rest = REST_MS;
@@ -181,12 +181,12 @@ class PubsubTable extends HTMLElement {
     } catch (error) {
       if (signal.aborted) return;
       this.#say("failed", error.message);
-      // What was to be marked still is.
+      // The next request marks these rows.
       this.#changed = new Map([...changed, ...this.#changed]);
       this.#dirty = true;
       rest = RETRY_MS;
     } finally {
-      this.#looking = false;
+      this.#refreshing = false;
       const now = performance.now();
       this.#due = now + Math.max(rest, REST_TIMES * (now - began));
       this.#schedule();
@@ -208,7 +208,7 @@ class PubsubTable extends HTMLElement {
     this.#time.textContent = `last change ${new Date().toLocaleTimeString()}`;
   }
 
-  /** Bring a table's body to what the server shows: rows that are the same stay the same elements. */
+  /** Update a table's body to the server's rows; a row that exists already keeps its element. */
   #place(body, wanted, changed) {
     const old = new Map([...body.rows].map((row) => [row.dataset.row, row]));
     const next = [...wanted.rows].map((row) => {
@@ -220,17 +220,17 @@ class PubsubTable extends HTMLElement {
         stays.replaceChildren(...[...row.childNodes].map((node) => document.adoptNode(node)));
       }
       this.#served.set(made, html);
-      // A row that comes back, or that was replaced, is new or changed whatever was said last.
+      // A row that the server shows is new or changed, even if the last message about it was a delete.
       if (changed.has(path)) mark(made, stays && !isGone(stays) ? "update" : "insert");
       else if (isGone(made)) mark(made, null);
       return made;
     });
     const kept = new Set(next);
-    /** Gone rows, by the row above them that is still there. */ const gone = new Map();
+    /** Deleted rows, by the row above them that still exists. */ const gone = new Map();
     let above = null;
     let count = 0;
     for (const row of [...body.rows].reverse()) {
-      // From below, so that the newest of too many stay.
+      // From the bottom up: beyond the limit, the upper rows are removed.
       if (kept.has(row)) continue;
       if (changed.has(row.dataset.row)) mark(row, "delete");
       if (isGone(row)) count += 1;
@@ -251,7 +251,7 @@ class PubsubTable extends HTMLElement {
 
 function parse(payload) {
   try {
-    // Whole numbers beyond 2^53 as they are written, where the browser tells.
+    // Integers beyond 2^53 keep their digits, in browsers that pass the source text.
     return JSON.parse(payload, (_name, value, context) =>
       typeof value === "number" && !Number.isSafeInteger(value) && context?.source ? context.source : value,
     );
@@ -260,7 +260,7 @@ function parse(payload) {
   }
 }
 
-/** A row's address as Datasette writes it; null where that is not known. */
+/** A row's address in Datasette's form; null if it is unknown. */
 function rowPath(key) {
   if (!key) return null;
   const parts = Object.values(key);
@@ -268,7 +268,7 @@ function rowPath(key) {
   return parts.map((part) => tildeEncode(String(part))).join(",");
 }
 
-/** This page's own address; without what it only suggests, which takes the longest. */
+/** This page's address, without facet suggestions, which take the longest. */
 function pageUrl() {
   const url = new URL(location.href);
   url.hash = "";
@@ -289,7 +289,7 @@ function isGone(row) {
   return row.classList.contains("pubsub-gone");
 }
 
-/** Mark a row with what happened to it, so that each change is seen; null: with nothing. */
+/** Mark a row with an operation, so that each change flashes; null removes the mark. */
 function mark(row, operation) {
   const again = row.classList.contains("pubsub-flash-a") ? "pubsub-flash-b" : "pubsub-flash-a";
   row.classList.remove("pubsub-new", "pubsub-changed", "pubsub-gone", "pubsub-flash-a", "pubsub-flash-b");
@@ -300,7 +300,7 @@ function mark(row, operation) {
   row.title = `${text} at ${new Date().toLocaleTimeString()}`;
 }
 
-/** Bring one part of the page to what the server shows, unless the reader is in it. */
+/** Update one part of the page to the server's, unless it has the focus. */
 function replace(selector, there, insert) {
   const mine = document.querySelector(selector);
   const theirs = there.querySelector(selector);
@@ -314,7 +314,7 @@ function replace(selector, there, insert) {
   }
 }
 
-/** Addresses as the reader's own page has them. */
+/** Remove `_nosuggest` from addresses, as the visitor's page has none. */
 function tidy(part) {
   for (const link of part.querySelectorAll("a[href*='_nosuggest=1']")) {
     const [path, query] = link.getAttribute("href").split("?");
@@ -323,7 +323,7 @@ function tidy(part) {
   }
 }
 
-/** The link to the next page begins where the rows end. */
+/** Update the link to the next page, which begins after the last row. */
 function moveNext(mine, theirs) {
   const find = (table) => {
     const wrapper = table.closest(".table-wrapper") ?? table;

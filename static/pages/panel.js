@@ -1,33 +1,34 @@
 /**
  * The panel on a database's page: `<pubsub-panel>` around the table that the server rendered.
  *
- * It follows all channels that the visitor may view, shows a few of them in fixed
- * places, and keeps only those. It is connected only while the page is visible.
+ * The panel follows all channels that the visitor may view, and shows and keeps only
+ * a few of them, in fixed places. It is connected only while the page is visible.
  *
- * Attributes: `base` (the address of the database's channels), `last-id` (after
- * which to begin), `span` (up to which rates are counted), `channels` (most
- * that are shown).
+ * Attributes: `base` (the address of the database's channels), `last-id` (the stream
+ * begins after this id), `span` (the newest span that the server has counted),
+ * `silence` (a connection without data for this many seconds is dead), `channels`
+ * (most channels in the panel).
  */
 
 import { connect } from "../pubsub.js";
 import { element, localise, tildeEncode, timeElement } from "../ui/dom.js";
-import { Clock, plotElement, Rate } from "../ui/sparkline.js";
+import { Clock, Rate, sparklineElement } from "../ui/sparkline.js";
 import { previewOf, visible } from "../ui/text.js";
 
-/** Shortest time between two changes of the panel, in ms, and how often pictures move on while nothing arrives. */
+/** Shortest time between two updates of the panel, and time between two updates while no messages arrive, in ms. */
 const TICK_MS = 250;
 const IDLE_MS = 1_000;
 
 /** A channel keeps its place while it has had a message in this time, in ms; shorter would be hard to read. */
 const KEPT_MS = 60_000;
 
-/** Shortest time between two questions to the server which channels are the busy ones, in ms. */
+/** Shortest time between two requests for the busy channels, in ms. */
 const ASK_MS = 5_000;
 
-/** Most messages that are remembered while the server is asked, in messages. */
+/** Most messages that the panel keeps during such a request, in messages. */
 const MAX_MEANWHILE = 5_000;
 
-/** How long the panel stays connected while nobody looks, in ms: going from tab to tab is no reason to leave. */
+/** How long the panel stays connected while the tab is hidden, in ms: visitors change tabs for a moment. */
 const HIDDEN_MS = 5_000;
 
 class PubsubPanel extends HTMLElement {
@@ -36,15 +37,15 @@ class PubsubPanel extends HTMLElement {
   #body;
   #limit = 5;
   #clock;
-  /** By encoded name: row, newest id, rate, when it last had a message, and the message to show next. */
+  /** By encoded name: row, newest id, rate, time of the last message, and the message to show next. */
   #channels = new Map();
-  /** Messages up to here are counted by the server. */ #floor = 0n;
+  /** The server has counted the messages up to this id. */ #floor = 0n;
   #timer = 0;
   #hiding = 0;
   #idle = 0;
   #asking = 0;
   #asked = -ASK_MS;
-  /** Messages that came while the server is asked, since its answer may not have them; else null. */ #meanwhile = null;
+  /** Messages that arrive during a request, whose response may not contain them; null between requests. */ #meanwhile = null;
 
   connectedCallback() {
     this.#life = new AbortController();
@@ -60,9 +61,9 @@ class PubsubPanel extends HTMLElement {
       const entry = { row, newestId: BigInt(row.dataset.newestId), rate, moment, next: null };
       this.#channels.set(row.dataset.channel, entry);
     }
-    document.addEventListener("visibilitychange", () => this.#looked(), { signal });
+    document.addEventListener("visibilitychange", () => this.#onVisibility(), { signal });
     this.#idle = setInterval(() => this.#schedule(), IDLE_MS);
-    if (document.hidden) this.#looked();
+    if (document.hidden) this.#onVisibility();
     else this.#connect(this.getAttribute("last-id"));
   }
 
@@ -96,8 +97,8 @@ class PubsubPanel extends HTMLElement {
     this.querySelector(".pubsub-status").textContent = words[status] ?? "";
   }
 
-  /** The tab is looked at, or no longer. */
-  #looked() {
+  /** The tab was shown or hidden. */
+  #onVisibility() {
     clearTimeout(this.#hiding);
     if (document.hidden) {
       this.#hiding = setTimeout(() => this.#connection?.close(), HIDDEN_MS);
@@ -108,7 +109,7 @@ class PubsubPanel extends HTMLElement {
     }
   }
 
-  /** From how things are now, whatever has been missed. */
+  /** Begin at the log's head, without the messages that were published meanwhile. */
   async #begin() {
     const head = await this.#ask();
     if (head !== null && !document.hidden && !this.#life.signal.aborted) this.#connect(head);
@@ -138,7 +139,7 @@ class PubsubPanel extends HTMLElement {
     this.#schedule();
   }
 
-  /** A channel that is not shown has a message: it gets a place if there is one. */
+  /** A channel outside of the panel has a message: request the busy channels if there is a place for it. */
   #newcomer() {
     const now = Date.now();
     const full = this.#channels.size >= this.#limit;
@@ -155,7 +156,7 @@ class PubsubPanel extends HTMLElement {
     }, wait);
   }
 
-  /** Ask the server which channels are the busy ones, and show those; returns the log's head, null without answer. */
+  /** Request the busy channels and show them; returns the log's head, or null without a response. */
   async #ask() {
     this.#asked = performance.now();
     this.#meanwhile = [];
@@ -177,7 +178,7 @@ class PubsubPanel extends HTMLElement {
     }
   }
 
-  /** Channels that are shown already and still busy keep their place; the newest get those that are free. */
+  /** Busy channels keep their places; the channels with the newest messages get the free places. */
   #show(channels, span) {
     const all = channels.map((channel) => [tildeEncode(channel.channel), channel]);
     const now = Date.now();
@@ -221,7 +222,7 @@ class PubsubPanel extends HTMLElement {
       element("td", { className: "col-channel" }, element("a", { href, textContent: visible(channel) })),
       element("td", { className: "col-payload" }),
       element("td", { className: "col-rate type-int" }),
-      element("td", { className: "col-plot" }, plotElement()),
+      element("td", { className: "col-plot" }, sparklineElement()),
       element("td", { className: "col-created" }),
     );
   }

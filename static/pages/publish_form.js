@@ -1,8 +1,9 @@
 /**
  * The form that publishes: `<pubsub-publish>` around the form that the server rendered.
  *
- * The form works without this script. With it the page stays, errors stand beside
- * what was typed, and the statements below always say what the form would do.
+ * The form works without this script. With the script, the page stays when the visitor
+ * publishes, errors appear at their fields, and statements below the form publish the
+ * same messages as the form.
  *
  * Attributes: `base` (the address of the database's channels), `database` (its
  * name), `row-base` (the log table's address, where the visitor may see it),
@@ -12,13 +13,13 @@
 import { element, tildeEncode } from "../ui/dom.js";
 import { curl, sql, typescript } from "./publish_snippets.js";
 
-/** Most that is shown as statements, in characters: nobody pastes more, and a command of 128 KiB is too long for Linux. */
+/** Longest payloads that the statements show, in characters: a command of 128 KiB is too long for Linux. */
 const MAX_SHOWN = 50_000;
 
-/** The field that an error is about; as in pages_publish.py. */
+/** Finds the field that an error is about; pages/publish_form.py has the same expression. */
 const FIELD = /^(?:line \d+: )?(channel|payload|key)\b|^permission denied: .* on (channel)\b/;
 
-/** What is shown while no channel is typed. */
+/** The channel in the statements while the field is empty. */
 const SOME_CHANNEL = "channel";
 
 class PubsubPublish extends HTMLElement {
@@ -26,7 +27,7 @@ class PubsubPublish extends HTMLElement {
   #form;
   #error;
   #done;
-  /** By name: the statement's function and the element that shows it. */ #statements = new Map();
+  /** By language: the function that makes the statement, and the element that shows it. */ #statements = new Map();
 
   connectedCallback() {
     this.#life = new AbortController();
@@ -73,7 +74,7 @@ class PubsubPublish extends HTMLElement {
     return section;
   }
 
-  /** What stands in the form. A browser gives the lines of a text with LF alone. */
+  /** The values of the form. A browser ends the lines of a text with LF alone. */
   #typed() {
     const { channel, payload, key, lines } = this.#form.elements;
     const payloads = lines.checked ? payload.value.split("\n").filter((line) => line !== "") : [payload.value];
@@ -111,7 +112,7 @@ class PubsubPublish extends HTMLElement {
     getSelection().removeAllRanges();
     getSelection().addRange(range);
     try {
-      // Without https there is no clipboard to write to, but the older command.
+      // Without https a page has no clipboard API, only the older command.
       if (navigator.clipboard) await navigator.clipboard.writeText(code.textContent);
       else if (!document.execCommand("copy")) throw new Error("refused");
       said.textContent = "Copied";
@@ -163,7 +164,7 @@ class PubsubPublish extends HTMLElement {
     this.#done.replaceChildren(...what, number, " to ", element("bdi", {}, where));
   }
 
-  /** Say what is wrong, at its field; nothing is wrong with an empty text. */
+  /** Show an error at its field; an empty text clears it. */
   #fail(text) {
     this.#error.textContent = text;
     this.#error.hidden = text === "";

@@ -1,9 +1,9 @@
 /**
- * The same publish as SQL, for curl, and in TypeScript.
+ * The statements that publish the same messages in SQL, with curl and in TypeScript.
  *
- * Texts in, texts out. Whatever the channel, the payloads and the key hold, the
- * statement publishes exactly that when it is pasted, and every character of it is
- * visible. What cannot be written so is refused with an error that names the field.
+ * A pasted statement publishes exactly the channel, the payloads and the key of the
+ * form, for any text in them, and every character of the statement is visible. A text
+ * that no statement can contain raises an error that names the field.
  *
  * @module pages/publish_snippets
  */
@@ -11,24 +11,24 @@
 /**
  * @typedef {object} Publish
  * @property {string} channel
- * @property {string[]} payloads one message each
- * @property {string} [key] of the one message
+ * @property {string[]} payloads one for each message
+ * @property {string} [key] the key, if there is one message
  * @property {string} origin scheme, host and port: `http://127.0.0.1:8001`
- * @property {string} root where the RPC stands: Datasette's base_url, without a slash at its end
+ * @property {string} root the path of the RPC: Datasette's base_url, without the last slash
  * @property {string} url of the HTTP endpoint
  * @property {string} database
  * @property {boolean} token whether a token is needed
  */
 
-/** What a token's place is marked with. */
+/** The placeholder for a token. */
 export const TOKEN = "YOUR_TOKEN";
 
-/** Characters that show nothing, that turn the text around them, or that a terminal would act upon. */
+/** Invisible characters, bidirectional control characters, and control characters of terminals. */
 const HIDDEN = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
 const EVERY_HIDDEN = new RegExp(HIDDEN, "g");
 
 /**
- * Raises an error whose text names the field.
+ * Throws a RangeError that names the field, if a text cannot be published.
  * @param {Publish} publish
  */
 function check({ channel, payloads, key = "" }) {
@@ -44,7 +44,7 @@ function check({ channel, payloads, key = "" }) {
   }
 }
 
-/** A text in SQL: quotes are doubled, hidden characters are called by their numbers. */
+/** A text in SQL, with doubled quotes; `char()` writes hidden characters by their numbers. */
 function sqlText(text) {
   const parts = text.split(new RegExp(`(${HIDDEN.source}+)`)).filter((part) => part !== "");
   const written = parts.map((part) =>
@@ -58,7 +58,7 @@ function sqlText(text) {
 /** JSON, which is also TypeScript, with hidden characters escaped. */
 function jsonText(value, indent = 0) {
   return JSON.stringify(value, null, indent).replace(
-    // A line feed is layout here: those of texts are escaped already.
+    // A line feed here is layout: JSON.stringify has escaped those in texts.
     EVERY_HIDDEN,
     (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
@@ -69,12 +69,12 @@ function shellWord(text) {
   return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-/** The messages as the HTTP endpoint takes them. */
+/** The messages in the format of the HTTP endpoint. */
 function items({ channel, payloads, key }) {
   return payloads.map((payload) => ({ channel, payload, ...(key ? { key } : {}) }));
 }
 
-/** For the sqlite3 shell, a trigger, a script: any program that has the file open. @param {Publish} publish */
+/** SQL for any program that has the file open: the sqlite3 shell, a trigger, a script. @param {Publish} publish */
 export function sql(publish) {
   check(publish);
   const { channel, payloads, key } = publish;
@@ -85,7 +85,7 @@ export function sql(publish) {
   return `INSERT INTO vpubsub (channel, payload${key ? ", key" : ""})\nVALUES ${rows.join(",\n       ")};`;
 }
 
-/** For a POSIX shell. @param {Publish} publish */
+/** A curl command for a POSIX shell. @param {Publish} publish */
 export function curl(publish) {
   check(publish);
   const messages = items(publish);
@@ -94,7 +94,7 @@ export function curl(publish) {
   return `curl ${shellWord(publish.url)} \\\n${token}  -H 'Content-Type: application/json' \\\n  -d ${shellWord(body)}`;
 }
 
-/** With Connect-ES and the generated code. @param {Publish} publish */
+/** TypeScript for Connect-ES and the generated code. @param {Publish} publish */
 export function typescript(publish) {
   check(publish);
   const options = [`  baseUrl: ${jsonText(publish.origin + publish.root)},`];

@@ -1,9 +1,9 @@
-// The button of a query's form. A query with publish_batch in it is sent as a POST, which the browser does not send
-// again by itself: see pages/runs.py. All other queries go their usual way.
+// The button of a query's form. The script sends a query that contains publish_batch as a POST, which the browser does
+// not repeat by itself: see pages/runs.py. It does not change other queries.
 
 const stored = document.querySelector(".pubsub-run")?.dataset.action;
 
-/** Where the form's query is run, when it publishes; null when it does not. */
+/** The address that runs the form's query if the query publishes, else null. */
 function target(form) {
   const sql = new FormData(form).get("sql");
   if (sql === null) return stored ?? null;
@@ -14,11 +14,11 @@ function target(form) {
 
 for (const form of document.querySelectorAll("form.sql[method=get]")) {
   form.dataset.action = form.getAttribute("action");
-  // Datasette's editor sends the form by a shortcut, without the event that tells of it.
+  // Datasette's editor calls submit() on a keyboard shortcut, which would send no submit event.
   form.submit = () => form.requestSubmit();
 }
 
-// Around the editor's own listener, which writes what was typed into the form.
+// The listener is on the document, so that it runs after the editor's listener has written its text into the form.
 document.addEventListener("submit", (event) => {
   const form = event.target;
   if (form.dataset.action === undefined || event.defaultPrevented) return;
@@ -26,12 +26,12 @@ document.addEventListener("submit", (event) => {
   form.method = path === null ? "get" : "post";
   form.action = path ?? form.dataset.action;
   if (path === null) return;
-  // A double click is one.
+  // A double click sends the form once.
   if (form.dataset.running) event.preventDefault();
   form.dataset.running = "1";
 });
 
-// The page may come back as it was left.
+// The browser may restore the page from its back-forward cache, with the mark still set.
 addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form.sql")) delete form.dataset.running;
 });

@@ -1,20 +1,20 @@
 /**
  * The page of subscriptions: `<pubsub-subscriptions>` around the table that the server rendered.
  *
- * It asks again every few seconds while the page is visible, and changes only what
- * has changed, so that focus and selection stay.
+ * The script requests the subscriptions every few seconds while the page is visible,
+ * and updates only the cells that have changed, so that focus and selection stay.
  *
- * Attributes: `path` (the page's own address; its JSON is beside it),
+ * Attributes: `path` (the page's address; its JSON is at the same address with `.json`),
  * `everyones` (all owners are listed).
  */
 
 import { element, localise, timeElement } from "../ui/dom.js";
 import { visible } from "../ui/text.js";
 
-/** How often is asked, in ms: cursors are saved once a second, and counting a lag reads the log. */
-const EVERY_MS = 3_000;
+/** Time between two requests, in ms: the server saves cursors once a second, and reads the log to count a lag. */
+const POLL_MS = 3_000;
 
-/** Owner and name together are unique. */
+/** A key of a subscription: owner and name together are unique. */
 function keyOf({ owner, subscription }) {
   return JSON.stringify([owner, subscription]);
 }
@@ -24,7 +24,7 @@ class PubsubSubscriptions extends HTMLElement {
   #timer = 0;
   #body;
   #state;
-  /** What is said while all is well. */ #said = "";
+  /** The text of the status line while requests succeed. */ #said = "";
 
   connectedCallback() {
     this.#life = new AbortController();
@@ -34,7 +34,7 @@ class PubsubSubscriptions extends HTMLElement {
     this.#said = this.#state.textContent;
     for (const time of this.querySelectorAll("time")) localise(time);
     document.addEventListener("visibilitychange", () => this.#again(0), { signal: this.#life.signal });
-    this.#again(EVERY_MS);
+    this.#again(POLL_MS);
   }
 
   disconnectedCallback() {
@@ -59,7 +59,7 @@ class PubsubSubscriptions extends HTMLElement {
       said = "Not up to date: no answer from the server";
     }
     if (this.#state.textContent !== said) this.#state.textContent = said;
-    this.#again(EVERY_MS);
+    this.#again(POLL_MS);
   }
 
   #show(subscriptions) {
@@ -96,7 +96,7 @@ class PubsubSubscriptions extends HTMLElement {
       if (cell.textContent !== text) cell.textContent = text;
     };
     put("cursor", String(cursor));
-    // Lags are counted up to 10,000; of patterns only so many messages are looked at.
+    // The server counts a lag up to 10,000, and for patterns reads a limited number of messages.
     put("lag", (more ? (lag >= 10000 ? "more than " : "at least ") : "") + lag.toLocaleString("en"));
     put("connected", connected ? "yes" : "no");
     const time = row.querySelector("time");

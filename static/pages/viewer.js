@@ -1,58 +1,59 @@
 /**
  * The live channel viewer: `<pubsub-viewer>` around the table that the server rendered.
  *
- * Texts reach the page as text, never as markup. What the script keeps is bounded,
- * however long it runs. pubsub.js has the connection. The newest messages are at
- * the top.
+ * Payloads reach the page as text, never as markup. The memory of the script is
+ * bounded, for any running time. pubsub.js has the connection. The newest messages
+ * are at the top.
  *
  * Attributes: `base` (the address of the database's channels), `follow` (JSON:
- * channels and patterns; none: the rows stay as they are), `last-id` (after
- * which to begin), `span` (up to which rates are counted), `silence` (after how
- * many seconds of it a connection is dead), `rows` (most that are shown while
- * messages arrive), `row-base` (the log table's address, where the visitor may
- * see it), `color` (the database's).
+ * channels and patterns; without it the page is not live), `last-id` (the stream
+ * begins after this id), `span` (the newest span that the server has counted),
+ * `silence` (a connection without data for this many seconds is dead), `rows` (most
+ * rows while messages arrive), `row-base` (the log table's address, if the visitor
+ * may view it), `color` (the database's).
  */
 
 import { connect } from "../pubsub.js";
 import { ChannelList } from "./viewer_channels.js";
 import { element, localise } from "../ui/dom.js";
-import { Finder } from "./viewer_search.js";
+import { MessageSearch } from "./viewer_search.js";
 import { Clock, Rate } from "../ui/sparkline.js";
 import { contains, entryOf, RowMaker } from "./viewer_rows.js";
 import { visible } from "../ui/text.js";
 
-/** Shortest time between two changes of the page, in ms: it stays usable at hundreds of messages a second. */
+/** Shortest time between two updates, in ms: the page stays usable at hundreds of messages per second. */
 const TICK_MS = 100;
 
-/** How often the page looks whether pictures must move on while nothing arrives, in ms. */
+/** Time between two updates of the sparklines while no messages arrive, in ms. */
 const IDLE_MS = 1_000;
 
-/** Most rows that are marked, and read out, when they arrive together, in rows: each marking is painted anew. */
+/** Most rows of one update that are marked and read out, in rows: the browser paints every mark. */
 const MARKED_ROWS = 10;
 
 /**
- * While more than the first number of rows come with every tick, nobody can read them, and the page holds only the
- * second number, in rows: laying them out is what takes its time. The rest is older messages.
+ * If an update brings more than `TORRENT_ROWS` rows within `TORRENT_MS` of the last one, a visitor cannot read them,
+ * and the page keeps only `TORRENT_LIMIT` rows, because their layout takes the most time. The link to older messages
+ * leads to the other rows.
  */
 const TORRENT_ROWS = 20;
 const TORRENT_LIMIT = 40;
 const TORRENT_MS = 500;
 
-/** Rows that come within this time of others are not read out, in ms: a screen reader could never follow. */
+/** Rows that arrive within this time of other rows are not read out, in ms: a screen reader could not keep up. */
 const CALM_MS = 1_000;
 
-/** How long a catch-up may take before the page says how many messages it is behind, and says so again, in ms. */
+/** How long a catch-up takes before the page shows how many messages it is behind, and between two updates, in ms. */
 const BEHIND_MS = 500;
 
 /**
- * How long a tab that is not looked at keeps its connection, in ms. Browsers open six to a server over
- * HTTP/1.1, for all tabs together. What comes meanwhile is fetched when it is looked at again.
+ * How long a hidden tab keeps its connection, in ms. Browsers open six connections to a server over HTTP/1.1, for all
+ * tabs together. When the tab is shown again, the page catches up.
  */
 const HIDDEN_MS = 60_000;
 
 class PubsubViewer extends HTMLElement {
   /** @type {AbortController | null} Ends all listeners and the connection; set while in a page. */ #life = null;
-  /** @type {import("../pubsub.js").Connection | null} Set while messages are followed. */ #connection = null;
+  /** @type {import("../pubsub.js").Connection | null} Set while the page is live. */ #connection = null;
   #limit = 200;
   #body;
   #log;
@@ -60,7 +61,7 @@ class PubsubViewer extends HTMLElement {
   #pause;
   #fresh;
   /** @type {RowMaker} */ #rows;
-  /** @type {Finder} */ #finder;
+  /** @type {MessageSearch} */ #search;
   /** @type {ChannelList | null} On the page of all channels. */ #channels = null;
   /** @type {Rate | null} On the page of one channel. */ #rate = null;
   #clock;
@@ -68,18 +69,18 @@ class PubsubViewer extends HTMLElement {
   #state = "connecting";
   #reason = "";
   #gap = "";
-  /** What is to be shown: newest last, never more than `#limit`. Emptied by `#show`. */ #waiting = [];
-  /** How many arrived since rows were last shown. Cleared by `#show`. */ #arrived = 0;
-  /** Messages up to here have been fetched as rows, if they are shown at all. */ #floor = 0n;
-  /** The newest id that is shown or was passed by when rows were last shown. */ #shownTo = 0n;
+  /** The messages that are not yet rows: newest last, at most `#limit`. Emptied by `#show`. */ #waiting = [];
+  /** The number of messages since rows were last shown. Cleared by `#show`. */ #arrived = 0;
+  /** The last search has returned the messages up to this id. */ #floor = 0n;
+  /** The newest id that had arrived when rows were last shown. */ #shownTo = 0n;
   /** The newest id that has arrived. */ #last = 0n;
-  /** How many messages the stream has yet to bring; null: not known. */ #behind = null;
-  /** Whether the rows are those of another text than the one that is wanted now. */ #stale = false;
+  /** The number of messages between the page and the log's head; null: unknown. */ #behind = null;
+  /** Whether the rows belong to an earlier search. */ #stale = false;
   #timer = 0;
   #hiding = 0;
   #counting = 0;
   #idle = 0;
-  /** When the page may next change. */ #due = 0;
+  /** When the page may be updated again. */ #due = 0;
   /** When rows were last added. */ #added = -CALM_MS;
 
   connectedCallback() {
@@ -93,7 +94,7 @@ class PubsubViewer extends HTMLElement {
     for (const time of this.querySelectorAll("time")) localise(time);
     const header = this.querySelector(".page-header");
     if (header && this.hasAttribute("color")) header.style.borderColor = this.getAttribute("color");
-    this.#finder = new Finder(this, this.#life.signal, {
+    this.#search = new MessageSearch(this, this.#life.signal, {
       before: () => (this.#paused ? this.#shownTo + 1n : null),
       replace: (answer) => this.#replace(answer),
       append: (messages) => this.#body.append(...messages.map((message) => this.#rows.row(entryOf(message)))),
@@ -117,7 +118,7 @@ class PubsubViewer extends HTMLElement {
     const tools = element("div", { className: "pubsub-tools" }, this.#fresh, this.#pause);
     this.querySelector(".pubsub-bar").append(tools);
     this.#pause.addEventListener("click", () => this.#setPaused(!this.#paused), { signal });
-    this.#fresh.addEventListener("click", () => this.#catchUp(), { signal });
+    this.#fresh.addEventListener("click", () => this.#showNewest(), { signal });
   }
 
   #follow() {
@@ -131,7 +132,7 @@ class PubsubViewer extends HTMLElement {
     this.#last = this.#shownTo = BigInt(this.getAttribute("last-id"));
     this.#tools();
     addEventListener("scroll", () => this.#arrived && this.#schedule(), { signal, passive: true });
-    document.addEventListener("visibilitychange", () => this.#looked(), { signal });
+    document.addEventListener("visibilitychange", () => this.#onVisibility(), { signal });
     this.#idle = setInterval(() => this.#schedule(), IDLE_MS);
     this.#connect(this.getAttribute("last-id"));
   }
@@ -150,8 +151,8 @@ class PubsubViewer extends HTMLElement {
     });
   }
 
-  /** The tab is looked at, or no longer. */
-  #looked() {
+  /** The tab was shown or hidden. */
+  #onVisibility() {
     clearTimeout(this.#hiding);
     if (document.hidden) {
       this.#hiding = setTimeout(() => this.#connection?.close(), HIDDEN_MS);
@@ -170,13 +171,13 @@ class PubsubViewer extends HTMLElement {
     this.#say();
   }
 
-  /** How far it is to the newest message, for as long as that lasts. */
+  /** Count the messages between the page and the log's head, until the page has caught up. */
   async #countBehind() {
     const asked = this.#last;
     let taken = 0;
     this.#behind = { count: null, take: () => (taken += 1) };
     const behind = this.#behind;
-    const count = await this.#finder.behind(asked);
+    const count = await this.#search.behind(asked);
     if (this.#behind !== behind || count === null) return;
     behind.count = Math.max(0, count - taken);
     behind.take = () => (behind.count = Math.max(0, behind.count - 1));
@@ -196,7 +197,7 @@ class PubsubViewer extends HTMLElement {
       live: "Live",
       reconnecting: `Reconnecting: ${visible(this.#reason)}`,
       superseded: "Superseded by a newer connection",
-      closed: "Not connected while nobody looks",
+      closed: "Not connected while the tab is hidden",
     };
     const text = [states[this.#state], this.#paused ? "paused" : "", this.#gap].filter(Boolean).join(", ");
     if (this.#status.textContent !== text) this.#status.textContent = text;
@@ -207,14 +208,14 @@ class PubsubViewer extends HTMLElement {
     this.#paused = paused;
     this.#pause.textContent = paused ? "Resume" : "Pause";
     this.#say();
-    if (!paused && this.#stale) this.#finder.search();
-    // What was held is shown whole, however much it is.
+    if (!paused && this.#stale) this.#search.search();
+    // Show all rows that were held back, also if they are many.
     this.#added = -CALM_MS;
     this.#tick();
   }
 
-  /** To the newest row, and on from there. */
-  #catchUp() {
+  /** Scroll to the newest row, and show new rows again. */
+  #showNewest() {
     this.#show();
     this.querySelector(".pubsub-messages").scrollIntoView({ block: "start" });
     if (this.#paused) this.#setPaused(false);
@@ -222,7 +223,7 @@ class PubsubViewer extends HTMLElement {
     this.#pause.focus({ preventScroll: true });
   }
 
-  /** Whether the reader is further down, so that rows added above would move what is being read. */
+  /** Whether the visitor has scrolled down: rows added above would move the rows on the screen. */
   get #reading() {
     return this.querySelector(".pubsub-messages").getBoundingClientRect().top < 0;
   }
@@ -233,7 +234,7 @@ class PubsubViewer extends HTMLElement {
     this.#behind?.take();
     this.#channels?.count(entry.id, entry.channel, entry.createdAt);
     this.#rate?.add(this.#clock.spanOf(entry.createdAt));
-    if (entry.id <= this.#floor || !this.#finder.matches(message)) {
+    if (entry.id <= this.#floor || !this.#search.matches(message)) {
       this.#schedule();
       return;
     }
@@ -242,13 +243,13 @@ class PubsubViewer extends HTMLElement {
   }
 
   #wanted(entry) {
-    return entry.id > this.#floor && (entry.gap || contains(entry, this.#finder.wanted));
+    return entry.id > this.#floor && (entry.gap || contains(entry, this.#search.wanted));
   }
 
   #missed({ missed, resumedAt }) {
     const count = missed === null ? "an unknown number of" : missed.toLocaleString("en");
     this.#gap = `gap of ${count} message${missed === 1 ? "" : "s"}`;
-    // Where the log was replaced, ids begin anew.
+    // In a log that was replaced, ids begin again.
     if (missed === null) this.#floor = this.#last = BigInt(resumedAt);
     this.#wait({ id: BigInt(resumedAt), gap: this.#gap });
     this.#say();
@@ -272,7 +273,7 @@ class PubsubViewer extends HTMLElement {
   #tick() {
     if (document.hidden) return;
     const began = performance.now();
-    // Looked at before anything is changed, so that nothing is laid out twice.
+    // Read the layout before any change, so that the browser computes it once.
     const held = this.#paused || this.#reading;
     this.#channels?.draw();
     this.#drawRate();
@@ -280,7 +281,7 @@ class PubsubViewer extends HTMLElement {
     this.#fresh.hidden = this.#arrived === 0;
     if (this.#arrived) this.#fresh.textContent = `${this.#arrived.toLocaleString("en")} new`;
     this.#due = began + TICK_MS;
-    // Then laid out and painted: the page takes as long a rest as that took, and another, so that it can be used.
+    // The browser now lays out and paints. The next update waits for as long again, so that the page responds to clicks.
     requestAnimationFrame(() => setTimeout(() => {
       const now = performance.now();
       this.#due = Math.max(this.#due, now + (now - began));
@@ -313,10 +314,10 @@ class PubsubViewer extends HTMLElement {
     if (full) this.#body.replaceChildren(...rows, ...kept);
     else this.#body.prepend(...rows);
     this.querySelector(".zero-results").hidden = true;
-    this.#finder.endsAt(this.#body.lastElementChild.dataset.id, full);
+    this.#search.endsAt(this.#body.lastElementChild.dataset.id, full);
   }
 
-  /** The rows of another search; what is newer than they are comes after them. */
+  /** Show the rows of another search; newer messages follow over the connection. */
   #replace({ messages, head }) {
     this.#log.setAttribute("aria-live", "off");
     this.#body.replaceChildren(...messages.map((message) => this.#rows.row(entryOf(message))));

@@ -1,17 +1,17 @@
 /**
- * The list of channels on the live page: counts, rates and newest times, moving as messages arrive.
+ * The list of channels on the live page: counts, rates and newest times, updated as messages arrive.
  *
- * Each message is counted once, whether the server has counted it for the page or it
- * has arrived since. The list is bounded.
+ * The list counts each message once: either the server has counted it for the page, or
+ * it has arrived since. The list is bounded.
  *
  * @module pages/viewer_channels
  */
 
 import { element, tildeEncode, timeElement } from "../ui/dom.js";
-import { plotElement, Rate } from "../ui/sparkline.js";
+import { Rate, sparklineElement } from "../ui/sparkline.js";
 import { visible } from "../ui/text.js";
 
-/** Most channels that are listed. As in pages.py. */
+/** Most channels in the list. pages/viewer.py has the same constant. */
 const LISTED_CHANNELS = 100;
 
 export class ChannelList {
@@ -20,14 +20,14 @@ export class ChannelList {
   #base;
   #clock;
   /** By encoded name: a listed channel's row, count, newest id and rate. */ #channels = new Map();
-  /** Channels that changed since the list was last drawn. */ #moved = new Map();
-  /** The span up to which the rates are drawn. */ #drawn = 0;
+  /** The channels that have changed since the list was last drawn. */ #changed = new Map();
+  /** The span for which the rates were last drawn. */ #drawn = 0;
 
   /**
    * @param {Element} root around the table that the server rendered
    * @param {string} base the address of the database's channels
    * @param {import("../ui/sparkline.js").Clock} clock
-   * @param {number} span the one up to which the server has counted
+   * @param {number} span the newest span that the server has counted
    */
   constructor(root, base, clock, span) {
     this.#root = root;
@@ -42,29 +42,29 @@ export class ChannelList {
     }
   }
 
-  /** One more message of a channel, unless the server has counted it before the page was made. */
+  /** Count one message of a channel, unless the server has counted it for the page. */
   count(id, channel, createdAt) {
     const key = tildeEncode(channel);
-    const known = this.#channels.get(key) ?? this.#moved.get(key)?.entry;
+    const known = this.#channels.get(key) ?? this.#changed.get(key)?.entry;
     if (known && id <= known.newestId) return;
     const entry = known ?? { row: null, count: 0, newestId: 0n, rate: new Rate(this.#clock.span) };
     entry.count += 1;
     entry.newestId = id;
     entry.rate.add(this.#clock.spanOf(createdAt));
-    this.#moved.set(key, { entry, channel, createdAt });
-    if (this.#moved.size > LISTED_CHANNELS) this.#moved.delete(this.#moved.keys().next().value);
+    this.#changed.set(key, { entry, channel, createdAt });
+    if (this.#changed.size > LISTED_CHANNELS) this.#changed.delete(this.#changed.keys().next().value);
   }
 
   /** Show what has changed. */
   draw() {
-    for (const [key, { entry, channel, createdAt }] of this.#moved) {
+    for (const [key, { entry, channel, createdAt }] of this.#changed) {
       entry.row ??= this.#add(key, channel, entry);
       entry.row.querySelector(".col-count").textContent = entry.count.toLocaleString("en");
       entry.row.querySelector(".col-created").replaceChildren(timeElement(createdAt));
     }
     const span = this.#clock.span;
-    // When the time has passed into the next span, every picture moves.
-    const entries = span === this.#drawn ? [...this.#moved.values()].map(({ entry }) => entry) : this.#channels.values();
+    // In a new span every sparkline moves.
+    const entries = span === this.#drawn ? [...this.#changed.values()].map(({ entry }) => entry) : this.#channels.values();
     for (const { row, rate } of entries) {
       rate.advance(span);
       if (rate.draw(row.querySelector(".pubsub-plot"))) {
@@ -72,10 +72,10 @@ export class ChannelList {
       }
     }
     this.#drawn = span;
-    this.#moved.clear();
+    this.#changed.clear();
   }
 
-  /** A channel that is new, among the others by name; the one that was quiet longest goes when there are too many. */
+  /** Add a new channel in the order of names; beyond the limit, remove the channel with the oldest newest message. */
   #add(key, channel, entry) {
     const row = element("tr", { dataset: { channel: key } });
     const name = visible(channel);
@@ -84,7 +84,7 @@ export class ChannelList {
       element("td", { className: "col-channel" }, link),
       element("td", { className: "col-count type-int" }),
       element("td", { className: "col-rate type-int" }),
-      element("td", { className: "col-plot" }, plotElement()),
+      element("td", { className: "col-plot" }, sparklineElement()),
       element("td", { className: "col-created" }),
     );
     const next = [...this.#body.rows].find((other) => other.cells[0].textContent > name);

@@ -1,8 +1,8 @@
 /**
  * Messages as rows of the live page's table.
  *
- * Texts become text, never markup, and what a row holds is bounded. It knows neither
- * the connection nor when rows are shown.
+ * Payloads become text nodes, never markup, and the content of a row is bounded. The
+ * module knows neither the connection nor the times at which the page shows rows.
  *
  * @module pages/viewer_rows
  */
@@ -11,7 +11,7 @@ import { element, tildeEncode, timeElement } from "../ui/dom.js";
 import { isLong, present, visible } from "../ui/text.js";
 
 /**
- * What is kept of a message until it is shown: bounded, since any number of long ones may come before that.
+ * The part of a message that the page keeps until it shows the row. It is bounded, because messages may be long.
  * @param {import("../pubsub.js").Message} message
  */
 export function entryOf({ messageId, channel, payload, blob, createdAt }) {
@@ -20,7 +20,7 @@ export function entryOf({ messageId, channel, payload, blob, createdAt }) {
   return isLong(payload) ? { ...entry, shown: present(payload) } : { ...entry, payload };
 }
 
-/** Whether an entry's payload contains a text, which is in lower case already; of a long one, what is kept. */
+/** Whether an entry's payload contains a text in lower case; for a long payload, whether its kept part does. */
 export function contains({ payload, shown }, wanted) {
   return wanted === "" || (payload ?? shown?.full ?? "").toLowerCase().includes(wanted);
 }

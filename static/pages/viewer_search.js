@@ -1,9 +1,9 @@
 /**
- * Finding messages on the live page: the text that rows must contain, and older messages in their place.
+ * Search on the live page: the text that messages must contain, and older messages.
  *
- * The server searches (`messages.json`), since the page holds only the newest rows.
- * The search stands in the page's address, so that it can be kept and shared. It
- * knows no connection.
+ * The server searches (`messages.json`), because the page has only the newest rows.
+ * The page's address contains the search, so that a visitor can bookmark and share it.
+ * The module knows no connection.
  *
  * @module pages/viewer_search
  */
@@ -11,27 +11,27 @@
 /** Shortest time between the last key and the search, in ms. */
 const TYPING_MS = 200;
 
-/** Most rows that older messages are added to, in rows: then they are a page of their own. */
+/** Most rows of a page that older messages are added to; beyond, the link opens another page. */
 const MAX_ROWS = 2_000;
 
-/** Messages of one answer, in rows. As in messages.py. */
+/** Messages in one response, in rows; `LIMIT` in http/messages.py. */
 const PAGE_ROWS = 100;
 
-export class Finder {
-  /** What payloads must contain, in lower case; empty for anything. */ wanted = "";
+export class MessageSearch {
+  /** The text that payloads must contain, in lower case; empty: any payload matches. */ wanted = "";
   #root;
   #signal;
   #page;
   #input;
   #older;
   #timer = 0;
-  /** @type {AbortController | null} Ends the search that is under way. */ #search = null;
+  /** @type {AbortController | null} Aborts the present search. */ #search = null;
 
   /**
    * @param {Element} root around the page that the server rendered
-   * @param {AbortSignal} signal ends it
+   * @param {AbortSignal} signal removes the listeners
    * @param {{before: () => bigint | null, replace: (answer: object) => void, append: (messages: object[]) => void}}
-   *   page before which id to search, and what to do with what is found
+   *   page `before` returns the id before which to search; `replace` and `append` show the messages
    */
   constructor(root, signal, page) {
     this.#root = root;
@@ -55,7 +55,7 @@ export class Finder {
     this.#older.addEventListener("click", (event) => this.#more(event), { signal });
   }
 
-  /** Whether a message that arrives belongs to what is searched for. */
+  /** Whether a new message matches the search. */
   matches({ payload }) {
     return this.wanted === "" || (payload !== undefined && payload.toLowerCase().includes(this.wanted));
   }
@@ -65,7 +65,7 @@ export class Finder {
     this.#timer = setTimeout(() => this.search(), TYPING_MS);
   }
 
-  /** Search for the text in the form, and let the page's address and its links say so. */
+  /** Search for the text in the form, and put it into the page's address and links. */
   async search() {
     clearTimeout(this.#timer);
     const text = this.#input.value;
@@ -83,13 +83,13 @@ export class Finder {
       const zero = this.#root.querySelector(".zero-results");
       zero.textContent = text ? "No messages that contain this text" : "No messages";
     } catch (error) {
-      // Another search has taken its place.
+      // Another search has replaced this one.
       if (error.name === "AbortError") return;
       this.#say(`Not searched: ${error.message}`);
     }
   }
 
-  /** How many messages come after an id, of those that the page follows; null when nobody answers. */
+  /** The number of messages after an id in the channels that the page follows; null if the server does not answer. */
   async behind(after) {
     try {
       return (await this.#ask({ after, limit: 1 }, this.#signal)).behind;
@@ -98,13 +98,13 @@ export class Finder {
     }
   }
 
-  /** The rows now end with this message; when they are full there is more before it. */
+  /** The last row of the page is this message; `full`: there are older messages before it. */
   endsAt(id, full) {
     if (this.#older.hidden && !full) return;
     this.#before(id);
   }
 
-  /** Older messages are added to the rows, until there are too many of them. */
+  /** Add older messages to the rows, up to a limit. */
   async #more(event) {
     const plain = event.button === 0 && !event.ctrlKey && !event.metaKey && !event.shiftKey && !event.altKey;
     const rows = this.#root.querySelectorAll(".pubsub-messages tbody tr").length;
@@ -133,7 +133,7 @@ export class Finder {
     return answer;
   }
 
-  /** Where the next older messages begin, if there are any. */
+  /** Point the link at the next older messages, if there are any. */
   #goOn({ older, messages }) {
     const short = older !== null && this.wanted !== "" && messages.length < PAGE_ROWS;
     this.#say(short ? `Searched back to message ${older}` : "");
@@ -156,7 +156,7 @@ export class Finder {
     this.#older.hidden = false;
   }
 
-  /** The links to the same messages elsewhere. */
+  /** Put the text into the links to the same messages in other formats. */
   #link(text) {
     const names = { json: "q", csv: "q", table: "payload__contains", sql: "text" };
     for (const link of this.#root.querySelectorAll("[data-link]")) {

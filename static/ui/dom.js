@@ -1,7 +1,7 @@
 /**
- * Small things that the pages' scripts share: elements, times, names in addresses.
+ * Helpers that the pages' scripts share: elements, times, names in addresses.
  *
- * It knows no page, and texts become text, never markup.
+ * The module knows no page. Texts become text nodes, never markup.
  *
  * @module ui/dom
  */
@@ -26,7 +26,7 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
-/** Let a time be read in the reader's zone; UTC stays at hand. */
+/** Show a time in the visitor's time zone, and UTC in its tooltip. */
 export function localise(time) {
   const moment = new Date(time.dateTime);
   if (Number.isNaN(moment.getTime())) return;

@@ -1,30 +1,29 @@
 /**
- * Rates as small pictures: bars in SVG, and the same in words; pages/sparkline.py draws what the page begins with.
+ * Sparklines: the rate of messages as bars in SVG, and in words. pages/sparkline.py draws those that the page begins with.
  *
- * Counts of messages in, a picture and the same in words out. It keeps sixty numbers
- * for each channel, however many messages arrive.
+ * The module keeps sixty counts for each channel, for any number of messages.
  *
  * @module ui/sparkline
  */
 
-/** How far back, in spans, and how long a span is, in seconds. As in activity.py. */
+/** The length of a sparkline in spans, and of a span in seconds. storage/activity.py has the same constants. */
 const SPANS = 60;
 const SPAN_SECONDS = 10;
 
-/** The picture's height in its own units; each bar is one wide. As in plot.py. */
+/** The height of the SVG, in its own units; each bar is one unit wide. pages/sparkline.py has the same constant. */
 const HEIGHT = 20;
 
-/** Spans that make a minute. */
-const MINUTE = 60 / SPAN_SECONDS;
+/** The number of spans in a minute. */
+const SPANS_PER_MINUTE = 60 / SPAN_SECONDS;
 
-/** A page that is older than this by the reader's clock was kept by the browser, or the clocks differ, in spans. */
+/** Oldest age of a page by the browser's clock, in spans: an older page is from a cache, or the clocks differ. */
 const MAX_AGE = 6;
 
-/** Which span it is, by the server's clock, since that is the clock of the messages. */
+/** The present span by the server's clock, which also sets the times of messages. */
 export class Clock {
-  /** Added to the reader's clock, in ms. */ #ahead = 0;
+  /** Added to the browser's clock, in ms. */ #ahead = 0;
 
-  /** @param {number} span the server's when it made the page */
+  /** @param {number} span the server's span when it rendered the page */
   constructor(span) {
     const age = this.span - span;
     if (age < 0 || age > MAX_AGE) this.#ahead = (span + 0.5) * SPAN_SECONDS * 1000 - Date.now();
@@ -34,7 +33,7 @@ export class Clock {
     return Math.floor((Date.now() + this.#ahead) / 1000 / SPAN_SECONDS);
   }
 
-  /** The span of a message. One from the future shows that the clock is slow. */
+  /** The span of a message. A message from the future shows that the browser's clock is slow, and corrects it. */
   spanOf(createdAt) {
     const time = Date.parse(createdAt);
     if (Number.isNaN(time)) return this.span;
@@ -46,10 +45,10 @@ export class Clock {
 /** The messages of one channel in each of the last spans. */
 export class Rate {
   #counts = new Uint32Array(SPANS);
-  /** The last of them. */ #span;
+  /** The newest span. */ #span;
   #drawn = "";
 
-  /** @param {string} counts as the server writes them, separated by commas; none for a channel that is new */
+  /** @param {string} counts in the server's format, separated by commas; empty for a new channel */
   constructor(span, counts = "") {
     this.#span = span;
     if (counts) this.#counts.set(counts.split(",").slice(-SPANS).map(Number));
@@ -61,7 +60,7 @@ export class Rate {
     if (place >= 0) this.#counts[place] += 1;
   }
 
-  /** Let the time pass up to a span. */
+  /** Move the counts on to a newer span. */
   advance(span) {
     const by = span - this.#span;
     if (by <= 0) return;
@@ -75,7 +74,7 @@ export class Rate {
   }
 
   get perMinute() {
-    return this.#counts.slice(-MINUTE).reduce((sum, count) => sum + count, 0);
+    return this.#counts.slice(-SPANS_PER_MINUTE).reduce((sum, count) => sum + count, 0);
   }
 
   get words() {
@@ -87,7 +86,7 @@ export class Rate {
     return `${number(total)} ${noun} in the last ${minutes} minutes, at most ${number(this.peak)} in ${SPAN_SECONDS} seconds`;
   }
 
-  /** Draw it, unless it is drawn already; returns whether something has changed. */
+  /** Draw the counts if they have changed since the last call; returns whether they have. */
   draw(svg) {
     const state = this.#counts.join();
     if (state === this.#drawn) return false;
@@ -109,8 +108,8 @@ export class Rate {
   }
 }
 
-/** An empty picture, for a channel that is new. */
-export function plotElement() {
+/** An empty sparkline, for a new channel. */
+export function sparklineElement() {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
   const attributes = { class: "pubsub-plot", role: "img", viewBox: `0 0 ${SPANS} ${HEIGHT}`, preserveAspectRatio: "none" };

@@ -1,27 +1,27 @@
 /**
- * How payloads and names look as text; core/display.py does the same for the rows that the server renders.
+ * Display of payloads and names as text; core/display.py does the same for the rows that the server renders.
  *
- * Texts in, texts out; it knows no page. What it returns is bounded, for any input.
+ * Every function takes text and returns text of bounded length. The module knows no page.
  *
  * @module ui/text
  */
 
-/** Payloads longer than this are folded, in characters and in lines. */
+/** The page folds payloads that are longer than this, in characters and in lines. */
 const PLAIN_CHARACTERS = 500;
 const PLAIN_LINES = 10;
 
-/** What a folded payload shows of itself, in characters. */
+/** Length of the summary of a folded payload, in characters. */
 const SUMMARY_CHARACTERS = 160;
 
-/** Most that the page holds of one payload, in characters; JSON may take twice that with its indentation. */
+/** Most characters of one payload that the page keeps; indented JSON may take twice as many. */
 const SHOWN_CHARACTERS = 10_000;
 
-/** Deepest indentation of a JSON payload, in levels: without it the spaces grow with the square of the depth. */
+/** Deepest indentation of a JSON payload, in levels: without a limit the spaces grow with the square of the depth. */
 const MAX_INDENT = 20;
 
 const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g;
 
-/** Characters that cannot be seen, or that turn the text around them, made visible. */
+/** Replace control characters and bidirectional control characters by visible ones. */
 export function visible(text) {
   return text.replace(HIDDEN, (char) => {
     const code = char.codePointAt(0);
@@ -31,7 +31,7 @@ export function visible(text) {
   });
 }
 
-/** JSON with a line for each member; numbers and texts stay as they were written. */
+/** Indent JSON, with a line for each member; numbers and texts keep their form. */
 function indented(json) {
   const tokens = json.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s{}[\],:"]+/g) ?? [];
   let depth = 0;
@@ -64,17 +64,17 @@ function isJson(text) {
   }
 }
 
-/** The first characters, as a string that does not keep the whole one alive. */
+/** The first characters, as a copy: a slice would keep the whole string in memory. */
 function cut(text, length) {
   return text.length <= length ? text : new TextDecoder().decode(new TextEncoder().encode(text.slice(0, length)));
 }
 
-/** Whether a payload is so long that a page shows the beginning only. */
+/** Whether a payload is so long that a page shows only its beginning. */
 export function isLong(payload) {
   return payload.length > SHOWN_CHARACTERS;
 }
 
-/** How a payload is shown: as it is (`full`), or folded behind a `summary`. */
+/** The text that a page shows for a payload: all of it (`full`), or folded behind a `summary`. */
 export function present(payload) {
   if (isLong(payload)) {
     return {

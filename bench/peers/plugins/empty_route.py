@@ -1,4 +1,4 @@
-"""A route that does nothing, for ``datasette serve --plugins-dir``: what a request costs by itself."""
+"""A route that does nothing, for ``datasette serve --plugins-dir``: the cost of a request without the plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subscribers on plain sockets, quick enough not to be what is measured."""
+"""Subscribers on plain sockets. They are so fast that the server limits a measurement, not the subscriber."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from targets import PAYLOAD, http_request
 
 FORMATS = ("sse", "connect-json", "connect-proto")
-#: What every message of :data:`targets.PAYLOAD` contains once, in every format.
+#: Every message with :data:`targets.PAYLOAD` contains these bytes once, in every format.
 MARKER = b"~"
 
 
 def varint(number: int) -> bytes:
-    """A number as Protobuf writes it."""
+    """A number in Protobuf's encoding."""
     parts = bytearray()
     while number > 127:
         parts.append(number & 127 | 128)
@@ -32,7 +32,7 @@ def varint(number: int) -> bytes:
 def subscribe_request(
     database: str, channel: str, form: str, after: int | None = None, name: str | None = None
 ) -> bytes:
-    """What a subscriber sends: to the stream's address, or ``Subscribe`` in JSON or Protobuf."""
+    """A subscriber's request: ``GET …/stream`` for SSE, or the Connect call ``Subscribe`` in JSON or Protobuf."""
     if form == "sse":
         path = f"/{database}/-/pubsub/-/stream?channel={channel}"
         path += f"&after={after}" if after is not None else ""
@@ -56,7 +56,7 @@ AFTER_FIELD = 7
 
 
 def connect(port: int, request: bytes, source: str = "127.0.0.1") -> socket.socket:
-    """A connection on which the request has been sent."""
+    """Open a connection and send the request."""
     sock = socket.create_connection(("127.0.0.1", port), 30, (source, 0))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(request)
@@ -64,7 +64,7 @@ def connect(port: int, request: bytes, source: str = "127.0.0.1") -> socket.sock
 
 
 def seconds_until(port: int, request: bytes, messages: int, timeout: float = 120) -> float:
-    """Seconds from the request to the last of so many messages."""
+    """Seconds from the request until the subscriber has received that many messages."""
     start = time.perf_counter()
     with connect(port, request) as sock:
         sock.settimeout(timeout)
@@ -80,7 +80,7 @@ def seconds_until(port: int, request: bytes, messages: int, timeout: float = 120
 
 
 def wait_ready(socks: list[socket.socket], timeout: float = 120) -> None:
-    """Wait until each has been answered; what came is thrown away."""
+    """Wait until the server has answered every subscriber; discard the answers."""
     poll = select.epoll()
     waiting = {sock.fileno(): sock for sock in socks}
     for number in waiting:
@@ -88,19 +88,19 @@ def wait_ready(socks: list[socket.socket], timeout: float = 120) -> None:
     end = time.monotonic() + timeout
     while waiting:
         if time.monotonic() > end:
-            raise RuntimeError(f"{len(waiting)} subscribers were not answered")
+            raise RuntimeError(f"the server did not answer {len(waiting)} subscribers")
         for number, _ in poll.poll(1):
             if number in waiting:
                 data = waiting[number].recv(1 << 16)
                 if not data.startswith(b"HTTP/1.1 200"):
-                    raise RuntimeError(f"refused: {data[:300]!r}")
+                    raise RuntimeError(f"the server refused a subscriber: {data[:300]!r}")
                 poll.unregister(number)
                 del waiting[number]
     poll.close()
 
 
 def drain(sock: socket.socket) -> None:
-    """Throw away what has come so far."""
+    """Discard everything that the subscriber has received so far."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     while poll.poll(0):
