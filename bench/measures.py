@@ -43,15 +43,18 @@ class Sizes:
     small_log: int = 10_000
     direct_subscribers: int = 500
     direct_messages: int = 200
+    live_subscribers: int = 1_000
+    live_queries: int = 51
+    live_pages: int = 100
     load_requests: int = 1_000  # of 100 messages each: about a second, longer than a checkpoint or saving the cursors
 
 
 @contextmanager
-def server_of_new_file(folder: Path, name: str, plugins: Path | None = None) -> Iterator[Server]:
+def server_of_new_file(folder: Path, name: str, plugins: Path | None = None, **options: str) -> Iterator[Server]:
     """Serve a new database file; the file is deleted at the end."""
     path = folder / f"{name}.db"
     remove_database(path)
-    with Server(path, plugins) as server:
+    with Server(path, plugins, **options) as server:
         yield server
     remove_database(path)
 

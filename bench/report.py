@@ -281,6 +281,22 @@ def size_rows(r: Results) -> list[Row]:
     return rows
 
 
+def live_rows(r: Results) -> list[Row]:
+    """The rows about live queries: 1,000 subscribers of one query and 50 other queries, at 200 commits per second."""
+    with_them, without = (median(r.values("live_queries", f"cpu_{side}")) for side in ("with", "without"))
+    cpu = None if with_them is None or without is None else with_them - without
+    runs, delay = (median(r.values("live_queries", name)) for name in ("runs", "delay_ms"))
+    publish = r.ratio("live_queries", "publish_with", "publish_without")
+    pages = r.ratio("live_queries", "page_ms_with", "page_ms_without")
+    return [
+        absolute("runs of all 51 queries", "≤ 102/s", runs, lambda v: v <= 102, "{:.0f}/s"),
+        absolute("share of a core for runs and sends", "≤ 50 %", cpu, lambda v: v <= 0.5, "{:.0%}"),
+        absolute("from a commit to its change, median", "≤ 1 s", delay, lambda v: v <= 1000, "{:.0f} ms"),
+        at_least("publishing meanwhile", 0.9, publish, "the rate without live queries"),
+        at_most("Datasette's page of the table meanwhile", 1.1, pages, "the time without live queries"),
+    ]
+
+
 #: The sections of the page: the title, the heading of the column of figures, and the rows.
 SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Publishing with SQL", "measured", sql_rows),
@@ -288,6 +304,7 @@ SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Fan-out", "published by requests, over publish streams", fanout_rows),
     ("Latency", "measured", latency_rows),
     ("Catch-up, and large numbers", "measured", size_rows),
+    ("Live queries", "measured", live_rows),
 ]
 
 HEAD = """# Performance

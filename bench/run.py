@@ -20,12 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import measures
 import report
-from measures import PARTS, Sizes, make_programs
+from live import live_queries
+from measures import Sizes, make_programs
 from server import HERE, Server, environment, raise_open_files, remove_database
 
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "performance.md"
+
+PARTS = {**measures.PARTS, "live_queries": live_queries}
 
 #: The parts of the comparison with the peers: the arguments of bench.py.
 PEER_PARTS = {
@@ -51,6 +55,9 @@ TINY = Sizes(
     small_log=1_000,
     direct_subscribers=10,
     direct_messages=5,
+    live_subscribers=8,
+    live_queries=4,
+    live_pages=3,
     load_requests=4,
 )
 
