@@ -544,3 +544,24 @@ def test_a_slow_subscriber_gets_the_whole_result_again(serve: Serve) -> None:
             rows = event["data"].get("rows") or [placed["row"] for placed in event["data"]["changed"]]
             last = rows[0][1]
         assert "snapshot" in events
+
+
+def test_a_database_that_cannot_change_and_one_in_memory(serve: Serve, tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.db"
+    sqlite_shell(fixed, TABLES)
+    server = serve(options=["--immutable", str(fixed), "--memory"])
+    with Sse(f"{server.url}/fixed/-/pubsub/-/live", sql=BY_TOWN) as stream:
+        assert stream.event()["data"]["rows"] == [["London", 10.0], ["Paris", 20.0]]
+    answer = httpx.get(f"{server.url}/_memory/-/pubsub/-/live", params={"sql": "SELECT 1"})
+    assert (answer.status_code, "in memory" in answer.json()["error"]) == (409, True)
+
+
+def test_a_file_without_a_log(serve: Serve) -> None:
+    """Only reading is asked of the file: nothing is installed in it."""
+    server = serve()
+    sqlite_shell(server.path, TABLES)
+    with live(server, sql="SELECT count(*) FROM orders") as stream:
+        assert stream.event()["data"] == {"head": "0", "columns": ["count(*)"], "key": [], "rows": [[2]]}
+        sqlite_shell(server.path, "DELETE FROM orders")
+        assert stream.event()["event"] == "change"
+    assert server.rows("SELECT name FROM sqlite_master WHERE name LIKE '%pubsub%'") == []
