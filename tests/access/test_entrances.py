@@ -8,8 +8,6 @@ import json
 import socket
 import sqlite3
 import struct
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from auth import headers
+from commands import datasette, run
 from entrances import CONFIG
 from servers import DEADLINE, Server, Sse, sqlite_shell, wait_for
 
@@ -237,11 +236,7 @@ def test_every_actor_at_every_entrance(server: Server) -> None:
     assert not wrong
     assert server.rows("SELECT payload FROM vpubsub WHERE id = 1") == [("for all",)]
     # The command line works on the file: whoever may open it may do everything.
-    shown = subprocess.run(
-        [sys.executable, "-m", "datasette", "pubsub", "tail", str(server.path), "secret", "-n", "1"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "secret" in shown.stdout
+    assert "secret" in run("tail", server.path, "secret", "-n", "1").stdout
     assert "execute-sql" in server.log, "the operator is warned at start"
 
 
@@ -253,15 +248,9 @@ def test_what_is_hidden_is_not_counted(server: Server) -> None:
             reader.messages(lag)
             listing = httpx.get(f"{server.pubsub}/-/subscriptions.json", headers=headers(actor)).json()
             assert [row["lag"] for row in listing["subscriptions"]] == [lag]
-    subprocess.run(
-        [sys.executable, "-m", "datasette", "pubsub", "trim", str(server.path), "--pattern", "*", "--messages", "1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    run("trim", server.path, "--pattern", "*", "--messages", "1")
     sqlite_shell(server.path, "INSERT INTO vpubsub (channel, payload) VALUES ('secret', 's2'), ('open/1', 'o2')")
-    subprocess.run(
-        [sys.executable, "-m", "datasette", "pubsub", "trim", str(server.path), "--pattern", "*", "--messages", "1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    run("trim", server.path, "--pattern", "*", "--messages", "1")
     for actor, missed in (("ada", "2"), ("bob", "1")):
         with Sse(url, headers=headers(actor), pattern="*", subscription="all", ack="explicit") as reader:
             assert reader.until("gap")["data"]["missed"] == missed
@@ -415,8 +404,7 @@ def test_a_stream_ends_when_its_token_expires(serve: Callable[..., Server]) -> N
         "plugins": {"datasette-pubsub": {"permission_recheck_seconds": 3600, "heartbeat_seconds": 3600}},
     }
     server = serve(config=config, options=["--root"])
-    command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", "--expires-after", "10"]
-    token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    token = datasette("create-token", "root", "--secret", "tests", "--expires-after", "10").strip()
     with Sse(f"{server.pubsub}/-/stream", headers={"Authorization": f"Bearer {token}"}, channel="a") as reader:
         reader.until("ready")
         reader.until("bye")
@@ -479,8 +467,7 @@ def test_tokens_with_restrictions(serve: Callable[..., Server]) -> None:
     server_publish = f"{server.pubsub}/-/publish"
 
     def token(*options: str) -> dict[str, str]:
-        command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests", *options]
-        made = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        made = datasette("create-token", "root", "--secret", "tests", *options).strip()
         return {"Authorization": f"Bearer {made}"}
 
     def publish(head: dict[str, str], channel: str) -> int:

@@ -14,6 +14,7 @@ import httpx
 import itsdangerous
 import pytest
 from browsers import Watched
+from commands import datasette
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 from servers import Server, sqlite_shell
 
@@ -46,10 +47,8 @@ INSERT INTO items VALUES (1, 'one', 1), (2, 'two', 2), (3, 'three', 3);
 
 
 def broadcast(server: Server, table: str, *options: str) -> None:
-    command = [sys.executable, "-m", "datasette", "pubsub"]
-    subprocess.run([*command, "install", str(server.path)], check=True, capture_output=True, timeout=60)
-    command += ["broadcast", str(server.path), table, *options]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    datasette("pubsub", "install", server.path)
+    datasette("pubsub", "broadcast", server.path, table, *options)
 
 
 def with_items(serve: Callable[..., Server], *options: str, sql: str = ITEMS, **how: Any) -> Server:

@@ -23,6 +23,7 @@ import click
 import httpx
 import pytest
 import yaml
+from commands import datasette
 from every_page import PAGES
 from places import ROOT
 from servers import OPEN, Server, sqlite_shell
@@ -379,7 +380,7 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
 )
 def test_examples(serve: Callable[..., Server], tmp_path: Path, page: str) -> None:
     server = serve(config=OPEN)
-    subprocess.run([sys.executable, "-m", "datasette", "pubsub", "install", str(server.path)], check=True, timeout=60)
+    datasette("pubsub", "install", server.path)
     sqlite_shell(server.path, SETUP)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 

@@ -8,7 +8,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlite_utils
+from commands import python_module, start_module
 from places import SUPPORT
 from servers import Server, Sse, sqlite_shell, wait_for
 
@@ -108,8 +108,7 @@ def conn(old: Path) -> Iterator[sqlite3.Connection]:
 
 
 def install(path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "datasette", "pubsub", "install", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return python_module("datasette", "pubsub", "install", path)
 
 
 def test_all_is_kept_and_what_users_made_works_on(conn: sqlite3.Connection) -> None:
@@ -243,8 +242,7 @@ def killed_while_installing(path: Path, rounds: int) -> None:
         for part in ("", "-wal", "-shm"):
             path.with_name(path.name + part).unlink(missing_ok=True)
         path.write_bytes(copy.read_bytes())
-        command = [sys.executable, "-m", "datasette", "pubsub", "install", str(path)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_module("datasette", "pubsub", "install", path)
         time.sleep(takes * (n + random.random()) / rounds)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
