@@ -6,6 +6,7 @@ import contextlib
 import functools
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,33 @@ def watched(browser: Any) -> Iterator[Any]:
     yield found
     context.close()
     assert (found.errors, found.dialogs) == ([], [])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A database with a log."""
+    from commands import call
+
+    path = tmp_path / "data.db"
+    call("install", path, "--create")
+    return path
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start commands that go on until they are told to end."""
+    from commands import PUBSUB
+
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: Any) -> subprocess.Popen[str]:
+        command = [*PUBSUB, *(str(argument) for argument in arguments)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from servers import DEADLINE
 from zygote import Forked, zygote
 
 from datasette_pubsub.cli.main import pubsub
@@ -81,3 +84,14 @@ def failure(*arguments: Any, text: str | None = None) -> str:
     assert error.startswith("Error: ")
     assert error.count("\n") == 1, error
     return error.removeprefix("Error: ").rstrip("\n")
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    """The next line that a process prints; for one that prints no two at once."""
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], DEADLINE)[0], "nothing was printed"
+    return process.stdout.readline()
+
+
+def payloads(*arguments: Any) -> list[str]:
+    return [json.loads(line)["payload"] for line in call("tail", "--json", *arguments).stdout.splitlines()]
