@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -282,32 +281,28 @@ def test_a_stuck_reader_on_a_unix_socket_is_cut_off(serve: Callable[..., Server]
     fill(plain)
     plain.stop()
     path = tmp_path / "server.sock"
-    config = tmp_path / "c.json"
-    config.write_text(
-        json.dumps(options(send_timeout_seconds=1, cursor_save_interval_seconds=0.1, max_send_bytes=4096))
-    )
-    command = [sys.executable, "-m", "datasette", "serve", str(plain.path), "--uds", str(path), "-c", str(config)]
-    with (tmp_path / "uds.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            wait_for(path.exists, "it listens")
-            client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x")
+    config = options(send_timeout_seconds=1, cursor_save_interval_seconds=0.1, max_send_bytes=4096)
+    server = Server([plain.path], config, tmp_path, options=["--uds", str(path)])
+    server.run(server.command())
+    try:
+        wait_for(path.exists, "it listens")
+        client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x")
 
-            def row() -> dict[str, Any]:
-                return dict(client.get("/data/-/pubsub/-/subscriptions.json").json()["subscriptions"][0])
+        def row() -> dict[str, Any]:
+            return dict(client.get("/data/-/pubsub/-/subscriptions.json").json()["subscriptions"][0])
 
-            reader = Taker(str(path), edge, "s")
-            reader.take(500_000)
-            found = row()
-            assert (found["connected"], found["delivery"]) == (True, "tcp-acknowledged")
-            taken = reader.last()
-            wait_for(lambda: not row()["connected"], "it is cut off")
-            assert 0 < row()["cursor"] <= taken
-            with contextlib.suppress(ConnectionError):
-                while reader.sock.recv(1 << 16):
-                    pass
-            reader.kill()
-            client.close()
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(DEADLINE)
-    assert "Traceback" not in (tmp_path / "uds.log").read_text()
+        reader = Taker(str(path), edge, "s")
+        reader.take(500_000)
+        found = row()
+        assert (found["connected"], found["delivery"]) == (True, "tcp-acknowledged")
+        taken = reader.last()
+        wait_for(lambda: not row()["connected"], "it is cut off")
+        assert 0 < row()["cursor"] <= taken
+        with contextlib.suppress(ConnectionError):
+            while reader.sock.recv(1 << 16):
+                pass
+        reader.kill()
+        client.close()
+    finally:
+        server.stop()
+    assert "Traceback" not in server.log

@@ -110,26 +110,28 @@ class Server:
     def log(self) -> str:
         return (self.folder / "server.log").read_text()
 
-    def start(self) -> Server:
-        self.port = self.port or free_port()
+    def command(self) -> list[str]:
+        """What ``python -m`` runs."""
         config = self.folder / "datasette.json"
         config.write_text(json.dumps(self.config))
         names = [str(path) for path in self.databases]
-        if self.http2:
-            app = self.folder / "served.py"
-            app.write_text(
-                "import json\nfrom datasette.app import Datasette\n"
-                f"datasette = Datasette({names!r}, config=json.loads({json.dumps(self.config)!r}))\n"
-                "app = datasette.app()\n"
-            )
-            # No worker processes: the signal that ends the server must reach the plugin. Hypercorn waits for
-            # idle connections when it ends, so many seconds.
-            command = ["hypercorn", "--workers", "0", "--graceful-timeout", "1"]
-            command += ["--bind", f"127.0.0.1:{self.port}", "served:app"]
-        else:
-            command = ["datasette", "serve", *names]
-            command += ["-p", str(self.port), "-c", str(config), "--secret", "tests", *self.options]
-        self.run(command)
+        if not self.http2:
+            how = ["-p", str(self.port), "-c", str(config), "--secret", "tests", *self.options]
+            return ["datasette", "serve", *names, *how]
+        app = self.folder / "served.py"
+        app.write_text(
+            "import json\nfrom datasette.app import Datasette\n"
+            f"datasette = Datasette({names!r}, config=json.loads({json.dumps(self.config)!r}))\n"
+            "app = datasette.app()\n"
+        )
+        # No worker processes: the signal that ends the server must reach the plugin. Hypercorn waits for
+        # idle connections when it ends, so many seconds.
+        how = ["--workers", "0", "--graceful-timeout", "1", "--bind", f"127.0.0.1:{self.port}"]
+        return ["hypercorn", *how, "served:app"]
+
+    def start(self) -> Server:
+        self.port = self.port or free_port()
+        self.run(self.command())
         wait_for(self._answers, f"the server answers; its log: {self.log}")
         return self
 
