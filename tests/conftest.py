@@ -102,3 +102,12 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def shell_path() -> Iterator[str]:
+    """A ``PATH`` for a shell, in which ``datasette`` is found."""
+    from shell import path_with_datasette
+
+    with path_with_datasette() as found:
+        yield found

@@ -34,11 +34,11 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
 @pytest.mark.parametrize(
     "page", [page for page, text in DOCS.items() if BLOCK.search(text) and page not in ("javascript", "orm")]
 )
-def test_examples(serve: Callable[..., Server], tmp_path: Path, page: str) -> None:
+def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str, page: str) -> None:
     server = serve(config=OPEN)
     datasette("pubsub", "install", server.path)
     sqlite_shell(server.path, SETUP)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": shell_path}
 
     def run(code: str) -> str:
         done = subprocess.run(

@@ -109,12 +109,20 @@ class Zygote:
         folder: Path,
         files: tuple[Path, Path, Path],
         strict: bool = False,
+        environment: dict[str, str] | None = None,
     ) -> Forked:
         """Run ``python -m`` with these arguments in a folder, with these files as input, output and errors.
 
-        ``strict`` makes each warning an error, as ``-W error`` does.
+        ``strict`` makes each warning an error, as ``-W error`` does. Another environment comes too late for what
+        Python itself reads in it at its start.
         """
-        asked = {"run": arguments, "folder": str(folder), "files": [str(path) for path in files], "strict": strict}
+        asked = {
+            "run": arguments,
+            "folder": str(folder),
+            "files": [str(path) for path in files],
+            "strict": strict,
+            "environment": environment,
+        }
         return Forked(self, self.ask(asked), arguments)
 
     def close(self) -> None:
@@ -194,6 +202,14 @@ def main() -> None:
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT if number else os.O_RDONLY)
         os.dup2(file, number)
         os.close(file)
+        # What Python has made of them at its start knows, for example, whether they can seek.
+        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[number]
+        was = getattr(sys, name)
+        opened = open(number, mode, buffering=1, encoding=was.encoding, errors=was.errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, opened)
+    if wanted["environment"] is not None:
+        os.environ.clear()
+        os.environ.update(wanted["environment"])
     if wanted["strict"]:
         warnings.simplefilter("error")
     # As `python -m` has it: the folder comes first.
