@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 from connect_streams import options
-from links import Links, needs_namespaces, run
+from links import Links, cleanup, links, needs_namespaces, run
 from servers import Server
+from uvicorn_servers import serve_as
+
+__all__ = ["cleanup", "links", "serve_as"]
 
 WAYS = [
     pytest.param(seconds, comes_back, id=name, marks=[pytest.mark.slow] if seconds > 10 else [])
