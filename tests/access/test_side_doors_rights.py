@@ -12,10 +12,13 @@ import httpx
 import itsdangerous
 from auth import headers
 from entrances import CONFIG
+from logs_with_views import server
 from servers import Server
 
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.storage import schema
+
+__all__ = ["server"]
 
 
 def restricted(actor: str, restrictions: dict[str, Any] | None) -> dict[str, str]:
