@@ -6,6 +6,7 @@ import contextlib
 import functools
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Every client of httpx reads the certificates of all authorities, though no test's request is encrypted by it: 18 ms of
 # processor time for each of many thousand requests. One context does for all.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
+
+
+#: The files that take longest, the longest first: no worker has one of them left when the others are done.
+LONG = (
+    "test_acked_link",
+    "test_acked_link_servers",
+    "test_live_query",
+    "test_host",
+    "test_acked",
+    "test_publish_batch_once",
+    "test_node_clients",
+    "test_publish_batch_browser",
+    "test_viewer",
+    "test_servers",
+    "test_docs_examples",
+    "test_cross_site",
+    "test_live_table",
+    "test_viewer_find",
+    "test_broadcast_rebuild",
+    "test_node_orms",
+    "test_readme",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; `make check` tells pytest-xdist to keep to this order."""
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture
@@ -71,3 +100,42 @@ def watched(browser: Any) -> Iterator[Any]:
     yield found
     context.close()
     assert (found.errors, found.dialogs) == ([], [])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A database with a log."""
+    from commands import call
+
+    path = tmp_path / "data.db"
+    call("install", path, "--create")
+    return path
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start commands that go on until they are told to end."""
+    from commands import PUBSUB
+
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: Any) -> subprocess.Popen[str]:
+        command = [*PUBSUB, *(str(argument) for argument in arguments)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def shell_path() -> Iterator[str]:
+    """A ``PATH`` for a shell, in which ``datasette`` is found."""
+    from shell import path_with_datasette
+
+    with path_with_datasette() as found:
+        yield found

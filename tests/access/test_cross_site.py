@@ -9,8 +9,6 @@ from __future__ import annotations
 import http.server
 import json
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +17,7 @@ from urllib.parse import quote
 import browsers as chromium
 import httpx
 import pytest
+from commands import datasette
 from playwright.sync_api import Browser, BrowserContext, Error, Page
 from servers import DEADLINE, OPEN, Server, wait_for
 
@@ -359,8 +358,7 @@ def test_with_cors_another_origin_reads_what_is_public_or_has_a_token(
 
 
 def root_token() -> str:
-    command = [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return datasette("create-token", "root", "--secret", "tests").strip()
 
 
 #: The module, imported from the server by a page of another origin; what two readers of it were told.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +10,7 @@ import browsers as chromium
 import httpx
 import pytest
 from browsers import Watched
+from commands import datasette
 from playwright.sync_api import Page, expect
 from servers import OPEN, Server, sqlite_shell
 
@@ -44,14 +43,14 @@ def panel_of(url: str) -> str:
 def test_nothing_where_there_is_no_log_and_one_line_where_nothing_was_published(serve: Callable[..., Server]) -> None:
     server = serve()
     assert panel_of(f"{server.url}/data") == ""
-    subprocess.run([sys.executable, "-m", "datasette", "pubsub", "install", str(server.path)], check=True, timeout=60)
+    datasette("pubsub", "install", server.path)
     found = panel_of(f"{server.url}/data")
     assert "No messages yet" in found
     assert "<td" not in found
     server.publish(channel="a", payload="x")
     assert "<td" in panel_of(f"{server.url}/data")
     closed = serve(databases=["closed"], config={"databases": {"closed": NONE["databases"]["data"]}})
-    subprocess.run([sys.executable, "-m", "datasette", "pubsub", "install", str(closed.path)], check=True, timeout=60)
+    datasette("pubsub", "install", closed.path)
     assert panel_of(f"{closed.url}/closed") == ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import httpx
 import pytest
 from auth import cookie
 from browsers import Watched
+from commands import datasette
 from node_packages import prepared
 from playwright.sync_api import Browser, Page, expect
 from servers import OPEN, Server, sqlite_shell
@@ -192,13 +192,7 @@ def test_the_statements_publish_exactly_what_is_typed(
     folder = prepared("v2")
     server = serve(config={"permissions": {"publish-message": {"id": "root"}}}, options=["--root"])
     watched.context.add_cookies([{"name": "ds_actor", "value": server.root_cookie()["ds_actor"], "url": server.url}])
-    token = subprocess.run(
-        [sys.executable, "-m", "datasette", "create-token", "root", "--secret", "tests"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout.strip()
+    token = datasette("create-token", "root", "--secret", "tests").strip()
     page = watched.open(f"{server.pubsub}/-/publish-form", status="")
     programs: list[str] = []
 

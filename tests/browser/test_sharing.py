@@ -17,6 +17,7 @@ import browsers as chromium
 import httpx
 import pytest
 from browsers import Watched
+from commands import run
 from module_page import MODULE, follow, seen, until
 from node_packages import prepared
 from places import ROOT
@@ -135,13 +136,9 @@ def test_a_gap_is_counted_for_each_by_itself(serve: Callable[..., Server], watch
         follow(page, server, name, channels=[name], share=True, after=0)
         live(page, name)
     server.kill()
-    trimmer = [sys.executable, "-m", "datasette", "pubsub"]
     for channel, count in (("a", 7), ("b", 4)):
-        lines = "".join(f"{n}\n" for n in range(count))
-        command = [*trimmer, "publish", str(server.path), channel]
-        subprocess.run(command, input=lines, text=True, check=True, timeout=60, capture_output=True)
-    command = [*trimmer, "trim", str(server.path), "--messages", "1", "--pattern", "*"]
-    subprocess.run(command, check=True, timeout=60, capture_output=True)
+        run("publish", server.path, channel, text="".join(f"{n}\n" for n in range(count)))
+    run("trim", server.path, "--messages", "1", "--pattern", "*")
     server.start()
     for name, missed, last in (("a", 6, "6"), ("b", 3, "3")):
         until(page, "seen.messages.length === 1", name)

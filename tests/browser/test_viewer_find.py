@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, expect
 from servers import Server, wait_for
-from world import make_file
+from witnesses import make_file
 
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.validation import utc_text

@@ -10,9 +10,7 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
-import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from typing import IO, Any
 
 import httpx
 import pytest
-from node_packages import _run, prepared
+from node_packages import _run, compiled, prepared
 from places import NODE
 from servers import DEADLINE, OPEN, Server, sqlite_shell, wait_for
 
@@ -163,9 +161,10 @@ def reports(v2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
             message = {"channel": "first", "payload": "makes the tables"}
             httpx.post(f"{server.url}/{path.stem}/-/pubsub/-/publish", json=message).raise_for_status()
             sqlite_shell(path, f"UPDATE sqlite_sequence SET seq = {BIG} WHERE name = 'vpubsub'")
+        script = compiled(v2, "client")
         clients = {
             transport: subprocess.Popen(
-                ["node_modules/.bin/tsx", "client.ts", transport, server.url, name, "closed"],
+                ["node", script, transport, server.url, name, "closed"],
                 cwd=v2,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -178,8 +177,7 @@ def reports(v2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
             try:
                 output, errors = client.communicate(timeout=2 * DEADLINE)
             except subprocess.TimeoutExpired:
-                # tsx alone would leave the node that it started, which holds the pipes.
-                os.killpg(client.pid, signal.SIGKILL)
+                client.kill()
                 output, errors = client.communicate()
             if client.returncode:
                 found[transport] = {"failed": f"{transport} ended with {client.returncode}: {errors}"}
@@ -334,7 +332,7 @@ def test_the_server_saw_no_failure(reports: Report, transport: str) -> None:
 def test_a_publish_stream(v2: Path, serve: Callable[..., Server], transport: str) -> None:
     options = {"plugins": {"datasette-pubsub": {"channel_permissions": {"secret": {"publish": False}}}}}
     server = serve(["data", "closed"], {**OPEN, **options, "databases": CLOSED}, http2=True)
-    command = ["node_modules/.bin/tsx", "publish.ts", transport, server.url, server.database, "closed"]
+    command = ["node", compiled(v2, "publish"), transport, server.url, server.database, "closed"]
     report = json.loads(_run(command, v2))
     assert [answer[:3] for answer in report["seen"]] == [
         [1, [1, 2], ""],
@@ -374,8 +372,7 @@ def test_a_client_that_is_killed_leaves_nothing_behind(v2: Path, serve: Callable
 
     @contextlib.contextmanager
     def client() -> Iterator[IO[str]]:
-        # In one process, so that it can be killed: tsx as a command has two.
-        command = ["node", "--import", "tsx", "follow.ts", transport, server.url, server.database, "mine", "a"]
+        command = ["node", compiled(v2, "follow"), transport, server.url, server.database, "mine", "a"]
         with subprocess.Popen(command, cwd=v2, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None

@@ -1,31 +1,22 @@
-"""Undocumented means red: whatever a user can name stands in the docs, and the docs name nothing else.
-
-Blocks under ``<!-- test: … -->`` are run, page by page, against a real server.
-"""
+"""Undocumented means red: whatever a user can name stands in the docs, and the docs name nothing else."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import json
-import os
 import re
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import product
-from pathlib import Path
 from typing import Any, get_args
 
 import click
-import httpx
-import pytest
 import yaml
+from doc_pages import DOCS
 from every_page import PAGES
 from places import ROOT
-from servers import OPEN, Server, sqlite_shell
 
 from datasette_pubsub import hooks
 from datasette_pubsub.access import rules
@@ -41,10 +32,8 @@ from datasette_pubsub.protocol import frames, items
 from datasette_pubsub.publish_batch import aggregate
 from datasette_pubsub.storage import log, objects, schema
 
-DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 #: The README has tests of its own (test_readme.py); what it names must be there, too.
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
-BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
 #: The modules that read requests.
 WEB = (api, live, request, messages, panel, sse, viewer, publish_form, subscriptions)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
@@ -359,102 +348,10 @@ def test_links_lead_somewhere() -> None:
     assert contents == set(DOCS) - {"README"}
 
 
-# -- examples ----------------------------------------------------------------
-
-
-SETUP = """
-CREATE TABLE totals (account TEXT PRIMARY KEY, amount INTEGER NOT NULL);
-INSERT INTO totals VALUES ('ada', 0), ('bob', 0);
-INSERT INTO vpubsub (channel, payload) VALUES ('orders', 'one'), ('orders', 'two');
-INSERT INTO pubsub_subscriptions (owner, name, reads) VALUES ('', 'billing', '{"channels": ["orders"]}');
-"""
-
-
 def test_every_page_is_shown_on_a_phone_and_a_desktop_light_and_dark() -> None:
     shown = set(re.findall(r"\]\(pictures/(.+?)\.png\)", DOCS["pictures"]))
     assert shown == {"-".join(kind) for kind in product(PAGES, ("phone", "desktop"), ("light", "dark"))}
     assert shown == {path.stem for path in (ROOT / "docs" / "pictures").iterdir()}
-
-
-def test_blocks_are_of_a_kind_that_is_run() -> None:
-    # test_orms.py and test_node_orms.py run a page of their own.
-    kinds = {match["kind"] for page, text in DOCS.items() for match in BLOCK.finditer(text) if page != "orm"}
-    assert kinds == {
-        "sh",
-        "stream",
-        "live",
-        "sqlite3",
-        "query",
-        "python",
-        "file grpc_client.py",
-        "browser",
-        "uninstall",
-    }
-
-
-@pytest.mark.parametrize(
-    "page", [page for page, text in DOCS.items() if BLOCK.search(text) and page not in ("javascript", "orm")]
-)
-def test_examples(serve: Callable[..., Server], tmp_path: Path, page: str) -> None:
-    server = serve(config=OPEN)
-    subprocess.run([sys.executable, "-m", "datasette", "pubsub", "install", str(server.path)], check=True, timeout=60)
-    sqlite_shell(server.path, SETUP)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-    def run(code: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euc", code],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, (code, done.stdout, done.stderr)
-        return done.stdout
-
-    for match in BLOCK.finditer(DOCS[page]):
-        kind, code = match["kind"], match["code"].replace("127.0.0.1:8001", f"127.0.0.1:{server.port}")
-        if kind == "sh":
-            # Refused requests are failures.
-            run(code.replace("curl ", "curl -sS --fail-with-body "))
-        elif kind == "stream":
-            assert run(f"{code.strip().replace('curl -N', 'curl -sN')} | grep -m 1 '^id'") == "id: 1\n"
-        elif kind == "live":
-            found = run(f"{code.strip().replace('curl -N', 'curl -sN')} | grep -m 1 '^event'")
-            assert found == "event: snapshot\n"
-        elif kind == "sqlite3":
-            sqlite_shell(server.path, code)
-        elif kind == "query":
-            answer = httpx.get(f"{server.url}/data/-/query.json", params={"sql": code})
-            assert list(answer.json()["rows"][0].values()) == [2]
-        elif kind == "python" or kind.startswith("file "):
-            (tmp_path / "example.py").write_text(code)
-            assert run(f"{sys.executable} example.py") == ("[4, 5]\n1 one\n" if kind == "python" else "")
-        elif kind == "uninstall":
-            server.stop()
-            sqlite_shell(server.path, code + "UPDATE totals SET amount = 6;")
-            assert server.rows("SELECT name FROM sqlite_master WHERE sql LIKE '%pubsub%'") == []
-            server.start()
-            assert server.publish(channel="a", payload="installed again") == [1]
-
-
-@pytest.mark.browser
-def test_the_javascript_example(serve: Callable[..., Server]) -> None:
-    from browsers import running
-
-    server = serve(config=OPEN)
-    server.publish(channel="orders", payload="one")
-    ((kind, code),) = BLOCK.findall(DOCS["javascript"])
-    assert kind == "browser"
-    script = code.strip().removeprefix('<script type="module">').removesuffix("</script>")
-    with running() as browser:
-        page = browser.new_page()
-        page.goto(server.url)
-        with page.expect_console_message(lambda message: message.text == "orders one"):
-            page.add_script_tag(content=script, type="module")
-        page.wait_for_function("document.title === 'live'")
 
 
 def test_every_function_that_an_expression_may_call() -> None:

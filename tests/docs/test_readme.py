@@ -35,9 +35,8 @@ def test_every_example_is_of_a_kind_that_is_run() -> None:
 
 
 @pytest.mark.node
-def test_the_examples(serve: Callable[..., Server], tmp_path: Path) -> None:
-    commands = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
+def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str) -> None:
+    environment = {**os.environ, "PATH": shell_path, "COLUMNS": "100"}
     server: Server | None = None
 
     def run(code: str) -> str:

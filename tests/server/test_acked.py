@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from connect_streams import connect_messages, options
-from servers import DEADLINE, Server, Sse, wait_for
+from servers import DEADLINE, Server, Sse, sqlite_shell, wait_for
 from uvicorn_servers import SERVERS, serve_as
 
 __all__ = ["serve_as"]
@@ -111,8 +110,10 @@ def first_of_next(server: Server, edge: str, name: str = "s") -> int:
 
 
 def fill(server: Server, count: int = MESSAGES) -> None:
-    for begin in range(0, count, 1000):
-        server.publish(*[{"channel": "a", "payload": PAYLOAD} for _ in range(min(1000, count - begin))])
+    """Publish one message, which makes the log; another program adds the others, in one statement."""
+    server.publish(channel="a", payload=PAYLOAD)
+    numbers = f"WITH RECURSIVE n (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM n WHERE n < {count})"
+    sqlite_shell(server.path, f"INSERT INTO vpubsub (channel, payload) {numbers} SELECT 'a', '{PAYLOAD}' FROM n;")
 
 
 def outstanding(server: Server) -> int:
@@ -282,32 +283,33 @@ def test_a_stuck_reader_on_a_unix_socket_is_cut_off(serve: Callable[..., Server]
     fill(plain)
     plain.stop()
     path = tmp_path / "server.sock"
-    config = tmp_path / "c.json"
-    config.write_text(
-        json.dumps(options(send_timeout_seconds=1, cursor_save_interval_seconds=0.1, max_send_bytes=4096))
-    )
-    command = [sys.executable, "-m", "datasette", "serve", str(plain.path), "--uds", str(path), "-c", str(config)]
-    with (tmp_path / "uds.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            wait_for(path.exists, "it listens")
-            client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x")
+    config = options(send_timeout_seconds=1, cursor_save_interval_seconds=0.1, max_send_bytes=4096)
+    server = Server([plain.path], config, tmp_path, options=["--uds", str(path)])
+    server.run(server.command())
+    try:
 
-            def row() -> dict[str, Any]:
-                return dict(client.get("/data/-/pubsub/-/subscriptions.json").json()["subscriptions"][0])
+        def listens() -> bool:
+            with socket.socket(socket.AF_UNIX) as sock:
+                return sock.connect_ex(str(path)) == 0
 
-            reader = Taker(str(path), edge, "s")
-            reader.take(500_000)
-            found = row()
-            assert (found["connected"], found["delivery"]) == (True, "tcp-acknowledged")
-            taken = reader.last()
-            wait_for(lambda: not row()["connected"], "it is cut off")
-            assert 0 < row()["cursor"] <= taken
-            with contextlib.suppress(ConnectionError):
-                while reader.sock.recv(1 << 16):
-                    pass
-            reader.kill()
-            client.close()
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(DEADLINE)
-    assert "Traceback" not in (tmp_path / "uds.log").read_text()
+        wait_for(listens, "it listens")
+        client = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://x")
+
+        def row() -> dict[str, Any]:
+            return dict(client.get("/data/-/pubsub/-/subscriptions.json").json()["subscriptions"][0])
+
+        reader = Taker(str(path), edge, "s")
+        reader.take(500_000)
+        found = row()
+        assert (found["connected"], found["delivery"]) == (True, "tcp-acknowledged")
+        taken = reader.last()
+        wait_for(lambda: not row()["connected"], "it is cut off")
+        assert 0 < row()["cursor"] <= taken
+        with contextlib.suppress(ConnectionError):
+            while reader.sock.recv(1 << 16):
+                pass
+        reader.kill()
+        client.close()
+    finally:
+        server.stop()
+    assert "Traceback" not in server.log

@@ -6,10 +6,10 @@ import contextlib
 import shutil
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import python_module
 
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.storage import schema
@@ -73,8 +73,7 @@ def library(tmp_path: Path) -> Path:
 
 
 def broadcast(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "datasette", "pubsub", "broadcast", str(path), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return python_module("datasette", "pubsub", "broadcast", path, *arguments)
 
 
 def check(path: Path, *options: str) -> None:

@@ -37,12 +37,7 @@ def serve_folder(tmp_path: Path) -> Iterator[Serve]:
         folder.mkdir(exist_ok=True)
         (folder / "metadata.yml").write_bytes((ROOT / "metadata.yml").read_bytes())
         server = Server([folder / "weather.db"], {}, folder, port=free_port())
-        command = [sys.executable, "-m", "datasette", *arguments, "-p", str(server.port), *options]
-        environment = {**os.environ, "PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"}
-        with (folder / "server.log").open("ab") as output:
-            server.process = subprocess.Popen(
-                command, cwd=folder, stdout=output, stderr=output, env=environment, start_new_session=True
-            )
+        server.run(["datasette", *arguments, "-p", str(server.port), *options])
         servers.append(server)
         wait_for(server._answers, f"the server answers; its log: {server.log}")
         return server

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 import pytest
+from commands import datasette
 from servers import Server, Sse, wait_for
 
 from datasette_pubsub.core.selector import Selector
@@ -143,10 +142,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     make(path)
 
     def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "datasette", "pubsub", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return datasette("pubsub", *arguments)
 
     assert len(run("channels", str(path)).splitlines()) == 1 + len(BROKEN) + len(GOOD)
     lines = run("tail", str(path), "--pattern", "k*", "--start", "earliest", "--json").splitlines()

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from architecture import WALKS, functions, part
+from commands import datasette
 from servers import free_port
 
 #: Serves a database, takes the walks, and prints what was called on each, by qualified names, in the page's order.
@@ -86,8 +87,7 @@ server.should_exit = True
 def walked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     path = tmp_path_factory.mktemp("walks") / "data.db"
     sqlite3.connect(path).close()
-    command = [sys.executable, "-m", "datasette", "pubsub", "install", str(path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    datasette("pubsub", "install", path)
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(path), str(free_port())],
         capture_output=True,

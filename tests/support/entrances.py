@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
+from auth import headers
+from servers import Server
+
 #: ada sees and publishes everything, bob only what is under open/, eve and visitors see open/ and publish nothing.
 CONFIG: dict[str, Any] = {
     "plugins": {
@@ -26,3 +30,9 @@ CONFIG: dict[str, Any] = {
     },
     "databases": {"data": {"tables": {"pubsub_subscriptions": {"allow": {"id": "ada"}}}}},
 }
+
+
+def view_sse(server: Server, actor: str | None, channel: str) -> bool:
+    url, params = f"{server.pubsub}/-/stream", {"channel": channel, "start": "earliest"}
+    with httpx.stream("GET", url, params=params, headers=headers(actor)) as response:
+        return response.status_code == 200

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 from auth import cookie
+from commands import datasette
 from playwright.sync_api import BrowserContext, Page, expect
 from servers import Server, sqlite_shell
 
@@ -45,9 +44,8 @@ PAGES = {
 def fill(server: Server) -> None:
     """Tables, a broadcast, messages of several channels, subscriptions of several owners."""
     sqlite_shell(server.path, TABLES)
-    pubsub = [sys.executable, "-m", "datasette", "pubsub"]
-    for command in (["install", str(server.path)], ["broadcast", str(server.path), "orders", "--channel", "orders"]):
-        subprocess.run([*pubsub, *command], check=True, timeout=60, capture_output=True)
+    datasette("pubsub", "install", server.path)
+    datasette("pubsub", "broadcast", server.path, "orders", "--channel", "orders")
     sqlite_shell(
         server.path,
         "UPDATE orders SET status = 'sent' WHERE id = 3; INSERT INTO orders VALUES (4, 'Barbara', 19.99, 'open');",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from zygote import ENVIRONMENT, Forked, Zygote
+from zygote import ENVIRONMENT, Forked, zygote
 
 #: How long anything that must happen may take before a test gives up, in seconds.
 DEADLINE = 30.0
@@ -76,13 +75,6 @@ def sqlite_shell(path: Path, sql: str) -> str:
     return subprocess.run(command, input=sql, text=True, capture_output=True, check=True, timeout=120).stdout
 
 
-@functools.cache
-def _zygote() -> Zygote:
-    found = Zygote()
-    atexit.register(found.close)
-    return found
-
-
 @dataclass
 class Server:
     """One Datasette, served by ``datasette serve`` or by hypercorn."""
@@ -118,42 +110,47 @@ class Server:
     def log(self) -> str:
         return (self.folder / "server.log").read_text()
 
-    def start(self) -> Server:
-        self.port = self.port or free_port()
+    def command(self) -> list[str]:
+        """What ``python -m`` runs."""
         config = self.folder / "datasette.json"
         config.write_text(json.dumps(self.config))
-        log = (self.folder / "server.log").open("ab")
         names = [str(path) for path in self.databases]
-        if self.http2:
-            app = self.folder / "served.py"
-            app.write_text(
-                "import json\nfrom datasette.app import Datasette\n"
-                f"datasette = Datasette({names!r}, config=json.loads({json.dumps(self.config)!r}))\n"
-                "app = datasette.app()\n"
-            )
-            # No worker processes: the signal that ends the server must reach the plugin. Hypercorn waits for
-            # idle connections when it ends, so many seconds.
-            command = [sys.executable, "-m", "hypercorn", "--workers", "0", "--graceful-timeout", "1"]
-            command += ["--bind", f"127.0.0.1:{self.port}", "served:app"]
-        else:
-            command = [sys.executable, "-m", "datasette", "serve", *names]
-            command += ["-p", str(self.port), "-c", str(config), "--secret", "tests", *self.options]
-        environment = {**os.environ, **ENVIRONMENT}
-        zygote = None if self.prefix or "PUBSUB_TESTS_EXEC" in os.environ else _zygote()
-        if zygote is not None and zygote.knows(environment):
-            self.process = zygote.start(command[2], command[3:], self.folder, self.folder / "server.log")
-        else:
-            self.process = subprocess.Popen(
-                [*self.prefix, *command],
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
-        log.close()
+        if not self.http2:
+            how = ["-p", str(self.port), "-c", str(config), "--secret", "tests", *self.options]
+            return ["datasette", "serve", *names, *how]
+        app = self.folder / "served.py"
+        app.write_text(
+            "import json\nfrom datasette.app import Datasette\n"
+            f"datasette = Datasette({names!r}, config=json.loads({json.dumps(self.config)!r}))\n"
+            "app = datasette.app()\n"
+        )
+        # No worker processes: the signal that ends the server must reach the plugin. Hypercorn waits for
+        # idle connections when it ends, so many seconds.
+        how = ["--workers", "0", "--graceful-timeout", "1", "--bind", f"127.0.0.1:{self.port}"]
+        return ["hypercorn", *how, "served:app"]
+
+    def start(self) -> Server:
+        self.port = self.port or free_port()
+        self.run(self.command())
         wait_for(self._answers, f"the server answers; its log: {self.log}")
         return self
+
+    def run(self, arguments: list[str]) -> None:
+        """Start ``python -m`` with these arguments as this server's process."""
+        log = self.folder / "server.log"
+        log.touch()
+        if not self.prefix and (parent := zygote()):
+            self.process = parent.start(arguments, self.folder, (Path(os.devnull), log, log))
+            return
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*self.prefix, sys.executable, "-m", *arguments],
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **ENVIRONMENT},
+                start_new_session=True,
+            )
 
     def _answers(self) -> bool:
         assert self.process is not None

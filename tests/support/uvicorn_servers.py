@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Server, free_port
+from servers import Server
 
 #: The same server with another event loop or HTTP parser: what ``datasette serve`` does, told to uvicorn.
 SERVED = """
@@ -30,15 +29,13 @@ class Uvicorn(Server):
     loop = http = ""
     host = "127.0.0.1"
 
-    def start(self) -> Server:
-        self.port = self.port or free_port()
+    def command(self) -> list[str]:
         names = [str(path) for path in self.databases]
         text = SERVED.format(
             paths=names, config=json.dumps(self.config), host=self.host, port=self.port, loop=self.loop, http=self.http
         )
         (self.folder / "served.py").write_text(text)
-        self.prefix = [sys.executable, str(self.folder / "served.py"), "--"]
-        return super().start()
+        return ["served"]
 
 
 @pytest.fixture

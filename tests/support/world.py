@@ -1,9 +1,4 @@
-"""A broker on a file, its readers, and what really happened: the material of the property tests.
-
-What really happened is written down by triggers in the file itself, in the
-transactions of those who did it: every committed message (a rolled-back one
-leaves no trace), every trimmed one, and every move of a cursor.
-"""
+"""A broker on a file, and its readers: the material of the property tests."""
 
 from __future__ import annotations
 
@@ -12,142 +7,24 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, closing
-from dataclasses import dataclass, field
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from datasette.app import Datasette
+from witnesses import Truth, make_file
+from world_readers import Connection, Lines, Reader
 
 from datasette_pubsub.broker.broker import Broker
 from datasette_pubsub.broker.registry import registry
 from datasette_pubsub.broker.subscribing import SubscribeOptions
 from datasette_pubsub.core.errors import Unavailable
-from datasette_pubsub.core.events import Event, Gap, Superseded
-from datasette_pubsub.core.selector import Selector
-from datasette_pubsub.core.settings import Settings
-from datasette_pubsub.core.values import AckMode, Item, Message
-from datasette_pubsub.live.subscriber import Subscriber
-from datasette_pubsub.storage import retention, schema
+from datasette_pubsub.core.events import Superseded
+from datasette_pubsub.core.values import Item
+from datasette_pubsub.storage import retention
 
 #: How long anything that must happen may take, in seconds.
 DEADLINE = 10.0
-
-WITNESSES = """
-CREATE TABLE said (id INTEGER PRIMARY KEY, channel TEXT, payload TEXT);
-CREATE TABLE gone (id INTEGER PRIMARY KEY);
-CREATE TABLE moved (subscription INTEGER, was INTEGER, became INTEGER);
-CREATE TRIGGER said AFTER INSERT ON vpubsub
-BEGIN INSERT INTO said VALUES (NEW.id, NEW.channel, NEW.payload); END;
-CREATE TRIGGER gone AFTER DELETE ON vpubsub
-BEGIN INSERT INTO gone VALUES (OLD.id); END;
-CREATE TRIGGER moved AFTER UPDATE OF cursor ON pubsub_subscriptions
-BEGIN INSERT INTO moved VALUES (NEW.id, OLD.cursor, NEW.cursor); END;
-"""
-
-
-def make_file(path: Path) -> None:
-    """A database with the log and the witnesses."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        conn.execute("PRAGMA journal_mode = WAL")
-        schema.install(conn, Settings())
-        conn.executescript(WITNESSES)
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What was committed, ``{id: (channel, payload)}``, and which of it was trimmed."""
-
-    said: dict[int, tuple[str, str]]
-    gone: set[int]
-
-    @classmethod
-    def of(cls, conn: sqlite3.Connection) -> Truth:
-        conn.execute("BEGIN")
-        said = {row[0]: (row[1], row[2]) for row in conn.execute("SELECT id, channel, payload FROM said")}
-        gone = {row[0] for row in conn.execute("SELECT id FROM gone")}
-        conn.execute("ROLLBACK")
-        return cls(said, gone)
-
-    def ids(self, selector: Selector, after: int = 0, to: int = 1 << 62) -> set[int]:
-        """The ids of these channels, after one and up to another."""
-        return {n for n, (channel, _) in self.said.items() if after < n <= to and selector.matches(channel)}
-
-
-class Lines:
-    """A wire format for tests: one line for each message and gap."""
-
-    name = "lines"
-
-    def message(self, message: Message, missed: int = 0) -> bytes:
-        return f"message {message.id} {missed} {message.channel} {message.payload}\n".encode()
-
-    def event(self, event: Event) -> bytes:
-        if isinstance(event, Gap):
-            return f"gap {event.missed} {event.resumed_at}\n".encode()
-        return f"{type(event).__name__.lower()}\n".encode()
-
-
-@dataclass
-class Connection:
-    """One connection of a reader, and what it has taken: a send counts when the reader asks for the next one."""
-
-    selector: Selector
-    gone_before: set[int]
-    task: asyncio.Task[None] | None = None
-    stream: Subscriber | None = None
-    start: int = -1
-    gone_at_start: set[int] = field(default_factory=set)
-    received: dict[int, tuple[str, str]] = field(default_factory=dict)
-    order: list[int] = field(default_factory=list)
-    missed: int = 0
-    told_by_messages: int = 0
-    #: Where its stream had come to with what was taken.
-    reached: int = 0
-    #: Whether a send is under way, and whether sends go through at all.
-    sending: bool = False
-    flows: asyncio.Event = field(default_factory=asyncio.Event)
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def live(self) -> bool:
-        return self.stream is not None and self.task is not None and not self.task.done()
-
-    def take(self, data: bytes) -> None:
-        for line in data.decode().splitlines():
-            kind, _, rest = line.partition(" ")
-            if kind == "message":
-                number, missed, channel, payload = rest.split(" ", 3)
-                self.order.append(int(number))
-                self.received[int(number)] = (channel, payload)
-                self.told_by_messages += int(missed)
-            elif kind == "gap":
-                self.missed += int(rest.split()[0])
-
-
-@dataclass
-class Reader:
-    """One subscription, over all its connections."""
-
-    name: str
-    channels: list[str]
-    patterns: list[str]
-    ack: AckMode
-    connections: list[Connection] = field(default_factory=list)
-    acknowledged: int = 0
-
-    @property
-    def selector(self) -> Selector:
-        return Selector.of(self.channels, self.patterns)
-
-    @property
-    def current(self) -> Connection | None:
-        """The newest connection, while it is live."""
-        return self.connections[-1] if self.connections and self.connections[-1].live else None
-
-    @property
-    def received(self) -> dict[int, tuple[str, str]]:
-        return {number: what for connection in self.connections for number, what in connection.received.items()}
 
 
 class World:
@@ -439,49 +316,3 @@ class World:
             await self.leave(reader, clean=True)
         await self.restart()
         return await self.truth()
-
-
-async def check(world: World, truth: Truth) -> None:
-    """All that is promised of delivery, whatever happened."""
-    moved = await world.elsewhere(lambda conn: conn.execute("SELECT * FROM moved").fetchall())
-    cursors = dict(
-        await world.elsewhere(lambda conn: conn.execute("SELECT name, cursor FROM pubsub_subscriptions").fetchall())
-    )
-    assert all(became >= was for _, was, became in moved), "a cursor moved back"
-    assert all("never" not in payload for _, payload in truth.said.values())
-    for number, what in world.accepted.items():
-        assert truth.said.get(number) == what, "an acknowledged publish is in the log, under its id"
-    for reader in world.readers:
-        check_reader(reader, truth)
-        if reader.ack == "auto":
-            assert cursors[reader.name] >= reader.connections[-1].reached, "the cursor was saved"
-        else:
-            assert cursors[reader.name] == max(reader.acknowledged, reader.connections[0].start), "no ack was lost"
-
-
-def check_reader(reader: Reader, truth: Truth) -> None:
-    told = f"{reader.name}: "
-    first = reader.connections[0]
-    owed = truth.ids(reader.selector, first.start) - first.gone_before
-    for connection in reader.connections:
-        assert not connection.faults, told + "; ".join(connection.faults)
-        assert connection.order == sorted(set(connection.order)), told + "by id, and once in a connection"
-        for number, what in connection.received.items():
-            assert truth.said.get(number) == what, told + "only what was committed"
-            assert number > connection.start
-            assert reader.selector.matches(what[0]), told + "only its channels"
-        assert connection.told_by_messages <= connection.missed
-        passed = truth.ids(reader.selector, connection.start, connection.reached) - connection.received.keys()
-        assert passed <= truth.gone, told + f"skipped {sorted(passed - truth.gone)}"
-        # What was gone when the subscription was made is not owed to it.
-        least = len(passed - first.gone_at_start)
-        most = len(passed - first.gone_before)
-        assert least <= connection.missed <= most, told + f"missed {connection.missed}, not {least} to {most}"
-    never = owed - reader.received.keys()
-    assert never <= truth.gone, told + f"never delivered: {sorted(never - truth.gone)}"
-    if reader.ack == "auto":
-        every = [number for connection in reader.connections for number in connection.order]
-        assert every == sorted(set(every)), told + "once and in order over all connections"
-        missed = sum(connection.missed for connection in reader.connections)
-        assert missed >= len(never - first.gone_at_start), told + f"told of {missed}, but {len(never)} are missing"
-        assert missed <= len(never), told + f"told of {missed}, but only {len(never)} are missing"

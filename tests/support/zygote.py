@@ -1,16 +1,19 @@
-"""Server processes without the start of Python: each is forked from a process that has imported everything.
+"""Processes of Python without its start: each is forked from a process that has imported everything.
 
-Half of what a test costs that starts a server is the import of Datasette. So each worker of pytest has one process, the
-*zygote*, which imports what servers import and then only forks: a server is a process of its own, with its own session,
-files, signals and memory, that runs ``python -m datasette serve …`` from there on.
+Most of what a test costs that starts a server or a command is the import of Datasette. So each worker of pytest has one
+process, the *zygote*, which imports what servers import and then only forks: a server is a process of its own, with its
+own session, files, signals and memory, that runs ``python -m datasette serve …`` from there on.
 
 The zygote reads requests as lines of JSON from a socket and answers each with one line; it has no threads, and opens no
-database. ``PUBSUB_TESTS_EXEC=1`` in the environment starts every server in the ordinary way.
+database. ``PUBSUB_TESTS_EXEC=1`` in the environment starts every process in the ordinary way.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import gc
 import json
 import os
 import runpy
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,11 @@ MODULES = (
     "datasette.app",
     "datasette.cli",
     "uvicorn.main",
-    "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.http.auto",
+    "uvicorn.protocols.websockets.auto",
     "uvicorn.lifespan.on",
+    "hypercorn.run",
+    "hypercorn.asyncio.run",
 )
 
 ENVIRONMENT = {"PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"}
@@ -85,26 +92,70 @@ class Zygote:
         self._socket = ours
         self._answers = ours.makefile("r")
         self._lock = threading.Lock()
-        self._environment = dict(os.environ)
+        self._environment = _environment()
 
-    def knows(self, environment: dict[str, str]) -> bool:
-        """Whether a server would find the environment that it is to have."""
-        return environment == {**self._environment, **ENVIRONMENT}
+    def knows_environment(self) -> bool:
+        """Whether a process that is forked now has the environment of this process."""
+        return self._environment == _environment()
 
     def ask(self, question: dict[str, Any]) -> Any:
         with self._lock:
             self._socket.sendall(json.dumps(question).encode() + b"\n")
             return json.loads(self._answers.readline())
 
-    def start(self, module: str, arguments: list[str], folder: Path, log: Path) -> Forked:
-        """Run ``python -m module arguments`` in a folder, with its output in a file."""
-        asked = {"run": [module, *arguments], "folder": str(folder), "log": str(log)}
-        return Forked(self, self.ask(asked), [module, *arguments])
+    def start(
+        self,
+        arguments: list[str],
+        folder: Path,
+        files: tuple[Path, Path, Path],
+        strict: bool = False,
+        environment: dict[str, str] | None = None,
+    ) -> Forked:
+        """Run ``python -m`` with these arguments in a folder, with these files as input, output and errors.
+
+        ``strict`` makes each warning an error, as ``-W error`` does. Another environment comes too late for what
+        Python itself reads in it at its start.
+        """
+        asked = {
+            "run": arguments,
+            "folder": str(folder),
+            "files": [str(path) for path in files],
+            "strict": strict,
+            "environment": environment,
+        }
+        return Forked(self, self.ask(asked), arguments)
 
     def close(self) -> None:
         self._answers.close()
         self._socket.close()
         self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The environment without the name of the test that runs, which pytest puts there for each test anew."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+_starting = threading.Lock()
+
+
+def zygote() -> Zygote | None:
+    """The zygote of this process, or ``None`` where a process must be started in the ordinary way.
+
+    That is so after a test has changed the environment.
+    """
+    if "PUBSUB_TESTS_EXEC" in os.environ:
+        return None
+    with _starting:
+        found = _the_zygote()
+    return found if found.knows_environment() else None
+
+
+@functools.cache
+def _the_zygote() -> Zygote:
+    found = Zygote()
+    atexit.register(found.close)
+    return found
 
 
 def _serve(number: int) -> dict[str, Any] | None:
@@ -114,6 +165,9 @@ def _serve(number: int) -> dict[str, Any] | None:
     from datasette_pubsub import lazy
 
     lazy.load()
+    # Nothing of this is ever freed: a process need not look through it, nor copy its pages by doing so.
+    gc.collect()
+    gc.freeze()
     codes: dict[int, int] = {}
     with socket.socket(fileno=number) as asked, asked.makefile("r") as questions:
         for line in questions:
@@ -125,6 +179,8 @@ def _serve(number: int) -> dict[str, Any] | None:
                     asked.detach()
                     os.close(number)
                     return dict(question)
+                # The number may have been that of a process that ended long ago.
+                codes.pop(pid, None)
                 answer = pid
             else:
                 with contextlib.suppress(ChildProcessError):
@@ -142,10 +198,20 @@ def main() -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(wanted["folder"])
-    log = os.open(wanted["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    for each in (1, 2):
-        os.dup2(log, each)
-    os.close(log)
+    for number, path in enumerate(wanted["files"]):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT if number else os.O_RDONLY)
+        os.dup2(file, number)
+        os.close(file)
+        # What Python has made of them at its start knows, for example, whether they can seek.
+        name, mode = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))[number]
+        was = getattr(sys, name)
+        opened = open(number, mode, buffering=1, encoding=was.encoding, errors=was.errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, opened)
+    if wanted["environment"] is not None:
+        os.environ.clear()
+        os.environ.update(wanted["environment"])
+    if wanted["strict"]:
+        warnings.simplefilter("error")
     # As `python -m` has it: the folder comes first.
     sys.path[0] = wanted["folder"]
     module, *arguments = wanted["run"]

@@ -115,7 +115,7 @@ def installed(path: Path | str = ":memory:", largest: int = 1024 * 1024) -> Iter
         yield conn
 
 
-Writer = Callable[[str], Any]
+Writer = Callable[..., Any]
 
 
 @contextlib.contextmanager
@@ -125,12 +125,12 @@ def _writer(kind: str, path: Path) -> Iterator[Writer]:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as conn:
             conn.execute("PRAGMA synchronous = OFF")
             conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LENGTH)
-            yield lambda sql: conn.execute(sql).fetchall()
+            yield lambda sql, *values: conn.execute(sql, values).fetchall()
     else:
         other = apsw.Connection(str(path))
         other.execute("PRAGMA synchronous = OFF")
         other.limit(apsw.SQLITE_LIMIT_LENGTH, LENGTH)
-        yield lambda sql: list(other.execute(sql))
+        yield lambda sql, *values: list(other.execute(sql, values))
         other.close()
 
 
@@ -146,12 +146,15 @@ def test_no_expression_makes_a_write_fail(tmp_path: Path, program: str, expressi
         tables.create(conn, "items", Broadcast("a/", per_row=expression, conditions=conditions))
         assert tables.find(conn, "items").problems == ()
     with _writer(program, path) as write:
+        write("CREATE TEMPORARY TABLE samples (id INTEGER PRIMARY KEY, it)")
         for number, value in enumerate(VALUES):
-            write(f"INSERT INTO items VALUES ({number}, {value}, {number})")
-            write(f"UPDATE items SET it = NULL WHERE id = {number}")
-            write(f"UPDATE items SET it = {value}, u = -1 - u WHERE id = {number}")
-            write(f"INSERT OR REPLACE INTO items VALUES ({number} + 1000, {value}, -1 - {number})")
-            write(f"DELETE FROM items WHERE id = {number} + 1000")
+            # The same texts for every value, so that the triggers are compiled once for each.
+            write(f"INSERT INTO samples VALUES (?, {value})", number)
+            write("INSERT INTO items SELECT id, it, id FROM samples WHERE id = ?", number)
+            write("UPDATE items SET it = NULL WHERE id = ?", number)
+            write("UPDATE items SET it = (SELECT it FROM samples WHERE id = ?1), u = -1 - u WHERE id = ?1", number)
+            write("INSERT OR REPLACE INTO items SELECT id + 1000, it, -1 - id FROM samples WHERE id = ?", number)
+            write("DELETE FROM items WHERE id = ? + 1000", number)
         assert write("SELECT count(*) FROM items") == [(0,)]
         assert write("SELECT count(*) FROM vpubsub WHERE channel NOT GLOB 'a/*'") == [(0,)]
 

@@ -1,0 +1,10 @@
+"""The pages of the docs, and the blocks in them that tests run."""
+
+from __future__ import annotations
+
+import re
+
+from places import ROOT
+
+DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
