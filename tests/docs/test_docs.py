@@ -273,7 +273,7 @@ def test_every_table_column_trigger_and_function() -> None:
 
 def test_every_command_and_option() -> None:
     assert re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE) == [
-        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "demo",
+        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "live", "demo",
     ]  # fmt: skip
     assert sorted(pubsub.commands) == sorted(re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE))
     for name, command in pubsub.commands.items():
