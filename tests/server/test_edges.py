@@ -180,6 +180,8 @@ METHODS = {
     "/data/-/pubsub/-/subscriptions.json": READ,
     "/data/-/pubsub/-/activity.json": READ,
     "/data/-/pubsub/-/snapshot.json?table=existing": READ,
+    "/data/-/pubsub/-/queries": READ,
+    "/data/-/pubsub/-/queries.json": READ,
     "/data/-/pubsub/-/publish-form": FORM,
     "/data/-/pubsub/-/subscriptions": FORM,
     "/data/existing/-/broadcast": FORM,
