@@ -138,8 +138,12 @@ class Watcher:
         result = self._snapshots.read()
         stored = standing.load(self._conn, self._query.name)
         if standing.is_due(stored, self._query, result):
-            with transaction(self._conn):
-                ran = standing.run(self._conn, self._query, self._options.limits)
+            try:
+                with transaction(self._conn):
+                    ran = standing.run(self._conn, self._query, self._options.limits)
+            except sqlite3.IntegrityError as error:
+                # A trigger of the user's refuses the message.
+                raise log.refusal(error) from None
             self._tell(ran, first=stored is None)
         elif at_once or (stored is not None and standing.is_stale(stored)):
             with transaction(self._conn):

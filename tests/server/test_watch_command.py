@@ -197,6 +197,20 @@ def test_a_query_that_reads_the_log_comes_to_rest(path: Path) -> None:
     assert [each["op"] for each in messages(path, "counts")] == ["delete", "insert"]
 
 
+def test_a_message_that_a_trigger_refuses(path: Path) -> None:
+    call("watch", path, *WATCH, "--key", "id", "--once")
+    sqlite_shell(
+        path,
+        "CREATE TRIGGER no BEFORE INSERT ON vpubsub WHEN NEW.payload GLOB '*ugly*' "
+        "BEGIN SELECT RAISE(ABORT, 'ugly'); END; INSERT INTO items (id, name) VALUES (1, 'ugly');",
+    )
+    assert failure("watch", path, *WATCH, "--key", "id", "--once") == "ugly"
+    assert read(path, "SELECT error, row_count FROM _pubsub_standing") == [("ugly", 0)]
+    sqlite_shell(path, "DROP TRIGGER no;")
+    call("watch", path, *WATCH, "--key", "id", "--once")
+    assert [each["new"]["name"] for each in messages(path)] == ["ugly"]
+
+
 def test_it_follows_the_file(path: Path) -> None:
     sqlite_shell(path, "INSERT INTO items (id, name) VALUES (1, 'one');")
     command = [*PUBSUB, "watch", str(path), *WATCH, "--key", "id", "--interval", "0.02"]
