@@ -91,7 +91,6 @@ class Screen:
 
     def draw(self, lines: Sequence[str]) -> None:
         """Replace what is on the screen, without a moment in which it is empty."""
-        self.stale = False
         # A line is cleared before it is written: after a line as wide as the terminal, its last character would go.
         self._write("\x1b[H" + "".join(f"\x1b[K{line}\r\n" for line in lines[:-1]) + f"\x1b[J{lines[-1]}")
 
@@ -130,9 +129,11 @@ class Table:
         self._draw()
 
     def _draw(self) -> None:
-        width, height = shutil.get_terminal_size()
         if self._result is None:
             return
+        # Before the size is read: a signal that comes after this has the table drawn once more.
+        self._screen.stale = False
+        width, height = shutil.get_terminal_size()
         status = f"{self._file}  {counted(len(self._result.rows), 'row')}  {self._status}"
         if self._problem is not None:
             status = f"Error: {visible(self._problem)}"
