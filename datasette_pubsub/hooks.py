@@ -70,6 +70,8 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/activity\.json$", lazy.view("pages.panel", "activity_json")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions\.json$", lazy.view("http.api", "subscriptions")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", lazy.view("http.api", "delete_subscription")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/queries$", lazy.view("pages.standing", "page")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/queries\.json$", lazy.view("http.api", "standing_queries")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", lazy.view("http.api", "snapshot")),
     (r"^/(?P<database>[^/]+)/-/pubsub/?$", lazy.view("pages.viewer", "viewer")),
     (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", lazy.view("pages.viewer", "viewer")),
@@ -152,6 +154,9 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
             if broker is not None:
                 runs.make_known(datasette.get_database(name))
                 await broker.store.look()
+                if broker.settings.standing_queries:
+                    # They run from the start, not from the first request.
+                    registry(datasette).of(name)
         for warning in permissions.warnings(datasette):
             logger.warning(warning)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from datasette.resources import TableResource
+from datasette.resources import DatabaseResource, TableResource
 from datasette.utils.asgi import Request
 
 from .. import compat
@@ -236,6 +236,24 @@ async def visible_subscriptions(
     if everyones and not await may_manage(datasette, actor, broker.name):
         raise PermissionDenied(f"permission denied: delete-row on table {SUBSCRIPTIONS} of database {broker.name}")
     return await broker.subscriptions(None if everyones else owner_of(actor), verdicts)
+
+
+async def visible_standing_queries(datasette: Datasette, actor: Actor, broker: Broker) -> list[dict[str, Any]]:
+    """The standing queries that publish into channels which the actor may view.
+
+    Their SQL, parameters and errors are ``None`` to an actor without ``execute-sql``, who may not know the tables.
+    Raises :class:`PermissionDenied` if it may view no channel.
+    """
+    verdicts = await rights(datasette, actor, VIEW, broker.name)
+    if verdicts.nothing:
+        raise PermissionDenied(f"permission denied: {VIEW} on database {broker.name}")
+    found = [state for state in await broker.standing.states() if verdicts.allows(state["channel"])]
+    resource = DatabaseResource(broker.name)
+    if not await datasette.allowed(action="execute-sql", resource=resource, actor=actor):
+        for state in found:
+            error = None if state["error"] is None else "the query cannot be run"
+            state |= {"sql": None, "params": None, "error": error}
+    return found
 
 
 def warnings(datasette: Datasette) -> list[str]:

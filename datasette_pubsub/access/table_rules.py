@@ -14,7 +14,7 @@ from datasette.permissions import PermissionSQL
 
 from ..broker.registry import registry
 from ..storage import schema
-from ..storage.objects import FILE, LOG, PROBE, RECORDS, RELEASED, REPLACED, SUBSCRIPTIONS, TABLES, TRIMS
+from ..storage.objects import FILE, LOG, PROBE, RECORDS, RELEASED, REPLACED, STANDING, SUBSCRIPTIONS, TABLES, TRIMS
 from .permissions import rights
 from .rulings import PUBLISH, VIEW, Actor, deny_unless_named, grants, in_plain, leave_nothing, once, others, rows_rule
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from datasette.app import Datasette
 
 #: The tables that no actor may write to through Datasette: the tables of retention, the row about the file, the record
-#: of broadcasts, SQLite's counter of message ids, and the record of migrations.
-KEPT = (RELEASED, TRIMS, FILE, RECORDS, "sqlite_sequence", "_sqlite_migrations")
+#: of broadcasts, the results of standing queries, SQLite's counter of message ids, and the record of migrations.
+KEPT = (RELEASED, TRIMS, FILE, RECORDS, STANDING, "sqlite_sequence", "_sqlite_migrations")
 
 #: The tables that an INSERT INTO vpubsub writes to, including those of a broadcast's triggers. Datasette requires all
 #: three permissions for them even if the SQL only inserts; the log itself refuses to change or delete messages.
@@ -32,6 +32,7 @@ PUBLISHED_TO = (LOG, PROBE, REPLACED)
 #: The reasons that Datasette's permission pages show.
 NOT_ALL_SEEN = f"needs {VIEW} on every channel"
 OWNERS_ONLY = "subscriptions belong to their actors"
+RESULTS_ONLY = "results of standing queries have rows of other tables"
 
 _WRITES = ("insert-row", "update-row", "delete-row")
 _SHAPES = ("alter-table", "drop-table", "drop-view")
@@ -104,8 +105,8 @@ async def _sees_all(datasette: Datasette, actor: Actor, name: str) -> bool:
 async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
     """Deny our tables, and the views that read them, to actors who may not view every channel in them.
 
-    A view stays allowed if another rule allows it to the actor by its name. The same holds for the table of
-    subscriptions, which otherwise only root may view.
+    A view stays allowed if another rule allows it to the actor by its name. The same holds for the tables of
+    subscriptions and of standing queries, which otherwise only root may view.
     """
     granted = await others(datasette, actor, "view-table")
     if granted is None:
@@ -123,6 +124,7 @@ async def _reading(datasette: Datasette, actor: Actor) -> list[PermissionSQL]:
         found.append(deny_unless_named(derived, granted, NOT_ALL_SEEN))
     if not _is_root(datasette, actor) and (cursors := _cursors(datasette)):
         found.append(deny_unless_named(cursors, granted, OWNERS_ONLY))
+        found.append(deny_unless_named([(name, STANDING) for name, _ in cursors], granted, RESULTS_ONLY))
     return found
 
 

@@ -41,6 +41,7 @@ from .batcher import Batcher
 from .database import DatabaseFile
 from .health import Health
 from .maintenance import Maintenance
+from .standing import StandingQueries
 from .subscribing import SubscribeOptions, Subscribing
 from .watcher import Watcher
 
@@ -111,6 +112,16 @@ class Broker:
         self._asked_at = 0
         self._active = ActiveSubscriptions(self._batcher, holder)
         self._maintenance = Maintenance(self.name, settings, _UnlimitedFile(self), self._active, lambda: self._removed)
+        #: The standing queries of the configuration.
+        self.standing = StandingQueries(
+            self.name,
+            settings.standing_queries,
+            self.live_queries,
+            _UnlimitedFile(self),
+            limits=self._query_limits,
+            published=self.refresh,
+            removed=lambda: self._removed,
+        )
         self._subscribing = Subscribing(
             settings,
             self.store,
@@ -142,6 +153,10 @@ class Broker:
             add(self._run_watcher, name=f"pubsub watcher: {self.name}")
             add(self._run_live_queries, name=f"pubsub live queries: {self.name}")
             add(self._run_retention, name=f"pubsub retention: {self.name}")
+            if self.settings.standing_queries:
+                add(self._run_standing, name=f"pubsub standing queries: {self.name}")
+        else:
+            self.standing.refuse(FailedPrecondition("the database cannot be written, so that nothing can be published"))
 
     def serves(self, db: Database) -> bool:
         """Whether this is the broker of this database object, not of one that was removed and added again."""
@@ -419,6 +434,10 @@ class Broker:
 
     async def _run_live_queries(self, _datasette: Datasette) -> None:
         await self.live_queries.run()
+
+    async def _run_standing(self, _datasette: Datasette) -> None:
+        in_batcher.set(True)
+        await self.standing.run()
 
     async def log_head(self) -> int:
         """Bring the hub up to the log's head, and return it."""

@@ -25,7 +25,7 @@ from ..demo import weather
 from ..storage import log, schema, subscriptions
 from ..storage.catchup import CatchUp
 from ..storage.names import Name, shown
-from . import broadcast
+from . import broadcast, live, watch
 from .common import LOCK_SECONDS, counted, plainly, print_table, require_log, settings_of, transaction
 from .publish import Publisher
 from .tail import follow_log, json_line, plain_line, print_up_to
@@ -306,6 +306,8 @@ def _vacuum(conn: sqlite3.Connection, path: Path) -> None:
 
 
 pubsub.add_command(broadcast.command(_open))
+pubsub.add_command(live.command(_open))
+pubsub.add_command(watch.command(_open))
 
 
 @pubsub.command(name="demo")

@@ -58,7 +58,7 @@ def print_up_to(conn: sqlite3.Connection, reader: CatchUp, position: int, end: i
 
 def follow_log(conn: sqlite3.Connection, reader: CatchUp, position: int, line: Line) -> None:
     """Print for ever. Raises ``BrokenPipeError`` when the output pipe is closed."""
-    wait = _waiter()
+    wait = waiter()
     seen: int | None = None
     while True:
         # Read the version before the log: a commit after this changes the next version.
@@ -69,7 +69,7 @@ def follow_log(conn: sqlite3.Connection, reader: CatchUp, position: int, line: L
         wait()
 
 
-def _waiter() -> Callable[[], None]:
+def waiter() -> Callable[[], None]:
     """A function that waits a moment, and notices a closed output pipe even if there is nothing to print."""
     if not hasattr(select, "poll"):  # Windows
         return lambda: time.sleep(FOLLOW_SECONDS)

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from .standing import StandingQuery
 
 PLUGIN = "datasette-pubsub"
 
@@ -296,6 +301,14 @@ class Settings:
         256 * 1024 * 1024,
         why="each result is held in memory, and so are as many bytes of its changes for slow subscribers",
     )
+    standing_queries: tuple[StandingQuery, ...] = _option(
+        (),
+        "mapping",
+        "standing queries by name: `sql`, `channel` and, if wanted, `key`, `operations`, `params` and `initial` "
+        "(database only)",
+        bounds="a SELECT each",
+        why="a program can then wait for a row instead of polling: [Standing queries](queries.md#standing-queries)",
+    )
     channel_permissions: tuple[tuple[str, Any, Any], ...] = _option(
         (),
         "mapping",
@@ -418,10 +431,24 @@ def _access(option: str, value: Any) -> tuple[tuple[str, Any, Any], ...]:
     return tuple((str(pattern), blocks.get("view"), blocks.get("publish")) for pattern, blocks in value.items())
 
 
+def _standing(option: str, value: Any) -> tuple[StandingQuery, ...]:
+    """Check ``standing_queries``."""
+    # The checks of names need the limits in this module.
+    from .standing import read_standing_queries
+
+    try:
+        return read_standing_queries(value)
+    except InvalidArgument as error:
+        raise ConfigError(f"{PLUGIN}: option {option!r}: {error.message}") from None
+
+
+_MAPPINGS = {"channel_retention": _rules, "channel_permissions": _access, "standing_queries": _standing}
+
+
 def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
     where = f"{PLUGIN}: option {option!r}"
     if kind is tuple:
-        return _access(option, value) if option == "channel_permissions" else _rules(option, value)
+        return _MAPPINGS[option](option, value)
     if kind is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} must be true or false")
@@ -458,6 +485,8 @@ def read_settings(instance: Any, database: Any = None) -> Settings:
                 raise ConfigError(f"{PLUGIN}: unknown option {name!r}; known: {', '.join(sorted(kinds))}")
             if name == "demo_database" and level == "database":
                 raise ConfigError(f"{PLUGIN}: option 'demo_database' belongs to the instance, not to a database")
+            if name == "standing_queries" and level == "instance":
+                raise ConfigError(f"{PLUGIN}: option 'standing_queries' belongs to a database, not to the instance")
             values[name] = _check(name, *(kinds[name][0], value, kinds[name][1]))
     settings = Settings(**values)
     if settings.synchronous not in SYNCHRONOUS:

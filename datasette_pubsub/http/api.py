@@ -94,6 +94,15 @@ async def delete_subscription(scope: Any, receive: Any, send: Any, request: Requ
 
 
 @mapped
+async def standing_queries(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
+    """``GET …/queries.json``: the standing queries of the database."""
+    only_get(request)
+    broker = broker_of(datasette, request)
+    found = await permissions.visible_standing_queries(datasette, request.actor, broker)
+    return Response.json({"ok": True, "queries": found})
+
+
+@mapped
 async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response:
     """``GET …/snapshot.json?table=`` or ``?sql=``: rows, and the log's head at the same moment.
 

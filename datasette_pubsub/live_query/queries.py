@@ -29,7 +29,7 @@ from ..live.admission import Admission
 from ..storage.query import Limits, Question
 from . import runs, shares
 from .follower import Follower, FollowOptions
-from .query import Encoder, LiveQuery
+from .query import Encoder, LiveQuery, Woken
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -166,17 +166,7 @@ class LiveQueries:
 
     async def _opened(self, question: Question) -> LiveQuery:
         """The query, after its first run. Raises :class:`~.core.errors.PubsubError` if that failed."""
-        query = self._queries.get(question)
-        if query is None:
-            query = self._queries[question] = LiveQuery(question, self._settings.max_live_query_bytes)
-            self._watch()
-            query.running = True
-            task = asyncio.get_running_loop().create_task(
-                self._run(query), name=f"pubsub live query: {self._name}", context=Context()
-            )
-            self._runs.add(task)
-            task.add_done_callback(self._runs.discard)
-            self._first_runs[question] = task
+        query = self._queries.get(question) or self._begin(question)
         first = self._first_runs.get(question)
         if first is not None:
             await asyncio.shield(first)
@@ -187,9 +177,31 @@ class LiveQueries:
             raise Unavailable("the server is shutting down; try again")
         return query
 
+    def _begin(self, question: Question) -> LiveQuery:
+        """Begin to keep a query up to date, with a first run."""
+        query = self._queries[question] = LiveQuery(question, self._settings.max_live_query_bytes)
+        self._watch()
+        query.running = True
+        task = asyncio.get_running_loop().create_task(
+            self._run(query), name=f"pubsub live query: {self._name}", context=Context()
+        )
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+        self._first_runs[question] = task
+        return query
+
+    def keep(self, question: Question, keeper: Woken) -> LiveQuery:
+        """Keep a query up to date for ever, for the server itself: it counts for nobody, and an error does not end it.
+
+        ``keeper`` is woken after each run.
+        """
+        query = self._queries.get(question) or self._begin(question)
+        query.keepers.add(keeper)
+        return query
+
     def _drop_unfollowed(self, question: Question) -> None:
         query = self._queries.get(question)
-        if query is None or query.followers or any(question in own for own in self._parties.values()):
+        if query is None or query.followers or query.keepers or any(question in own for own in self._parties.values()):
             return
         del self._queries[question]
         self._first_runs.pop(question, None)

@@ -91,6 +91,8 @@ class LiveQuery:
         self.runs = 0
         self.changes = 0
         self.followers: set[Woken] = set()
+        #: Whoever has to look at the result after each run, also if it is the same as before.
+        self.keepers: set[Woken] = set()
         self.error: PubsubError | None = None
         self.result: Result | None = None
         self.version = 0
@@ -112,6 +114,7 @@ class LiveQuery:
             # The rows are the same; the head has moved.
             self.result = result
             self._snapshots.clear()
+            self._wake_keepers()
             return
         self.result = result
         self.version += 1
@@ -143,6 +146,11 @@ class LiveQuery:
     def _wake(self) -> None:
         for follower in self.followers:
             follower.wake()
+        self._wake_keepers()
+
+    def _wake_keepers(self) -> None:
+        for keeper in self.keepers:
+            keeper.wake()
 
     def since(self, version: int, encoder: Encoder, max_bytes: int) -> tuple[int, bytes]:
         """What to send to a follower that has this version: the version that it then has, and the bytes.

@@ -104,6 +104,7 @@ async def place(datasette: Datasette, request: Request, broker: Broker, channel:
         "base": base,
         "publish_path": publish,
         "subscriptions_path": f"{base}/-/subscriptions" if views else None,
+        "queries_path": f"{base}/-/queries" if views else None,
     }
 
 

@@ -20,12 +20,13 @@ FILE = "_pubsub_file"
 PROBE = "_pubsub_probe"
 RECORDS = "_pubsub_broadcasts"
 REPLACED = "_pubsub_replaced"
+STANDING = "_pubsub_standing"
 
 #: The version of the objects below. A file records the version that made it.
 SCHEMA_VERSION = 2
 
 #: The plugin's tables. Datasette hides those that begin with an underscore, which users do not need.
-TABLES = (LOG, SUBSCRIPTIONS, RELEASED, TRIMS, FILE, PROBE, RECORDS, REPLACED)
+TABLES = (LOG, SUBSCRIPTIONS, RELEASED, TRIMS, FILE, PROBE, RECORDS, REPLACED, STANDING)
 
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 
@@ -148,6 +149,30 @@ BROADCAST_OBJECTS = {
     f"{REPLACED}_cause": (REPLACED, f"CREATE INDEX {REPLACED}_cause ON {REPLACED} (table_name, cause)"),
 }
 
+#: The standing queries with their last results, of which the next messages are the difference: what
+#: :mod:`.storage.standing` writes in the transaction of the messages.
+STANDING_OBJECTS = {
+    STANDING: (
+        STANDING,
+        dedent(f"""\
+        CREATE TABLE {STANDING} (
+            name TEXT PRIMARY KEY,
+            channel TEXT NOT NULL,
+            sql TEXT NOT NULL,
+            params TEXT NOT NULL,
+            key TEXT NOT NULL,
+            operations TEXT NOT NULL,
+            ran_at TEXT NOT NULL DEFAULT ({NOW}),
+            changed_at TEXT,
+            messages INTEGER NOT NULL DEFAULT 0,
+            error TEXT,
+            row_count INTEGER,
+            columns TEXT,
+            result TEXT
+        )"""),
+    ),
+}
+
 #: One row about the file: its schema version, its instance id, the last message that was stored before the log checked
 #: that channels are UTF-8, and the number of the newest claim.
 FILE_OBJECTS = {
@@ -164,7 +189,7 @@ FILE_OBJECTS = {
     ),
 }
 
-OBJECTS = {**LOG_OBJECTS, **SUBSCRIPTION_OBJECTS, **BROADCAST_OBJECTS, **FILE_OBJECTS}
+OBJECTS = {**LOG_OBJECTS, **SUBSCRIPTION_OBJECTS, **BROADCAST_OBJECTS, **STANDING_OBJECTS, **FILE_OBJECTS}
 
 #: The triggers on the plugin's tables. Each writes to these tables only.
 TRIGGERS = (GUARD, *(name for name, (_, sql) in OBJECTS.items() if sql.startswith("CREATE TRIGGER")))

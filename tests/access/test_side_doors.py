@@ -57,6 +57,7 @@ OURS = (
     "_pubsub_probe",
     "_pubsub_broadcasts",
     "_pubsub_replaced",
+    "_pubsub_standing",
 )
 
 
@@ -208,6 +209,10 @@ FORBIDDEN_API: list[tuple[str, dict[str, Any]]] = [
     ("pubsub_subscriptions/-/drop", {"confirm": True}),
     ("_pubsub_file/-/insert", {"row": {"one": 1, "schema_version": 9, "instance_id": "x"}}),
     ("_pubsub_broadcasts/-/insert", {"row": {"table_name": "existing", "definition": "{}", "triggers": "[]"}}),
+    (
+        "_pubsub_standing/-/insert",
+        {"row": dict.fromkeys(("name", "channel", "sql", "params", "key", "operations"), "x")},
+    ),
     ("-/create", {"table": "_pubsub_released", "row": {"channel": "secret", "id": 99}}),
 ]
 

@@ -24,18 +24,21 @@ from datasette_pubsub.broadcast import definition, harmless, tables
 from datasette_pubsub.cli.main import pubsub
 from datasette_pubsub.core import errors, events, values
 from datasette_pubsub.core.settings import PLUGIN, Settings, read_settings
+from datasette_pubsub.core.standing import FIELDS, StandingQuery
 from datasette_pubsub.gen import db_pb2
 from datasette_pubsub.http import api, live, messages, request, sse
 from datasette_pubsub.pages import broadcast as pages_broadcast
-from datasette_pubsub.pages import panel, publish_form, subscriptions, viewer
+from datasette_pubsub.pages import panel, publish_form, standing, subscriptions, viewer
 from datasette_pubsub.protocol import frames, items
 from datasette_pubsub.publish_batch import aggregate
 from datasette_pubsub.storage import log, objects, schema
+from datasette_pubsub.storage import standing as stored
+from datasette_pubsub.storage.query import Limits
 
 #: The README has tests of its own (test_readme.py); what it names must be there, too.
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
 #: The modules that read requests.
-WEB = (api, live, request, messages, panel, sse, viewer, publish_form, subscriptions)
+WEB = (api, live, request, messages, panel, sse, viewer, publish_form, standing, subscriptions)
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
@@ -183,6 +186,24 @@ def test_every_field_of_a_broadcast() -> None:
     assert {row[0].strip("`") for row in table(text, "field")} == {name for message in made for name in message}
 
 
+def test_every_field_of_a_standing_query_and_its_messages() -> None:
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    schema.install(conn, Settings(max_payload_bytes=200))
+    conn.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name)")
+    query = StandingQuery.checked("t", "SELECT * FROM t", "t", key=["id"])
+    for sql in ("", "INSERT INTO t VALUES (1, 'a'), (2, hex(zeroblob(200)))", "UPDATE t SET name = 'b' WHERE id = 1"):
+        conn.execute(sql)
+        conn.execute("BEGIN IMMEDIATE")
+        stored.run(conn, query, Limits(seconds=10, rows=10, bytes=10_000))
+        conn.execute("COMMIT")
+    made = [json.loads(row[0]) for row in conn.execute("SELECT payload FROM vpubsub")]
+    conn.close()
+    definition_of, messages_of = section("queries", "Standing queries").split("Messages have the fields")
+    assert {row[0].strip("`") for row in table(definition_of, "field")} == set(FIELDS)
+    documented = {name for row in table(messages_of, "field") for name in re.findall(r"`(\w+)`", row[0])}
+    assert documented == {name for message in made for name in message}
+
+
 def test_every_field_of_answers() -> None:
     messages = [values.Message(1, "a", payload, "") for payload in ("x", b"x")]
     names = {name for message in messages for name in frames.message_fields(message, 1)}
@@ -262,7 +283,7 @@ def test_every_table_column_trigger_and_function() -> None:
 
 def test_every_command_and_option() -> None:
     assert re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE) == [
-        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "demo",
+        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "live", "watch", "demo",
     ]  # fmt: skip
     assert sorted(pubsub.commands) == sorted(re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE))
     for name, command in pubsub.commands.items():

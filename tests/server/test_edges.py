@@ -174,12 +174,15 @@ METHODS = {
     "/data/-/pubsub": READ,
     "/data/-/pubsub/c": READ,
     "/data/-/pubsub/-/stream?channel=c": READ,
+    "/data/-/pubsub/-/live?sql=SELECT+1": READ,
     "/data/-/pubsub/-/messages.json": READ,
     "/data/-/pubsub/-/messages.csv": READ,
     "/data/-/pubsub/-/channels.json": READ,
     "/data/-/pubsub/-/subscriptions.json": READ,
     "/data/-/pubsub/-/activity.json": READ,
     "/data/-/pubsub/-/snapshot.json?table=existing": READ,
+    "/data/-/pubsub/-/queries": READ,
+    "/data/-/pubsub/-/queries.json": READ,
     "/data/-/pubsub/-/publish-form": FORM,
     "/data/-/pubsub/-/subscriptions": FORM,
     "/data/existing/-/broadcast": FORM,
@@ -190,6 +193,7 @@ METHODS = {
     "/db.v1.DbService/PublishBatch": WRITE,
     "/db.v1.DbService/PublishStream": WRITE,
     "/db.v1.DbService/Subscribe": WRITE,
+    "/db.v1.DbService/LiveQuery": WRITE,
     "/db.v1.DbService/Ack": WRITE,
 }
 
@@ -209,7 +213,7 @@ def test_methods(serve: Callable[..., Server]) -> None:
         if "HEAD" in answered:
             head = httpx.head(server.url + path)
             assert (head.status_code, head.content) == (200, b""), path
-            if "/-/stream" not in path:
+            if "/-/stream" not in path and "/-/live" not in path:
                 assert head.headers["Content-Type"] == httpx.get(server.url + path).headers["Content-Type"], path
     # HEAD is refused as GET is.
     for path in ("/nothing/-/pubsub", "/nothing/-/pubsub/-/channels.json", "/data/-/pubsub/-/messages.json?limit=0"):
