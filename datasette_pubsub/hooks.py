@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from . import compat
     from .access import permissions, rules, rulings, table_rules
     from .broadcast import tables as broadcast_tables
-    from .broker import broker as broker_module
-    from .broker import shutdown
+    from .broker import own_writes, shutdown
     from .broker.registry import Registry
     from .demo import weather
     from .http import responses
@@ -35,7 +34,7 @@ else:
     bridge = lazy.LazyModule("publish_batch.bridge")
     broadcast = lazy.LazyModule("pages.broadcast")
     broadcast_tables = lazy.LazyModule("broadcast.tables")
-    broker_module = lazy.LazyModule("broker.broker")
+    own_writes = lazy.LazyModule("broker.own_writes")
     compat = lazy.LazyModule("compat")
     responses = lazy.LazyModule("http.responses")
     jump_menu = lazy.LazyModule("pages.jump_menu")
@@ -197,7 +196,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
     :class:`PublishMessages`, which brings the hub up to date. Datasette's "Alter table" rebuilds a table and so drops
     its triggers; the broadcast of such a table is made again in the same transaction.
     """
-    if database == INTERNAL or broker_module.in_batcher.get():
+    if database == INTERNAL or own_writes.in_batcher.get():
         return None
     broker = registry(datasette).find(database)
     if broker is None:

@@ -149,7 +149,7 @@ class AdmittedQuery:
     def open(self, encoder: QueryEncoder) -> AbstractAsyncContextManager[Follower]:
         """Open the follower until the block ends. Raises :class:`~.core.errors.PubsubError`."""
         settings = self._broker.settings
-        return self._broker.follow(
+        return self._broker.queries.follow(
             self._question,
             encoder,
             FollowOptions(

@@ -247,7 +247,7 @@ async def visible_standing_queries(datasette: Datasette, actor: Actor, broker: B
     verdicts = await rights(datasette, actor, VIEW, broker.name)
     if verdicts.nothing:
         raise PermissionDenied(f"permission denied: {VIEW} on database {broker.name}")
-    found = [state for state in await broker.standing.states() if verdicts.allows(state["channel"])]
+    found = [state for state in await broker.queries.standing.states() if verdicts.allows(state["channel"])]
     resource = DatabaseResource(broker.name)
     if not await datasette.allowed(action="execute-sql", resource=resource, actor=actor):
         for state in found:

@@ -12,10 +12,9 @@ import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.errors import FailedPrecondition, NotFound, PayloadTooLarge
+from ..core.errors import FailedPrecondition, PayloadTooLarge
 from ..core.selector import Selector
 from ..core.settings import Settings
 from ..core.validation import check_subscription_name
@@ -27,21 +26,17 @@ from ..live.hub import Hub
 from ..live.publisher import PublishStream
 from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
-from ..live_query.follower import Follower, FollowOptions
-from ..live_query.queries import LiveQueries
-from ..live_query.query import Encoder as QueryEncoder
-from ..storage import log, schema, snapshot, subscriptions
+from ..storage import log, schema, subscriptions
 from ..storage.append_batch import CommitResult
 from ..storage.catchup import Reader
-from ..storage.query import Limits, Question
-from ..storage.quoting import identifier
 from ..storage.subscriptions import Claim, Subscription
 from .active import ActiveSubscriptions
 from .batcher import Batcher
 from .database import DatabaseFile
 from .health import Health
 from .maintenance import Maintenance
-from .standing import StandingQueries
+from .own_writes import in_batcher
+from .querying import Querying
 from .subscribing import SubscribeOptions, Subscribing
 from .watcher import Watcher
 
@@ -57,10 +52,6 @@ FILL_IDS = 5_000
 
 #: How long the shutdown waits for the batcher, in seconds; an operator expects Ctrl+C to end the server within three.
 DRAIN_SECONDS = 2.0
-
-#: True in the plugin's background tasks. The hook ``write_wrapper`` leaves their writes alone: the batcher tells the
-#: hub itself, and the others publish nothing.
-in_batcher: ContextVar[bool] = ContextVar("datasette_pubsub_in_batcher", default=False)
 
 T = TypeVar("T")
 
@@ -96,32 +87,25 @@ class Broker:
         self._batcher = Batcher(settings, self.store.session, self._committed, holder)
         #: Counts subscribers and publish streams.
         self._admission = Admission(self.name, settings)
-        self.live_queries = LiveQueries(
-            self.name,
+        #: Its live and standing queries, and snapshots.
+        self.queries = Querying(
+            datasette,
+            db,
             settings,
+            self.store,
             self._admission,
-            read=self.store.read,
-            limits=self._query_limits,
-            stamp=self._only_own_commits,
-            watch=self._watch,
-        )
-        self._watcher = Watcher(
-            db.connect, self._knows, self.refresh, settings.watch_interval_seconds, self.live_queries.committed
-        )
-        #: The number of own commits when it was last asked whether others have committed.
-        self._asked_at = 0
-        self._active = ActiveSubscriptions(self._batcher, holder)
-        self._maintenance = Maintenance(self.name, settings, _UnlimitedFile(self), self._active, lambda: self._removed)
-        #: The standing queries of the configuration.
-        self.standing = StandingQueries(
-            self.name,
-            settings.standing_queries,
-            self.live_queries,
             _UnlimitedFile(self),
-            limits=self._query_limits,
+            read=self.read,
+            make_way=self.make_way,
+            watch=self._watch,
             published=self.refresh,
             removed=lambda: self._removed,
         )
+        self._watcher = Watcher(
+            db.connect, self._knows, self.refresh, settings.watch_interval_seconds, self.queries.live.committed
+        )
+        self._active = ActiveSubscriptions(self._batcher, holder)
+        self._maintenance = Maintenance(self.name, settings, _UnlimitedFile(self), self._active, lambda: self._removed)
         self._subscribing = Subscribing(
             settings,
             self.store,
@@ -151,12 +135,14 @@ class Broker:
             add(self._run_cursors, name=f"pubsub cursors: {self.name}")
             add(self._run_health, name=f"pubsub health: {self.name}")
             add(self._run_watcher, name=f"pubsub watcher: {self.name}")
-            add(self._run_live_queries, name=f"pubsub live queries: {self.name}")
+            add(self.queries.run_live, name=f"pubsub live queries: {self.name}")
             add(self._run_retention, name=f"pubsub retention: {self.name}")
             if self.settings.standing_queries:
-                add(self._run_standing, name=f"pubsub standing queries: {self.name}")
+                add(self.queries.run_standing, name=f"pubsub standing queries: {self.name}")
         else:
-            self.standing.refuse(FailedPrecondition("the database cannot be written, so that nothing can be published"))
+            self.queries.standing.refuse(
+                FailedPrecondition("the database cannot be written, so that nothing can be published")
+            )
 
     def serves(self, db: Database) -> bool:
         """Whether this is the broker of this database object, not of one that was removed and added again."""
@@ -189,7 +175,7 @@ class Broker:
     async def begin_anew(self) -> None:
         """Forget what is known of the log: another file is served now."""
         self._batcher.forget_log()
-        self.live_queries.forget()
+        self.queries.live.forget()
         self.hub.rewind(await self.store.read(log.head))
 
     async def _run_cursors(self, _datasette: Datasette) -> None:
@@ -336,24 +322,6 @@ class Broker:
             for found, lag in await self.read(read)
         ]
 
-    async def snapshot_table(self, table: str) -> tuple[list[str], list[Any], int]:
-        """A snapshot of a table, as :meth:`snapshot`. Raises :class:`NotFound`."""
-        names = [*await self._db.table_names(), *await self._db.view_names()]
-        if table not in names:
-            raise NotFound(f"table not found: {table}")
-        return await self.snapshot(f"SELECT * FROM {identifier(table)}", {})
-
-    async def snapshot(self, statement: str, params: dict[str, Any]) -> tuple[list[str], list[Any], int]:
-        """The columns and rows of a SELECT, and the log's head, all from one read transaction.
-
-        Raises :class:`InvalidArgument`, with SQLite's own message, for SQL that
-        does not run, and :class:`PayloadTooLarge` for more than ``max_snapshot_rows``.
-        """
-        settings, milliseconds = self.settings, self._datasette.setting("sql_time_limit_ms")
-        return await self.read(
-            lambda conn: snapshot.take(conn, statement, params, settings.max_snapshot_rows, milliseconds)
-        )
-
     def _knows(self, conn: sqlite3.Connection) -> bool:
         """Whether the hub needs no refresh: it has every message, or the batcher will give it, and no claim is new."""
         if self._active.behind(subscriptions.claims(conn)):
@@ -396,48 +364,7 @@ class Broker:
 
     def _watch(self) -> None:
         """Watch the file while anybody needs to know what is committed."""
-        self._watcher.watch(not self._idle or len(self.live_queries) > 0)
-
-    # -- live queries ---------------------------------------------------------
-
-    def follow(
-        self, question: Question, encoder: QueryEncoder, options: FollowOptions
-    ) -> AbstractAsyncContextManager[Follower]:
-        """Open a follower of a live query until the block ends; see :meth:`.live_query.queries.LiveQueries.follow`."""
-        self.store.check_present()
-        if self._db.is_memory:
-            raise FailedPrecondition(f"database {self.name} is in memory: its commits cannot be watched")
-        return self.live_queries.follow(question, encoder, options)
-
-    def _query_limits(self) -> Limits:
-        setting = self._datasette.setting
-        return Limits(
-            seconds=setting("sql_time_limit_ms") / 1000,
-            rows=setting("max_returned_rows"),
-            bytes=self.settings.max_live_query_bytes,
-        )
-
-    async def _only_own_commits(self) -> object:
-        """A value that stays the same while only this broker commits; ``None`` if it is not known, or not worth asking.
-
-        It is asked only if the broker has committed since it was last asked: else others have.
-        """
-        if not self.store.writable or self.store.commits == self._asked_at:
-            return None
-        self._asked_at = self.store.commits
-        token = in_batcher.set(True)
-        try:
-            self.make_way()
-            return await self.store.only_own_commits()
-        finally:
-            in_batcher.reset(token)
-
-    async def _run_live_queries(self, _datasette: Datasette) -> None:
-        await self.live_queries.run()
-
-    async def _run_standing(self, _datasette: Datasette) -> None:
-        in_batcher.set(True)
-        await self.standing.run()
+        self._watcher.watch(not self._idle or len(self.queries.live) > 0)
 
     async def log_head(self) -> int:
         """Bring the hub up to the log's head, and return it."""

@@ -8,8 +8,13 @@ broker's other tables, unless somebody's trigger on one of these changes more.
 from __future__ import annotations
 
 import sqlite3
+from contextvars import ContextVar
 
 from ..storage.objects import TABLES, TRIGGERS
+
+#: True in the plugin's background tasks. The hook ``write_wrapper`` leaves their writes alone: the batcher tells the
+#: hub itself, and the others publish nothing, or bring the hub up to date.
+in_batcher: ContextVar[bool] = ContextVar("datasette_pubsub_in_batcher", default=False)
 
 _TABLES = ", ".join(f"'{name}'" for name in TABLES)
 _KNOWN = ", ".join(f"'{name}'" for name in TRIGGERS)

@@ -10,8 +10,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from ..core.attachment import attached
+from ..core.configuration import read_settings
 from ..core.errors import InvalidArgument, NotFound
-from ..core.settings import PLUGIN, Settings, read_settings
+from ..core.settings import PLUGIN, Settings
 from ..live.coalescing import SingleFlight, TtlCache
 from .broker import Broker
 

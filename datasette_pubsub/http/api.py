@@ -118,7 +118,7 @@ async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datase
             action="view-table", resource=TableResource(broker.name, table), actor=request.actor
         ):
             raise PermissionDenied(f"permission denied: view-table on {table} of database {broker.name}")
-        columns, rows, head = await broker.snapshot_table(table)
+        columns, rows, head = await broker.queries.snapshot_table(table)
     else:
         if not await datasette.allowed(
             action="execute-sql", resource=DatabaseResource(broker.name), actor=request.actor
@@ -129,7 +129,7 @@ async def snapshot(scope: Any, receive: Any, send: Any, request: Request, datase
         except InvalidSql as error:
             raise InvalidArgument(f"sql: {error}") from None
         params = {name: request.args[name] for name in request.args if name not in ("sql", "table")}
-        columns, rows, head = await broker.snapshot(statement, params)
+        columns, rows, head = await broker.queries.snapshot(statement, params)
     body = {"ok": True, "head": str(head), "rows": [dict(zip(columns, map(_finite, row), strict=True)) for row in rows]}
     return Response(json.dumps(body, cls=CustomJSONEncoder), content_type="application/json; charset=utf-8")
 

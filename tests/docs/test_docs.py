@@ -23,7 +23,8 @@ from datasette_pubsub.access import rules
 from datasette_pubsub.broadcast import definition, harmless, tables
 from datasette_pubsub.cli.main import pubsub
 from datasette_pubsub.core import errors, events, values
-from datasette_pubsub.core.settings import PLUGIN, Settings, read_settings
+from datasette_pubsub.core.configuration import read_settings
+from datasette_pubsub.core.settings import PLUGIN, Settings
 from datasette_pubsub.core.standing import FIELDS, StandingQuery
 from datasette_pubsub.gen import db_pb2
 from datasette_pubsub.http import api, live, messages, request, sse

@@ -157,7 +157,7 @@ def key_of(sql: str) -> tuple[str, ...]:
 
 async def follow(broker: Any, sql: str, mirror: Mirror) -> None:
     key = key_of(sql)
-    async with broker.follow(Question(sql=sql, key=key), SseQueryEncoder(), FollowOptions()) as follower:
+    async with broker.queries.follow(Question(sql=sql, key=key), SseQueryEncoder(), FollowOptions()) as follower:
         async with contextlib.aclosing(follower.frames()) as frames:
             async for frame in frames:
                 mirror.take(frame)
@@ -197,7 +197,7 @@ async def case(queries: list[str], steps: list[tuple[list[str], bool]], folder: 
             return all(exact(mirror.rows) == exact(rows[number]) for number, mirror in enumerate(mirrors))
 
         async with asyncio.timeout(DEADLINE):
-            while not settled() or any(query.dirty or query.running for query in broker.live_queries.queries):
+            while not settled() or any(query.dirty or query.running for query in broker.queries.live.queries):
                 for task in tasks:
                     if task.done():
                         task.result()
@@ -208,7 +208,7 @@ async def case(queries: list[str], steps: list[tuple[list[str], bool]], folder: 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert len(broker.live_queries) == 0
+        assert len(broker.queries.live) == 0
     finally:
         if writer is not None:
             writer.end()

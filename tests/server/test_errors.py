@@ -13,7 +13,8 @@ import httpx
 import pytest
 from servers import DEADLINE, OPEN, Server, Sse, wait_for
 
-from datasette_pubsub.core.settings import ConfigError, read_settings
+from datasette_pubsub.core.configuration import read_settings
+from datasette_pubsub.core.settings import ConfigError
 
 LIMITS = {
     **OPEN,

@@ -18,7 +18,8 @@ from places import ROOT
 from servers import DEADLINE, OPEN, Server, free_port, sqlite_shell, wait_for
 from zygote import ENVIRONMENT
 
-from datasette_pubsub.core.settings import ConfigError, read_settings
+from datasette_pubsub.core.configuration import read_settings
+from datasette_pubsub.core.settings import ConfigError
 
 LARGE: dict[str, Any] = {
     "sql": "SELECT id, customer, total FROM orders WHERE total > :least",
