@@ -15,9 +15,11 @@ from .hooks import (
     jump_items_sql,
     permission_resources_sql,
     prepare_connection,
+    query_actions,
     register_actions,
     register_commands,
     register_events,
+    register_output_renderer,
     register_routes,
     startup,
     table_actions,
@@ -26,6 +28,7 @@ from .hooks import (
     top_stored_query,
     top_table,
     track_event,
+    view_actions,
     write_wrapper,
 )
 
@@ -40,9 +43,11 @@ __all__ = [
     "jump_items_sql",
     "permission_resources_sql",
     "prepare_connection",
+    "query_actions",
     "register_actions",
     "register_commands",
     "register_events",
+    "register_output_renderer",
     "register_routes",
     "startup",
     "table_actions",
@@ -51,6 +56,7 @@ __all__ = [
     "top_stored_query",
     "top_table",
     "track_event",
+    "view_actions",
     "write_wrapper",
 ]
 

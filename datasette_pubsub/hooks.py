@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasette import hookimpl
 from datasette.events import Event
-from datasette.utils.asgi import Request
+from datasette.utils.asgi import Request, Response
 
 from . import lazy
 from .asgi.deferred import run_deferred
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .broker.registry import Registry
     from .demo import weather
     from .http import responses
-    from .pages import broadcast, jump_menu, live_table, panel, publish_form, runs, viewer
+    from .pages import broadcast, jump_menu, live_query, live_table, panel, publish_form, runs, viewer
     from .publish_batch import aggregate, bridge
     from .storage import log
 else:
@@ -38,6 +38,7 @@ else:
     compat = lazy.LazyModule("compat")
     responses = lazy.LazyModule("http.responses")
     jump_menu = lazy.LazyModule("pages.jump_menu")
+    live_query = lazy.LazyModule("pages.live_query")
     live_table = lazy.LazyModule("pages.live_table")
     log = lazy.LazyModule("storage.log")
     panel = lazy.LazyModule("pages.panel")
@@ -295,8 +296,59 @@ def database_actions(datasette: Datasette, actor: dict[str, Any] | None, databas
 
 
 @hookimpl
-def table_actions(datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str) -> Any:
-    return broadcast.table_link(datasette, actor, database, table)
+def register_output_renderer() -> dict[str, Any]:
+    """``.live`` beside ``.json`` and ``.csv``; Datasette passes what the parameters are named after."""
+
+    async def can_render(
+        datasette: Datasette, request: Request, view_name: str, database: str, table: Any, query_name: Any, sql: Any
+    ) -> bool:
+        if view_name == "row":
+            return False
+        source = live_query.Source(database=database, table=table, query_name=query_name, sql=sql)
+        return await live_query.offered(datasette, request, source)
+
+    async def render(
+        datasette: Datasette,
+        request: Request,
+        view_name: str,
+        database: str,
+        table: Any,
+        query_name: Any,
+        sql: Any,
+        columns: list[str],
+        rows: list[Any],
+        truncated: bool,
+        error: str | None,
+    ) -> Response | None:
+        if view_name == "row":
+            return None
+        source = live_query.Source(database=database, table=table, query_name=query_name, sql=sql)
+        found = live_query.Rows(columns=columns, rows=rows, truncated=truncated, error=error)
+        return await live_query.page(datasette, request, source, found)
+
+    return {"extension": "live", "render": render, "can_render": can_render}
+
+
+@hookimpl
+def table_actions(
+    datasette: Datasette, actor: dict[str, Any] | None, database: str, table: str, request: Request
+) -> Any:
+    async def links() -> list[dict[str, str]]:
+        live = await live_query.action(datasette, request, live_query.Source(database=database, table=table))
+        return [*live, *await broadcast.table_link(datasette, actor, database, table)()]
+
+    return links
+
+
+@hookimpl
+def view_actions(datasette: Datasette, database: str, view: str, request: Request) -> Any:
+    return live_query.action(datasette, request, live_query.Source(database=database, table=view))
+
+
+@hookimpl
+def query_actions(datasette: Datasette, database: str, query_name: str | None, request: Request, sql: str) -> Any:
+    source = live_query.Source(database=database, query_name=query_name, sql=sql)
+    return live_query.action(datasette, request, source)
 
 
 @hookimpl

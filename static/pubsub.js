@@ -15,14 +15,15 @@
  *
  * Each message is delivered once and in order, whatever happens to the network,
  * the server or the tab that holds the connection. The page's callbacks show the
- * messages. No build step, no dependencies.
+ * messages. `query` follows the result of a query. No build step, no dependencies.
  *
  * @module pubsub
  */
 
-import { StreamConnection } from "./client/connection.js";
+import { SILENCE_SECONDS, StreamConnection } from "./client/connection.js";
 import { Subscriber } from "./client/subscriber.js";
 import { SharedConnection } from "./client/shared_connection.js";
+import { followQuery } from "./client/shared_query.js";
 
 /**
  * One message, with the field names of `SubscribeResponse`.
@@ -74,9 +75,6 @@ import { SharedConnection } from "./client/shared_connection.js";
  * @property {AbortSignal} [signal] closes the connection
  * @property {number} [silenceSeconds] reconnect after this many seconds without a message or a heartbeat
  */
-
-/** Three of the server's heartbeats (15 s each), in seconds: a connection that is silent for longer is dead. */
-const SILENCE_SECONDS = 45;
 
 /**
  * The return value of `connect`.
@@ -134,4 +132,76 @@ function streamUrl(options) {
   if (options.subscription && options.after !== undefined) url.searchParams.set("after", String(options.after));
   url.searchParams.delete("format");
   return url;
+}
+
+/**
+ * - `connecting`: the first attempt is under way
+ * - `live`: connected; the result is up to date
+ * - `broken`: connected, but the server cannot run the query: a table was dropped, or the result has grown over a limit
+ * - `reconnecting`: the connection was lost or refused; the next attempt follows automatically
+ * - `closed`: ended by `close()` or by the signal
+ * @typedef {"connecting" | "live" | "broken" | "reconnecting" | "closed"} QueryStatus
+ */
+
+/**
+ * A result: rows in the order of the query, each an array with a value for each of `columns`.
+ * @typedef {object} Result
+ * @property {string[]} columns
+ * @property {string[]} key the columns that recognise a row; none: all of them do
+ * @property {any[][]} rows
+ * @property {number} [count] of a table: the number of all rows, if `rows` is a page of them
+ * @property {string} head the log's newest message id at that moment
+ */
+
+/**
+ * The change of a result, in this order: `removed` (places in the old list), `inserted` and `changed` (places in the new one);
+ * each entry is `{at, row}`, in `changed` also with `was`, the row before.
+ * @typedef {object} ResultChange
+ * @property {import("./client/result.js").Placed[]} removed
+ * @property {import("./client/result.js").Placed[]} inserted
+ * @property {import("./client/result.js").Placed[]} changed
+ * @property {number} [count]
+ * @property {string} head
+ */
+
+/**
+ * @typedef {object} QueryOptions
+ * @property {string} [base] the database's address: `/<database>/-/pubsub`
+ * @property {string} [url] instead of `base`: the live query's own address
+ * @property {string} [sql] a SELECT
+ * @property {string} [table] instead of `sql`: a table or view; `params` are the filters and options of its page
+ * @property {string} [query] instead of `sql`: a stored query
+ * @property {Record<string, string> | [string, string][]} [params] the query's parameters, by name
+ * @property {string[]} [key] columns that recognise a row; of a table, its primary key by default
+ * @property {(result: Result) => void} [onsnapshot] called with the first result, and again when its columns have changed
+ * @property {(change: ResultChange) => void} [onchange] called with every change; after a lost connection, with what differs from before
+ * @property {(rows: Record<string, any>[], about: {columns: string[], count?: number, head: string}) => void} [onrows]
+ *   called after both with all rows, as objects by column name
+ * @property {(error: {code: string, message: string, field?: string, limit?: string}) => void} [onerror] called
+ *   when the server cannot run the query
+ * @property {(status: QueryStatus, detail: {reason?: string, retryInMs?: number}) => void} [onstatus] called with every
+ *   change of the status, and after every lost attempt
+ * @property {boolean} [share] one connection for all tabs of this origin that follow the same query. Needs Web Locks
+ *   (https or localhost); without them the tab has its own
+ * @property {string} [token] an API token of Datasette; every request carries it
+ * @property {boolean} [withCredentials] send cookies to another site
+ * @property {AbortSignal} [signal] closes the connection
+ * @property {number} [silenceSeconds] reconnect after this many seconds without an event or a heartbeat
+ */
+
+/**
+ * The return value of `query`.
+ * @typedef {object} LiveQuery
+ * @property {() => void} close end the connection; the last callback is `onstatus("closed")`
+ * @property {QueryStatus} status
+ * @property {Result | null} result the newest result
+ */
+
+/**
+ * Follow the result of a query, until `close()`.
+ * @param {QueryOptions} options
+ * @returns {LiveQuery}
+ */
+export function query(options) {
+  return followQuery(options);
 }

@@ -40,6 +40,7 @@ LONG = (
     "test_docs_examples",
     "test_cross_site",
     "test_live_table",
+    "test_live_pages",
     "test_viewer_find",
     "test_broadcast_rebuild",
     "test_node_orms",

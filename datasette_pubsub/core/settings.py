@@ -369,8 +369,8 @@ class Settings:
     live_tables: bool = _option(
         True,
         "true or false",
-        "whether Datasette's own page of a broadcast table updates its rows",
-        why="each open live page requests changed rows",
+        "whether there are live rows: on the page of a broadcast table, and on `.live` pages of tables and queries",
+        why="each open live page requests changed rows, or follows a live query",
     )
     direct_send: bool = _option(
         True,

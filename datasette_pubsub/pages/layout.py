@@ -32,9 +32,9 @@ def shown(view: View) -> View:
             check_query(request)
             response = await view(scope, receive, send, request, datasette)
         except PubsubError as error:
-            response = await _error_page(datasette, request, error)
+            response = await error_page(datasette, request, error)
         except Exception as error:
-            response = await _error_page(datasette, request, internal(error))
+            response = await error_page(datasette, request, internal(error))
         else:
             if response is not None:
                 response.headers["Content-Security-Policy"] = await policy(datasette)
@@ -44,7 +44,7 @@ def shown(view: View) -> View:
     return wrapper
 
 
-async def _error_page(datasette: Datasette, request: Request, error: PubsubError) -> Response:
+async def error_page(datasette: Datasette, request: Request, error: PubsubError) -> Response:
     """An error on Datasette's own error page."""
     html = await datasette.render_template(
         ["error.html"], {"ok": False, "error": error.message, "status": error.status, "title": None}, request=request

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +193,11 @@ def _shown(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "Infinity" if value > 0 else "-Infinity"
     return value
+
+
+def as_json(row: Iterable[Any]) -> bytes:
+    """A row as JSON text, as it travels."""
+    return _encode([_shown(value) for value in row])
 
 
 #: A count is left out if it takes longer than this, in seconds: Datasette's pages do the same.

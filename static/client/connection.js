@@ -20,6 +20,7 @@ import { Events } from "./event_stream.js";
  * - `message` (`data`, `channel`), `gap` (`missed`), `ready`, `position` (no message up to `at`): these have `prev` and `at`
  * - `reset`: the log was replaced by one that ends at `at`, before the position
  * - `status`
+ * - `snapshot`, `change`, `error` (`data`): events of a live query
  * - `connecting`: a request begins; `open`: the server has accepted it; `refused` (`reason`): the server refuses it for good
  *
  * @typedef {object} Frame
@@ -39,11 +40,17 @@ import { Events } from "./event_stream.js";
 const FIRST_CEILING_MS = 500;
 const LAST_CEILING_MS = 30_000;
 
+/** Three of the server's heartbeats (15 s each), in seconds: a connection that is silent for longer is dead. */
+export const SILENCE_SECONDS = 45;
+
 /** Longest time between two checks for a silent connection, in ms. */
 export const CHECK_MS = 5_000;
 
 /** Longest reason that a status reports of a server's refusal, in characters. */
 const MAX_REASON = 300;
+
+/** The events of live queries. */
+const QUERY_EVENTS = ["snapshot", "change", "error"];
 
 /** Temporary refusals with a status of 4xx: request timeout, too many requests. */
 const TEMPORARY = [408, 429];
@@ -163,6 +170,10 @@ export class StreamConnection {
 
   /** @param {import("./event_stream.js").Event} event */
   #take({ name, data, lastId }) {
+    if (QUERY_EVENTS.includes(name)) {
+      this.#ofQuery(name, data);
+      return;
+    }
     const fields = JSON.parse(data);
     if (name === "message") {
       this.#advance("message", BigInt(lastId), { data, channel: fields.channel, gapReported: this.#gapReported });
@@ -185,6 +196,14 @@ export class StreamConnection {
     } else if (name === "bye") {
       this.#reconnect(fields.reason);
     }
+  }
+
+  /** An event of a live query, which has no positions: it begins with all of its result. */
+  #ofQuery(kind, data) {
+    this.#attempt = 0;
+    this.ready = true;
+    this.#report({ kind, data });
+    if (this.ready && this.status !== "live") this.#show("live");
   }
 
   #advance(kind, at, more = {}) {

@@ -13,6 +13,7 @@
 
 import { connect } from "../pubsub.js";
 import { element, tildeEncode } from "../ui/dom.js";
+import { arrange, isGone, mark, MARKS } from "../ui/marks.js";
 
 /** Wait from a change to the request, in ms, so that one request shows several changes; too short to notice. */
 const GATHER_MS = 50;
@@ -26,12 +27,6 @@ const RETRY_MS = 5_000;
 
 /** Most changed rows that the script keeps for marking, in rows; beyond, it does not mark the oldest. */
 const MAX_KEYS = 1_000;
-
-/** Most deleted rows that stay on the page, in rows. */
-const MAX_GONE = 50;
-
-/** The CSS class of a row for each operation, and the text of its tooltip. */
-const MARKS = { insert: ["pubsub-new", "New"], update: ["pubsub-changed", "Changed"], delete: ["pubsub-gone", "Gone"] };
 
 class PubsubTable extends HTMLElement {
   /** @type {AbortController | null} Ends all listeners; set while in the page. */ #life = null;
@@ -226,26 +221,8 @@ class PubsubTable extends HTMLElement {
       return made;
     });
     const kept = new Set(next);
-    /** Deleted rows, by the row above them that still exists. */ const gone = new Map();
-    let above = null;
-    let count = 0;
-    for (const row of [...body.rows].reverse()) {
-      // From the bottom up: beyond the limit, the upper rows are removed.
-      if (kept.has(row)) continue;
-      if (changed.has(row.dataset.row)) mark(row, "delete");
-      if (isGone(row)) count += 1;
-      if (!isGone(row) || count > MAX_GONE) row.remove();
-    }
-    for (const row of body.rows) {
-      if (kept.has(row)) above = row;
-      else gone.set(above, [...(gone.get(above) ?? []), row]);
-    }
-    const all = [...(gone.get(null) ?? []), ...next.flatMap((row) => [row, ...(gone.get(row) ?? [])])];
-    let place = body.firstElementChild;
-    for (const row of all) {
-      if (row === place) place = place.nextElementSibling;
-      else body.insertBefore(row, place);
-    }
+    for (const row of body.rows) if (!kept.has(row) && changed.has(row.dataset.row)) mark(row, "delete");
+    arrange(body, next);
   }
 }
 
@@ -283,21 +260,6 @@ function rowsTable(page) {
 
 function heads(table) {
   return JSON.stringify([...table.querySelectorAll("th[data-column]")].map((head) => head.dataset.column));
-}
-
-function isGone(row) {
-  return row.classList.contains("pubsub-gone");
-}
-
-/** Mark a row with an operation, so that each change flashes; null removes the mark. */
-function mark(row, operation) {
-  const again = row.classList.contains("pubsub-flash-a") ? "pubsub-flash-b" : "pubsub-flash-a";
-  row.classList.remove("pubsub-new", "pubsub-changed", "pubsub-gone", "pubsub-flash-a", "pubsub-flash-b");
-  row.removeAttribute("title");
-  if (operation === null) return;
-  const [name, text] = MARKS[operation];
-  row.classList.add(name, again);
-  row.title = `${text} at ${new Date().toLocaleTimeString()}`;
 }
 
 /** Update one part of the page to the server's, unless it has the focus. */

@@ -308,21 +308,28 @@ def test_no_command_or_option_that_does_not_exist() -> None:
 
 def test_every_export_option_and_status_of_the_module() -> None:
     source = (ROOT / "static" / "pubsub.js").read_text()
-    assert re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", source, re.MULTILINE) == ["connect"]
-    text = section("javascript", "`connect(options)`")
+    assert re.findall(r"^export (?:async )?(?:function|class|const) (\w+)", source, re.MULTILINE) == [
+        "connect",
+        "query",
+    ]
 
     def properties(name: str) -> list[str]:
         (body,) = re.findall(rf"@typedef {{object}} {name}\n(.*?)\*/", source, re.DOTALL)
         return re.findall(r"@property \{.*?\} \[?(\w+)\]?(?:\s|$)", body, re.MULTILINE)
 
-    assert len(properties("Options")) > 10
-    assert [row[0].strip("`") for row in table(text, "option")] == properties("Options")
-    statuses = re.search(r"@typedef \{((?:\"[a-z ]+\"(?: \| )?)+)\} Status", source)
-    assert statuses
-    assert [row[0].strip("`") for row in table(text, "status")] == re.findall(r'"([a-z ]+)"', statuses[1])
-    for name in ("Connection", "Message", "Gap"):
-        for entry in properties(name):
-            assert f"`{entry}" in text, (name, entry)
+    for function, options, status, returned in (
+        ("connect", "Options", "Status", ("Connection", "Message", "Gap")),
+        ("query", "QueryOptions", "QueryStatus", ("LiveQuery", "Result", "ResultChange")),
+    ):
+        text = section("javascript", f"`{function}(options)`")
+        assert len(properties(options)) > 10
+        assert [row[0].strip("`") for row in table(text, "option")] == properties(options)
+        statuses = re.search(rf"@typedef \{{((?:\"[a-z ]+\"(?: \| )?)+)\}} {status}\b", source)
+        assert statuses
+        assert [row[0].strip("`") for row in table(text, "status")] == re.findall(r'"([a-z ]+)"', statuses[1])
+        for name in returned:
+            for entry in properties(name):
+                assert f"`{entry}" in text, (name, entry)
 
 
 # -- words and links ---------------------------------------------------------

@@ -90,17 +90,19 @@ def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str,
 
 
 @pytest.mark.browser
-def test_the_javascript_example(serve: Callable[..., Server]) -> None:
+def test_the_javascript_examples(serve: Callable[..., Server]) -> None:
     from browsers import running
 
     server = serve(config=OPEN)
     server.publish(channel="orders", payload="one")
-    ((kind, code),) = BLOCK.findall(DOCS["javascript"])
-    assert kind == "browser"
-    script = code.strip().removeprefix('<script type="module">').removesuffix("</script>")
+    blocks = BLOCK.findall(DOCS["javascript"])
+    assert [kind for kind, _ in blocks] == ["browser"] * 2
     with running() as browser:
-        page = browser.new_page()
-        page.goto(server.url)
-        with page.expect_console_message(lambda message: message.text == "orders one"):
-            page.add_script_tag(content=script, type="module")
-        page.wait_for_function("document.title === 'live'")
+        for (_, code), said in zip(blocks, ("orders one", "orders 1"), strict=True):
+            script = code.strip().removeprefix('<script type="module">').removesuffix("</script>")
+            page = browser.new_page()
+            page.goto(server.url)
+            with page.expect_console_message(lambda message, said=said: message.text == said):
+                page.add_script_tag(content=script, type="module")
+            page.wait_for_function("document.title === 'live'")
+            page.close()

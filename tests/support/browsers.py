@@ -56,7 +56,7 @@ class Watched:
 
     def _request(self, request: Request) -> None:
         url = request.url
-        if "/-/stream" in url:
+        if "/-/stream" in url or "/-/live?" in url:
             self.streams.append(url)
             self._open.append(request)
 
@@ -74,11 +74,11 @@ class Watched:
         dialog.dismiss()  # type: ignore[attr-defined]
 
     def open(self, url: str, status: str = "live") -> Page:
-        """A new tab with this page, once its viewer shows the status."""
+        """A new tab with this page, once its viewer or query shows the status."""
         page = self.context.new_page()
         page.goto(url)
         if status:
-            expect(page.locator("pubsub-viewer")).to_have_attribute("data-status", status)
+            expect(page.locator("pubsub-viewer, pubsub-query")).to_have_attribute("data-status", status)
         return page
 
 

@@ -38,6 +38,8 @@ PAGES = {
     "delete": "/-/pubsub/-/subscriptions?delete=billing&owner=ada",
     "broadcast": "/orders/-/broadcast",
     "table": "/orders",
+    "query": "/-/query.live?sql=SELECT+customer,+count(*)+AS+orders,+sum(total)+AS+total%0A"
+    "FROM+orders+GROUP+BY+customer+ORDER+BY+total+DESC",
 }
 
 
@@ -76,6 +78,10 @@ def show(context: BrowserContext, server: Server, name: str) -> Page:
     if name in ("panel", "live", "channel"):
         element = "pubsub-panel" if name == "panel" else "pubsub-viewer"
         expect(page.locator(element)).to_have_attribute("data-status", "live")
+    elif name == "query":
+        expect(page.locator("pubsub-query")).to_have_attribute("data-status", "live")
+        sqlite_shell(server.path, "UPDATE orders SET total = total + 0.5 WHERE id = 1")
+        expect(page.locator("tr.pubsub-changed")).to_have_count(1)
     elif name == "publish":
         page.get_by_label("Payload").fill('{"text": "it\'s getting warm"}')
     return page
