@@ -30,6 +30,8 @@ from ..live.tail import Encoder
 from ..storage import log, schema, snapshot, subscriptions
 from ..storage.append_batch import CommitResult
 from ..storage.catchup import Reader
+from ..storage.filters import Filters
+from ..storage.lag import Lags
 from ..storage.quoting import identifier
 from ..storage.subscriptions import Claim, Subscription
 from .active import ActiveSubscriptions
@@ -85,7 +87,9 @@ class Broker:
         self.store = DatabaseFile(datasette, db, settings)
         self._db = db
         self._datasette = datasette
-        self.hub = Hub(settings.tail_bytes, self._idle_changed)
+        #: Checks and evaluates filters.
+        self.filters = Filters()
+        self.hub = Hub(settings.tail_bytes, self._idle_changed, self.filters.now)
         holder = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._batcher = Batcher(settings, self.store.session, self._committed, holder)
         self._watcher = Watcher(db.connect, self._knows, self.refresh, settings.watch_interval_seconds)
@@ -100,6 +104,7 @@ class Broker:
             self._batcher,
             self._active,
             self._admission,
+            filters=self.filters,
             read=self.read,
             make_way=self.make_way,
             head=self.log_head,
@@ -277,12 +282,12 @@ class Broker:
             if not schema.installed(conn):
                 return []
             own = subscriptions.everyone(conn) if owner is None else subscriptions.of_owner(conn, owner)
-            budget = log.LagBudget()
+            budget = Lags(self.filters)
             return [(found, budget.lag(conn, seen(found.selector), found.cursor)) for found in own]
 
         def seen(selector: Selector) -> Selector:
             allowed = frozenset(filter(verdicts.allows, selector.channels))
-            return Selector(allowed, selector.patterns, verdicts)
+            return Selector(allowed, selector.patterns, verdicts, selector.filter)
 
         return [
             {
@@ -290,6 +295,7 @@ class Broker:
                 "owner": found.owner,
                 "channels": sorted(found.selector.channels),
                 "patterns": list(found.selector.patterns),
+                "filter": found.selector.filter,
                 "cursor": found.cursor,
                 "lag": lag[0],
                 "lag_is_more": lag[1],
@@ -337,7 +343,7 @@ class Broker:
                     page = Page([], top, top)
                 else:
                     everything = Selector(patterns=("*",))
-                    page = Reader(everything).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
+                    page = Reader(everything, keys=True).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
                 # Claims are read after the messages, so that every claim committed before a message is among them.
                 return page, subscriptions.newer_claims(conn, seen)
 

@@ -169,6 +169,22 @@ class Settings:
         10_000,
         why="what one request can make the server match",
     )
+    max_filter_bytes: int = _option(
+        8192,
+        "bytes",
+        "longest filter of a stream",
+        1,
+        64 * 1024,
+        why="what one request can make the server evaluate for each message",
+    )
+    max_last_channels: int = _option(
+        10_000,
+        "channels",
+        "channels whose newest messages a stream with `start=last` begins with",
+        1,
+        1_000_000,
+        why="each is looked up in the index, and sent",
+    )
     heartbeat_seconds: float = _option(
         15.0,
         "seconds",
@@ -311,7 +327,7 @@ class Settings:
     max_subscription_bytes_per_actor: int = _option(
         1024 * 1024,
         "bytes",
-        "channels and patterns in the named subscriptions of one actor, or of all anonymous visitors together",
+        "channels, patterns and filters in the named subscriptions of one actor, or of all anonymous visitors together",
         1024,
         why="100 channels with long names are 25 KB, which one request could store",
     )

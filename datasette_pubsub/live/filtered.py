@@ -44,6 +44,11 @@ class Verdicts:
                 self._kept.popitem(last=False)
         else:
             self._kept.move_to_end(filter)
+        if messages[0].id >= kept.end:
+            verdicts = self._evaluate(filter, messages)
+            if verdicts is not None:
+                kept.add(messages, verdicts)
+            return verdicts
         found = [kept.verdict(message.id) for message in messages]
         unknown = [message for message, verdict in zip(messages, found, strict=True) if verdict is None]
         if not unknown:
@@ -65,6 +70,11 @@ class _Kept:
         self.start = start
         self.states = bytearray()
 
+    @property
+    def end(self) -> int:
+        """The id after the last one with a verdict."""
+        return self.start + len(self.states)
+
     def verdict(self, number: int) -> bool | None:
         place = number - self.start
         state = self.states[place] if 0 <= place < len(self.states) else 0
@@ -76,7 +86,11 @@ class _Kept:
             drop = last - KEPT_MESSAGES - self.start
             del self.states[:drop]
             self.start += drop
-        missing = last - self.start + 1 - len(self.states)
+        missing = last - self.end + 1
+        if missing == len(messages):
+            # The usual case: all messages that have come since, one after the other.
+            self.states.extend([2 if verdict else 1 for verdict in verdicts])
+            return
         if missing > 0:
             self.states.extend(bytes(missing))
         for message, verdict in zip(messages, verdicts, strict=True):

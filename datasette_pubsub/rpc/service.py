@@ -24,6 +24,7 @@ from ..broker.registry import Registry, registry
 from ..core.attachment import attached
 from ..core.errors import InvalidArgument
 from ..core.events import Changed, Revoked, Superseded
+from ..core.filters import normalised
 from ..core.selector import Selector
 from ..core.settings import MAX_CHANNEL_BYTES
 from ..core.validation import check_message_id, check_subscription_name, utc_text
@@ -63,6 +64,7 @@ _STARTS: dict[int, StartName | None] = {
     Start.START_UNSPECIFIED: None,
     Start.START_EARLIEST: "earliest",
     Start.START_LATEST: "latest",
+    Start.START_LAST: "last",
 }
 
 _ACK_MODES: dict[int, AckModeName] = {
@@ -110,9 +112,10 @@ class Service:
         call = current.get()
         try:
             broker = self._brokers.of(request.db_name)
-            limit = broker.settings.max_channels_per_stream
+            settings = broker.settings
             channels = [*([request.channel] if request.channel else []), *request.channels]
-            selector = Selector.of(channels, list(request.patterns), limit)
+            filter = normalised(request.filter, settings.max_filter_bytes) if request.filter else ""
+            selector = Selector.of(channels, list(request.patterns), settings.max_channels_per_stream, filter)
             if request.heartbeat_seconds > MAX_HEARTBEAT_SECONDS:
                 raise InvalidArgument(f"heartbeat_seconds is over the limit of {MAX_HEARTBEAT_SECONDS} seconds")
             if request.ack_mode not in _ACK_MODES:
@@ -153,7 +156,7 @@ class Service:
 
 def _where(request: SubscribeRequest) -> Where:
     if request.start not in _STARTS:
-        raise InvalidArgument("start must be START_EARLIEST or START_LATEST")
+        raise InvalidArgument("start must be START_EARLIEST, START_LATEST or START_LAST")
     since = None
     if request.HasField("since"):
         try:

@@ -8,7 +8,7 @@ by itself, and one that fails does not pass.
 What a visitor's filter may cost is bounded, and what passes never depends on time. The work for one message is bounded
 before it is done: by the size of its payload times a weight, the sum of what the filter's functions cost. Functions
 that would take the product of two sizes are replaced by ones in Python that take their sum. Between two messages
-SQLite's progress handler looks at the processor time; when it is over, there are fewer verdicts than messages.
+SQLite's progress handler looks at the clock; when the time is over, there are fewer verdicts than messages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from typing import NamedTuple
@@ -92,6 +92,13 @@ class _Compiled(NamedTuple):
         return min(steps // self.weight, MAX_FILTERED_BYTES)
 
 
+class _Chunk(NamedTuple):
+    """Messages that one statement evaluates, and the size of the largest payload in bytes."""
+
+    messages: list[Message]
+    largest: int
+
+
 class Engine:
     """One connection with the messages of one batch; used by one thread at a time."""
 
@@ -117,6 +124,9 @@ class Engine:
         self._checks = 0
         self._why = ""
         self._conn.set_authorizer(self._authorize)
+        #: The messages that were divided into chunks last, and the chunk that is loaded.
+        self._divided: list[Message] = []
+        self._chunks: list[_Chunk] = []
         self._loaded: list[Message] = []
         self._rows = 0
         self._end = 0.0
@@ -184,7 +194,7 @@ class Engine:
         return found
 
     def verdicts(self, text: str, messages: Sequence[Message], seconds: float, steps: int = MAX_STEPS) -> list[bool]:
-        """Whether the first of these messages pass, as many as can be told in so many seconds of processor time.
+        """Whether the first of these messages pass, as many as can be told in so many seconds.
 
         With fewer ``steps`` than ``MAX_STEPS`` there is none at all if a message may need more. Otherwise there is at
         least one verdict.
@@ -192,27 +202,31 @@ class Engine:
         statements = self._statements(text)
         if statements is None:
             return [False] * len(messages)
-        self._end = time.thread_time() + seconds
+        self._end = time.monotonic() + seconds
+        if messages != self._divided:
+            # Many filters are evaluated for the same messages.
+            self._chunks, self._divided = list(_chunks(messages)), list(messages)
+        chunks = self._chunks
         if not statements.payload:
-            return self._in_chunks(statements, messages)
+            return self._in_chunks(statements, chunks)
         most, most_now = statements.most(MAX_STEPS), statements.most(steps)
-        sizes = [_size(message.payload) for message in messages]
-        if max(sizes, default=0) > most_now:
+        if any(chunk.largest > most_now for chunk in chunks):
             if most_now < most:
                 return []
+            sizes = [_size(message.payload) for message in messages]
             small = [message for message, size in zip(messages, sizes, strict=True) if size <= most]
-            known = iter(self._in_chunks(statements, small))
+            known = iter(self._in_chunks(statements, _chunks(small)))
             verdicts = (False if size > most else next(known, None) for size in sizes)
             return [ok for ok in takewhile(lambda ok: ok is not None, verdicts) if ok is not None]
-        return self._in_chunks(statements, messages)
+        return self._in_chunks(statements, chunks)
 
-    def _in_chunks(self, statements: _Compiled, messages: Sequence[Message]) -> list[bool]:
+    def _in_chunks(self, statements: _Compiled, chunks: Iterable[_Chunk]) -> list[bool]:
         found: list[bool] = []
-        for chunk, largest in _chunks(messages):
+        for chunk in chunks:
             if found and self.over():
                 break
-            self._load(chunk)
-            long = statements.weight * largest > _LONG_STEPS
+            self._load(chunk.messages)
+            long = statements.weight * chunk.largest > _LONG_STEPS
             self._conn.set_progress_handler(self.over, 1 if long else _LOOK_STEPS)
             try:
                 (passed,) = self._conn.execute(statements.all).fetchone()
@@ -223,9 +237,10 @@ class Engine:
             if passed is not None:
                 found += [each == "1" for each in passed]
                 continue
-            verdicts = self._one_by_one(statements, len(chunk), bool(found))
+            count = len(chunk.messages)
+            verdicts = self._one_by_one(statements, count, bool(found))
             found += verdicts
-            if len(verdicts) < len(chunk):
+            if len(verdicts) < count:
                 break
         return found
 
@@ -254,12 +269,12 @@ class Engine:
         return found
 
     def over(self) -> bool:
-        """Whether the processor time of the last call is over."""
-        return time.thread_time() > self._end
+        """Whether the time of the last call is over."""
+        return time.monotonic() > self._end
 
     def _load(self, messages: list[Message]) -> None:
         """Load a chunk, unless it is loaded: many filters are evaluated for the same messages."""
-        if messages == self._loaded:
+        if messages is self._loaded or messages == self._loaded:
             return
         self._loaded = []
         done = 0
@@ -274,7 +289,7 @@ class Engine:
         if self._rows > done:
             self._conn.execute("DELETE FROM message WHERE n >= ?", (done,))
         self._rows = done
-        self._loaded = list(messages)
+        self._loaded = messages
 
 
 #: How EXPLAIN shows a call of the functions that take the place of json_extract() with several paths.
@@ -291,20 +306,19 @@ def _size(payload: Payload) -> int:
     return len(payload) if isinstance(payload, (str, bytes)) else 8
 
 
-def _chunks(messages: Sequence[Message]) -> Iterator[tuple[list[Message], int]]:
-    """The messages in chunks, each with the size of its largest payload."""
-    chunk: list[Message] = []
-    total = largest = 0
-    for message in messages:
-        size = _size(message.payload)
-        if chunk and (len(chunk) == CHUNK_MESSAGES or total + size > CHUNK_BYTES):
-            yield chunk, largest
-            chunk, total, largest = [], 0, 0
-        chunk.append(message)
+def _chunks(messages: Sequence[Message]) -> Iterator[_Chunk]:
+    """The messages in chunks."""
+    sizes = [_size(message.payload) for message in messages]
+    if len(messages) <= CHUNK_MESSAGES and sum(sizes) <= CHUNK_BYTES:
+        yield _Chunk(list(messages), max(sizes, default=0))
+        return
+    begin = total = 0
+    for place, size in enumerate(sizes):
+        if place > begin and (place - begin == CHUNK_MESSAGES or total + size > CHUNK_BYTES):
+            yield _Chunk(list(messages[begin:place]), max(sizes[begin:place]))
+            begin, total = place, 0
         total += size
-        largest = max(largest, size)
-    if chunk:
-        yield chunk, largest
+    yield _Chunk(list(messages[begin:]), max(sizes[begin:]))
 
 
 def _text(value: Payload) -> str:

@@ -16,12 +16,12 @@ from .filter_engine import COMPILED, Engine
 #: The most steps for one message on the event loop: a delay of 20 ms at worst, which nobody notices.
 NOW_STEPS = 2_000_000
 
-#: The most processor time that filters take at once on the event loop, in seconds. A filter that takes longer is
-#: evaluated on a thread of SQL for the next ``SLOW_SECONDS``.
-NOW_SECONDS = 0.02
-SLOW_SECONDS = 60.0
+#: The longest time that a filter takes at once on the event loop, in seconds. One that takes longer, also because the
+#: machine was busy, is evaluated on a thread of SQL for the next ``SLOW_SECONDS``.
+NOW_SECONDS = 0.05
+SLOW_SECONDS = 10.0
 
-#: The most processor time for one page of messages, in seconds.
+#: The longest time for one page of messages, in seconds; then the subscriber gets what has been decided.
 PAGE_SECONDS = 0.5
 
 
@@ -59,7 +59,7 @@ class Filters:
     def passes(self, text: str, messages: Sequence[Message], seconds: float = PAGE_SECONDS) -> list[bool]:
         """Whether the first of these messages pass, at least one of them; for any thread.
 
-        There are fewer verdicts than messages if more would take longer than so many seconds of processor time.
+        There are fewer verdicts than messages if more would take longer than so many seconds.
         """
         engine = self._take()
         try:
@@ -68,9 +68,9 @@ class Filters:
             self._free.append(engine)
 
     def timed(self, text: str, messages: Sequence[Message], seconds: float) -> tuple[list[bool], float]:
-        """As :meth:`passes`, and how many seconds of processor time it took."""
-        began = time.thread_time()
-        return self.passes(text, messages, seconds) if messages else [], time.thread_time() - began
+        """As :meth:`passes`, and how many seconds it took."""
+        began = time.monotonic()
+        return self.passes(text, messages, seconds) if messages else [], time.monotonic() - began
 
     def now(self, text: str, messages: Sequence[Message]) -> list[bool] | None:
         """Whether these messages pass; for the event loop. ``None`` if that would take too long there."""
