@@ -29,7 +29,7 @@ const LAST_WORD_MS = 1_000;
 /** How long more is followed than is asked for, when a reader has gone: pages come and go, in ms. */
 const SHRINK_MS = 10_000;
 
-/** The parameters that differ between the readers of a group. */
+/** The parameters that differ between the readers of a group; those with another filter are in another group. */
 const OWN = ["channel", "pattern", "after", "start", "since"];
 
 export class Shared {
@@ -76,7 +76,7 @@ export class Shared {
   open() {
     // What has no position yet, and no common beginning, gets one first.
     const begins = this.#url.searchParams;
-    const apart = begins.get("start") === "earliest" || begins.has("since");
+    const apart = ["earliest", "last"].includes(begins.get("start")) || begins.has("since");
     if (apart && !this.#named) this.#alone();
     else this.#enter();
   }
