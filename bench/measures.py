@@ -43,6 +43,9 @@ class Sizes:
     small_log: int = 10_000
     direct_subscribers: int = 500
     direct_messages: int = 200
+    filtered_subscribers: int = 1_000
+    filtered_messages: int = 100_000
+    filtered_repeats: int = 3  # each sends 100 million messages to those who filter for themselves
     load_requests: int = 1_000  # of 100 messages each: about a second, longer than a checkpoint or a round of cursors
 
 

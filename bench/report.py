@@ -281,6 +281,32 @@ def size_rows(r: Results) -> list[Row]:
     return rows
 
 
+def filter_rows(r: Results) -> list[Row]:
+    """Filters of the server, against subscribers that filter for themselves."""
+    client = median(r.values("filtered", "client_cpu"))
+    return [
+        at_most(
+            "CPU time of the server for 1,000 subscribers with filters, 100,000 messages, of which 1% pass each",
+            0.5,
+            r.ratio("filtered", "cpu_filtered", "cpu_all"),
+            "the time for 1,000 that receive all of them",
+        ),
+        at_most(
+            "bytes to these subscribers",
+            0.02,
+            r.ratio("filtered", "mb_filtered", "mb_all"),
+            "the bytes without filters",
+        ),
+        limit(
+            "CPU time of each subscriber that filters 100,000 messages in Python",
+            "",
+            client,
+            lambda v: True,
+            "{:.2f} s",
+        )._replace(verdict=""),
+    ]
+
+
 #: The parts of the page: title, how its measured column is called, and its lines.
 SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Publishing with SQL", "measured", sql_rows),
@@ -288,6 +314,7 @@ SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Fan-out", "published by requests, over publish streams", fanout_rows),
     ("Latency", "measured", latency_rows),
     ("Catch-up, and large numbers", "measured", size_rows),
+    ("Filters", "measured", filter_rows),
 ]
 
 HEAD = """# Performance

@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import report
+from filtered import filtered
 from measures import PARTS, Sizes, make_programs
 from server import HERE, Server, environment, raise_open_files, remove
 
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "performance.md"
+
+PARTS["filtered"] = filtered
 
 #: The parts of the comparison with the peers: what bench.py is asked for.
 SIDES = {
@@ -51,6 +54,9 @@ TINY = Sizes(
     small_log=1_000,
     direct_subscribers=10,
     direct_messages=5,
+    filtered_subscribers=5,
+    filtered_messages=300,
+    filtered_repeats=1,
     load_requests=4,
 )
 

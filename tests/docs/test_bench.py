@@ -13,7 +13,9 @@ from places import ROOT
 def test_measurements_run_and_make_a_page(tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "performance.md"
     command = [sys.executable, "bench/run.py", "--tiny", "--dir", str(tmp_path), "--results", str(results)]
-    subprocess.run([*command, "--page", str(page), "sql", "catch_up", "direct_send"], cwd=ROOT, check=True, timeout=120)
+    subprocess.run(
+        [*command, "--page", str(page), "sql", "catch_up", "direct_send", "filtered"], cwd=ROOT, check=True, timeout=120
+    )
     measured = json.loads(results.read_text())["catch_up"]["measured"]
     assert set(measured) == {"sse", "connect-json", "connect-proto", "select"}
     assert all(value > 0 for values in measured.values() for value in values)
