@@ -7,7 +7,6 @@ measures both sides of a comparison, in alternating order. ``Sizes`` has the siz
 from __future__ import annotations
 
 import random
-import select
 import sqlite3
 import statistics
 import subprocess
@@ -43,6 +42,9 @@ class Sizes:
     small_log: int = 10_000
     direct_subscribers: int = 500
     direct_messages: int = 200
+    filtered_subscribers: int = 1_000
+    filtered_messages: int = 100_000
+    filtered_repeats: int = 3  # each sends 100 million messages to those who filter for themselves
     live_subscribers: int = 1_000
     live_queries: int = 51
     live_pages: int = 100
@@ -259,9 +261,7 @@ def wait_idle(server: Server, seconds: float = 0.01) -> None:
         time.sleep(seconds)
 
 
-def _alternate(
-    repeats: int, first: Callable[[], float], second: Callable[[], float]
-) -> tuple[list[float], list[float]]:
+def alternate(repeats: int, first: Callable[[], float], second: Callable[[], float]) -> tuple[list[float], list[float]]:
     """The values of two measures, taken in alternating order."""
     first_values: list[float] = []
     second_values: list[float] = []
@@ -289,7 +289,7 @@ def channels(folder: Path, sizes: Sizes) -> Values:
             subscribe_all(stack, server, subscriptions, named=True)
             servers.append(server)
         few, many = servers
-        tens, thousands = _alternate(
+        tens, thousands = alternate(
             sizes.repeats * 2,
             lambda: publish_rate(few, "chan-5", sizes.load_requests),
             lambda: publish_rate(many, "chan-5", sizes.load_requests),
@@ -317,12 +317,12 @@ def large_log(folder: Path, sizes: Sizes) -> Values:
         return read / seconds_until(server.port, request, read)
 
     with Server(large) as many, Server(small) as few:
-        publish_small, publish_large = _alternate(
+        publish_small, publish_large = alternate(
             sizes.repeats * 2,
             lambda: publish_rate(few, "published", requests),
             lambda: publish_rate(many, "published", requests),
         )
-        read_small, read_large = _alternate(
+        read_small, read_large = alternate(
             sizes.repeats * 40,  # each measure takes milliseconds
             lambda: catch_up_rate(few, 0),
             lambda: catch_up_rate(many, random.randrange(sizes.log - sizes.small_log)),
@@ -336,52 +336,6 @@ def large_log(folder: Path, sizes: Sizes) -> Values:
     }
 
 
-# -- the direct send ----------------------------------------------------------
-
-
-def direct_send(folder: Path, sizes: Sizes) -> Values:
-    """The server's CPU time for each delivery, in microseconds, with the direct send and without.
-
-    The messages are published one by one to many subscribers of one channel. Each message reaches all subscribers
-    before the next one is published.
-    """
-    with ExitStack() as stack:
-        measures = []
-        for name, on in (("direct", "true"), ("tasks", "false")):
-            path = folder / f"{name}.db"
-            remove_database(path)
-            server = stack.enter_context(Server(path, direct_send=on))
-            server.publish("all", PAYLOAD)
-            request = subscribe_request(server.database, "all", "sse")
-            socks = [stack.enter_context(connect(server.port, request)) for _ in range(sizes.direct_subscribers)]
-            wait_ready(socks)
-            measures.append(_cpu_per_delivery(server, socks, sizes.direct_messages))
-        direct, tasks = _alternate(sizes.repeats * 2, *measures)
-    return {"direct": direct, "tasks": tasks}
-
-
-def _cpu_per_delivery(server: Server, socks: list[Any], messages: int) -> Callable[[], float]:
-    """A measure: the server's CPU time for each delivery, in microseconds."""
-    poll = select.poll()
-    for sock in socks:
-        poll.register(sock, select.POLLIN)
-    by_number = {sock.fileno(): sock for sock in socks}
-
-    def measure() -> float:
-        wait_idle(server)
-        before = server.cpu_seconds()
-        for _ in range(messages):
-            server.publish("all", PAYLOAD)
-            waiting = set(by_number)
-            while waiting:
-                for number, _ in poll.poll(20_000):
-                    if b"~" in by_number[number].recv(1 << 16):
-                        waiting.discard(number)
-        return (server.cpu_seconds() - before) / messages / len(socks) * 1e6
-
-    return measure
-
-
 PARTS: dict[str, Callable[[Path, Sizes], Values]] = {
     "sql": sql,
     "other_process": other_process,
@@ -389,7 +343,6 @@ PARTS: dict[str, Callable[[Path, Sizes], Values]] = {
     "idle": idle,
     "channels": channels,
     "large_log": large_log,
-    "direct_send": direct_send,
 }
 
 

@@ -297,6 +297,26 @@ def live_rows(r: Results) -> list[Row]:
     ]
 
 
+def filter_rows(r: Results) -> list[Row]:
+    """Filters of the server, against subscribers that filter for themselves."""
+    what = "1,000 subscribers, 100,000 messages, 100 different filters, each lets 1% pass"
+    return [
+        at_most(
+            f"CPU time of server and subscribers together: {what}",
+            0.25,
+            r.ratio("filtered", "both_filtered", "both_all"),
+            "the time when the subscribers receive all and filter for themselves, in Python",
+        ),
+        at_most(
+            "CPU time of the server alone",
+            2.0,
+            r.ratio("filtered", "cpu_filtered", "cpu_all"),
+            "the time when it sends all to all of them",
+        ),
+        at_most("bytes sent", 0.02, r.ratio("filtered", "mb_filtered", "mb_all"), "the bytes without filters"),
+    ]
+
+
 #: The sections of the page: the title, the heading of the column of figures, and the rows.
 SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Publishing with SQL", "measured", sql_rows),
@@ -305,6 +325,7 @@ SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Latency", "measured", latency_rows),
     ("Catch-up, and large numbers", "measured", size_rows),
     ("Live queries", "measured", live_rows),
+    ("Filters", "measured", filter_rows),
 ]
 
 HEAD = """# Performance

@@ -22,6 +22,8 @@ from typing import Any
 
 import measures
 import report
+from direct import direct_send
+from filtered import filtered
 from live import live_queries
 from measures import Sizes, make_programs
 from server import HERE, Server, environment, raise_open_files, remove_database
@@ -29,7 +31,7 @@ from server import HERE, Server, environment, raise_open_files, remove_database
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "performance.md"
 
-PARTS = {**measures.PARTS, "live_queries": live_queries}
+PARTS = {**measures.PARTS, "direct_send": direct_send, "filtered": filtered, "live_queries": live_queries}
 
 #: The parts of the comparison with the peers: the arguments of bench.py.
 PEER_PARTS = {
@@ -58,6 +60,9 @@ TINY = Sizes(
     live_subscribers=8,
     live_queries=4,
     live_pages=3,
+    filtered_subscribers=5,
+    filtered_messages=300,
+    filtered_repeats=1,
     load_requests=4,
 )
 

@@ -59,10 +59,11 @@ import { followQuery } from "./client/shared_query.js";
  * @property {string} [url] instead of `base`: the stream's own address
  * @property {string[]} [channels] exact names
  * @property {string[]} [patterns] GLOB patterns: `orders/*`
+ * @property {string} [filter] an SQL expression: only messages for which it is true
  * @property {string} [subscription] the name of a durable subscription: the server keeps its cursor
  * @property {"auto" | "explicit"} [ack] how the subscription's cursor moves
  * @property {string | number | bigint} [after] begin after this message id; else at the head, or at the cursor
- * @property {"earliest" | "latest"} [start] begin at the earliest message, or after the newest
+ * @property {"earliest" | "latest" | "last"} [start] begin there; `last`: with the newest message of each channel
  * @property {string} [since] begin with the first message after this ISO 8601 time
  * @property {(message: Message) => void} [onmessage] called with every message, once, in order
  * @property {(gap: Gap) => void} [ongap] called before the first message that follows a gap
@@ -126,7 +127,7 @@ function streamUrl(options) {
   const url = new URL(options.url ?? `${options.base}/-/stream`, document.baseURI);
   for (const channel of options.channels ?? []) url.searchParams.append("channel", channel);
   for (const pattern of options.patterns ?? []) url.searchParams.append("pattern", pattern);
-  for (const name of ["subscription", "ack", "start", "since"]) {
+  for (const name of ["filter", "subscription", "ack", "start", "since"]) {
     if (options[name]) url.searchParams.set(name, options[name]);
   }
   if (options.subscription && options.after !== undefined) url.searchParams.set("after", String(options.after));

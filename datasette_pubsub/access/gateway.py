@@ -43,7 +43,8 @@ logger = logging.getLogger("datasette_pubsub")
 class Asked:
     """What a subscriber asks for, in every protocol; see :class:`~.broker.subscribing.SubscribeOptions`.
 
-    An empty ``selector`` with a ``name`` means the stored selector of that subscription.
+    A ``selector`` without channels and patterns, with a ``name``, means the stored selector of that subscription, with
+    this filter if it has one.
 
     >>> from datasette_pubsub.access.gateway import Asked
     >>> from datasette_pubsub.core.selector import Selector
@@ -126,11 +127,13 @@ async def admit(datasette: Datasette, request: Request, broker: Broker, asked: A
     selector, name = asked.selector, asked.name
     permissions.check_named(broker.settings, request.actor, name)
     if name and not selector:
-        selector = await broker.selector_of(permissions.owner_of(request.actor), name)
+        selector = selector.over(await broker.selector_of(permissions.owner_of(request.actor), name))
     visible = await permissions.visible(datasette, request.actor, broker.name, selector)
     if name and request.method in ("GET", "HEAD"):
         # For POST, Datasette's own cross-site check applies.
         refuse_elsewhere(request, "a named subscription")
+    if selector.filter:
+        broker.filters.check(selector.filter, broker.settings.max_filter_bytes)
     return Admitted(datasette, request, broker, asked, selector, visible)
 
 

@@ -194,7 +194,7 @@ async def visible(
     found = await _together(datasette, actor, VIEW, database, None) if known is None else known
     if found.nothing and not selector.channels:
         raise PermissionDenied(f"permission denied: {VIEW} on the channels of database {database}")
-    return Selector(selector.channels, selector.patterns, ALL if found.everything else found)
+    return Selector(selector.channels, selector.patterns, ALL if found.everything else found, selector.filter)
 
 
 async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -> list[log.Channel]:

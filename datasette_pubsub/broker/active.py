@@ -53,6 +53,8 @@ class ActiveSubscriptions:
         #: Subscriptions with an automatic cursor, and the number of sends when it was last saved; -1 if not all of
         #: them had arrived then.
         self._automatic: dict[int, int] = {}
+        #: Subscriptions with a filter and explicit acks, and the cursor that was last saved for them.
+        self._filtered: dict[int, int] = {}
         #: The state of each row at the last look.
         self._states: dict[int, str] = {}
 
@@ -108,6 +110,8 @@ class ActiveSubscriptions:
         self._reads[number] = subscription.reads
         if automatic:
             self._automatic[number] = stream.sends
+        elif subscription.selector.filter:
+            self._filtered[number] = subscription.cursor
 
     def resumed(self, subscription: Subscription, position: int) -> None:
         """Save the position at which a subscriber with explicit acks resumes: it counts as an ack."""
@@ -121,7 +125,11 @@ class ActiveSubscriptions:
             return
         if stream is None and self._claims[number] != subscription.claim:
             return
-        arrived = stream.finished()[0] if stream is not None and number in self._automatic else 0
+        arrived = 0
+        if stream is not None and number in self._automatic:
+            arrived = stream.finished()[0]
+        elif stream is not None and number in self._filtered:
+            arrived = stream.passed
         claim = self._claims[number]
         self._forget(number)
         self._batcher.move_cursor(number, Save(claim, arrived, release=True))
@@ -135,7 +143,15 @@ class ActiveSubscriptions:
             stream.stop(Superseded())
 
     def _forget(self, number: int) -> None:
-        for known in (self._streams, self._claims, self._waiting, self._reads, self._automatic, self._states):
+        for known in (
+            self._streams,
+            self._claims,
+            self._waiting,
+            self._reads,
+            self._automatic,
+            self._filtered,
+            self._states,
+        ):
             known.pop(number, None)
 
     def acknowledged(self, number: int, cursor: int) -> None:
@@ -157,6 +173,12 @@ class ActiveSubscriptions:
                 finished, everything = stream.finished()
                 self._automatic[number] = sends if everything else -1
                 self._batcher.move_cursor(number, Save(self._claims[number], finished))
+        for number, saved in self._filtered.items():
+            # Nobody acknowledges what a filter has left out.
+            passed = self._streams[number].passed
+            if passed > saved:
+                self._filtered[number] = passed
+                self._batcher.move_cursor(number, Save(self._claims[number], passed))
 
     def save_quiet(self, numbers: Collection[int]) -> None:
         """Save those of these cursors that are automatic, even though nothing was sent."""
@@ -199,6 +221,8 @@ class ActiveSubscriptions:
             self._claims[number] = done[number]
             if number in self._automatic:
                 self._automatic[number] = -1
+            if number in self._filtered:
+                self._filtered[number] = 0
 
     def learn(self, asked: Collection[int], states: Mapping[str, str]) -> None:
         """Process changes that SQL made to the rows: moved cursors, other channels, deleted rows."""

@@ -29,6 +29,8 @@ from ..live.tail import Encoder
 from ..storage import log, schema, subscriptions
 from ..storage.append_batch import CommitResult
 from ..storage.catchup import Reader
+from ..storage.filters import Filters
+from ..storage.lag import Lags
 from ..storage.subscriptions import Claim, Subscription
 from .active import ActiveSubscriptions
 from .batcher import Batcher
@@ -82,7 +84,9 @@ class Broker:
         self._db = db
         self._datasette = datasette
         self._idle = True
-        self.hub = Hub(settings.tail_bytes, self._idle_changed)
+        #: Checks and evaluates filters.
+        self.filters = Filters()
+        self.hub = Hub(settings.tail_bytes, self._idle_changed, self.filters.now)
         holder = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._batcher = Batcher(settings, self.store.session, self._committed, holder)
         #: Counts subscribers and publish streams.
@@ -113,6 +117,7 @@ class Broker:
             self._batcher,
             self._active,
             self._admission,
+            filters=self.filters,
             read=self.read,
             make_way=self.make_way,
             head=self.log_head,
@@ -298,12 +303,12 @@ class Broker:
             if not schema.installed(conn):
                 return []
             own = subscriptions.everyone(conn) if owner is None else subscriptions.of_owner(conn, owner)
-            budget = log.LagBudget()
+            budget = Lags(self.filters)
             return [(found, budget.lag(conn, seen(found.selector), found.cursor)) for found in own]
 
         def seen(selector: Selector) -> Selector:
             allowed = frozenset(filter(verdicts.allows, selector.channels))
-            return Selector(allowed, selector.patterns, verdicts)
+            return Selector(allowed, selector.patterns, verdicts, selector.filter)
 
         return [
             {
@@ -311,6 +316,7 @@ class Broker:
                 "owner": found.owner,
                 "channels": sorted(found.selector.channels),
                 "patterns": list(found.selector.patterns),
+                "filter": found.selector.filter,
                 "cursor": found.cursor,
                 "lag": lag[0],
                 "lag_is_more": lag[1],
@@ -340,7 +346,7 @@ class Broker:
                     page = Page([], top, top)
                 else:
                     everything = Selector(patterns=("*",))
-                    page = Reader(everything).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
+                    page = Reader(everything, keys=True).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
                 # Claims are read after the messages, so that every claim committed before a message is among them.
                 return page, subscriptions.newer_claims(conn, seen)
 

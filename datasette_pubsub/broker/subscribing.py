@@ -26,8 +26,10 @@ from ..live.admission import Admission
 from ..live.hub import Hub
 from ..live.subscriber import Subscriber, SubscriberOptions
 from ..live.tail import Encoder
-from ..storage import log, retention, schema, subscriptions
+from ..storage import last, log, retention, schema, subscriptions
 from ..storage.catchup import CatchUp
+from ..storage.filters import Filters
+from ..storage.last import Last
 from ..storage.objects import SUBSCRIPTIONS
 from ..storage.sqlite_codes import has_table
 from ..storage.subscriptions import Subscription
@@ -49,7 +51,8 @@ class SubscribeOptions:
     """What a subscriber asks for. Every field but ``selector`` is optional.
 
     ``visible`` is the part of ``selector`` that the subscriber may receive (``None``: all of it). With a ``name``, it
-    uses the durable subscription of that name and ``owner``; an empty selector then means the subscription's own.
+    uses the durable subscription of that name and ``owner``; an empty selector then means the subscription's own, and
+    one with nothing but a filter the subscription's own with this filter.
     ``heartbeat_seconds`` of ``None`` means the setting. The subscriber counts for ``party`` in
     ``max_streams_per_actor``. ``allowed`` is called to re-check permissions, and once more after ``expires_in``
     seconds, when the actor's token expires.
@@ -79,6 +82,7 @@ class Subscribing:
         active: ActiveSubscriptions,
         admission: Admission,
         *,
+        filters: Filters,
         read: Read,
         make_way: Callable[[], None],
         head: Callable[[], Awaitable[int]],
@@ -89,6 +93,7 @@ class Subscribing:
         self._batcher = batcher
         self._active = active
         self._admission = admission
+        self._filters = filters
         self._read = read
         self._make_way = make_way
         self._head = head
@@ -110,23 +115,31 @@ class Subscribing:
             # Register before reading the head: every later commit wakes the waiter.
             waiter = self._hub.register(selector)
             head = await self._head()
-            wanted = await self._first_position(subscription, asked.where)
+            newest = await self._newest(subscription, asked.where, selector, head)
+            wanted = await self._first_position(subscription, asked.where) if newest is None else newest.begin
             position = min(wanted, head)
-            catch_up = CatchUp(selector, self._settings.max_send_bytes)
+            catch_up = CatchUp(selector, self._settings.max_send_bytes, self._filters)
             if subscription is not None:
                 if wanted > head:
                     position = subscription.cursor
                 catch_up.know(subscription.gone)
-            elif asked.where.position is None and position < head:
+            elif newest is None and asked.where.position is None and position < head:
                 await self._read(lambda conn: catch_up.forgive(conn, position))
+
+            rewinds = self._hub.rewinds
+
+            def next_page(conn: sqlite3.Connection, after: int, limit: int) -> Page:
+                if newest is not None and after < newest.head and self._hub.rewinds == rewinds:
+                    return newest.page(conn, limit, self._settings.max_send_bytes)
+                return catch_up.page(conn, after, limit)
 
             async def read_page(after: int, limit: int) -> Page:
                 if subscription is None:
-                    return await self._read(lambda conn: catch_up.page(conn, after, limit))
+                    return await self._read(lambda conn: next_page(conn, after, limit))
                 number = subscription.id
                 # In this order, the claim is at least as new as any message of the page.
                 page, claim = await self._read(
-                    lambda conn: (catch_up.page(conn, after, limit), subscriptions.claim_of(conn, number))
+                    lambda conn: (next_page(conn, after, limit), subscriptions.claim_of(conn, number))
                 )
                 if claim is not None:
                     self._active.see_one(claim)
@@ -147,6 +160,7 @@ class Subscribing:
                     allowed=asked.allowed,
                     recheck_seconds=self._settings.permission_recheck_seconds,
                     expires_in=asked.expires_in,
+                    read_to=head if newest is not None else 0,
                     direct_send=self._settings.direct_send and compat.CAN_ENTER_TASKS,
                 ),
             )
@@ -181,17 +195,37 @@ class Subscribing:
             return None
         check_subscription_name(asked.name)
         self._store.check_writable()
-        subscription = await self._open(asked.owner, asked.name, asked.selector, asked.where)
+        begin = None
+        if asked.where.last:
+            # Of what it may view: the part that it gets. It is not used if the subscription exists.
+            newest = await self._newest_of(asked.visible or asked.selector, await self._head())
+            begin = newest.begin
+        subscription = await self._open(asked.owner, asked.name, asked.selector, asked.where, begin)
         if subscription.new:
             # In a file of an earlier version, it may have the id of a subscription that was deleted by SQL.
             self._active.drop(subscription.id)
         self._active.enter(subscription)
         return subscription
 
-    async def _open(self, owner: str, name: str, selector: Selector, where: Where) -> Subscription:
+    async def _newest(
+        self, subscription: Subscription | None, where: Where, selector: Selector, head: int
+    ) -> Last | None:
+        """The newest messages of the channels, if the subscriber begins with them: one without a name, or a new one."""
+        if not where.last or (subscription is not None and (subscription.ahead or not subscription.new)):
+            return None
+        return await self._newest_of(selector, head)
+
+    async def _newest_of(self, selector: Selector, head: int) -> Last:
+        most = self._settings.max_last_channels
+        return Last(await self._read(lambda conn: last.ids(conn, selector, head, self._filters, most)), head)
+
+    async def _open(
+        self, owner: str, name: str, selector: Selector, where: Where, begin: int | None = None
+    ) -> Subscription:
         """Claim the named subscription; it reads the channels asked for, or the stored ones.
 
-        While the file cannot be written, an existing subscription is returned as it is, and claimed later.
+        A new one begins at ``begin``, or else where ``where`` says. While the file cannot be written, an existing
+        subscription is returned as it is, and claimed later.
         """
 
         bounds = subscriptions.Bounds.of(self._settings, owner)
@@ -200,7 +234,8 @@ class Subscribing:
             found = subscriptions.find(conn, owner, name)
             if not selector and not (found and found.selector):
                 raise InvalidArgument("channel is required for a new subscription: name at least one")
-            cursor = found.cursor if found else _start(conn, where, "earliest", selector)
+            first = _start(conn, where, "earliest", selector) if begin is None else min(begin, log.head(conn))
+            cursor = found.cursor if found else first
             gone = {} if found or where.position is not None else retention.released(conn, selector, cursor)
             opened = subscriptions.open_or_create(conn, owner, name, selector, cursor, gone, bounds)
             if opened.cursor > log.head(conn):
@@ -235,7 +270,7 @@ def _as_it_is(conn: sqlite3.Connection, owner: str, name: str, selector: Selecto
     if not schema.installed(conn) or not has_table(conn, SUBSCRIPTIONS):
         return None
     found = subscriptions.find(conn, owner, name)
-    if found is None or not found.selector or (selector and selector != found.selector):
+    if found is None or not found.selector or selector.over(found.selector) != found.selector:
         return None
     return found if found.cursor <= log.head(conn) else None
 

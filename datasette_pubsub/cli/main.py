@@ -19,16 +19,18 @@ import click
 
 from ..broadcast import tables
 from ..core.selector import Selector
+from ..core.settings import Settings
 from ..core.validation import check_item, check_message_id, check_since
 from ..core.values import Item
 from ..demo import weather
-from ..storage import log, schema, subscriptions
+from ..storage import lag, last, log, schema, subscriptions
 from ..storage.catchup import CatchUp
+from ..storage.filters import Filters
 from ..storage.names import Name, shown
 from . import broadcast, live, watch
 from .common import LOCK_SECONDS, counted, plainly, print_table, require_log, settings_of, transaction
 from .publish import Publisher
-from .tail import follow_log, json_line, plain_line, print_up_to
+from .tail import before_newest, follow_log, json_line, plain_line, print_last, print_up_to
 from .trim import Trimmer, limits
 
 #: The most bytes of messages that ``tail`` holds in memory.
@@ -121,9 +123,10 @@ def publish(file: str, channel: str | None, payload: str | None, key: str | None
 @click.option("--since", metavar="TIME", help="Begin with the first message since an ISO 8601 time.")
 @click.option(
     "--start",
-    type=click.Choice(["earliest", "latest"]),
-    help="Begin with the oldest message of the log, or with the next one.",
+    type=click.Choice(["earliest", "latest", "last"]),
+    help="Begin with the oldest message of the log, with the next one, or with the newest of each channel.",
 )
+@click.option("--filter", "expression", metavar="SQL", help="Only messages for which this expression is true.")
 @click.option(
     "-n", "count", type=click.IntRange(min=0), metavar="COUNT", help="Begin with the newest COUNT messages; default 10."
 )
@@ -137,6 +140,7 @@ def tail(
     after: str | None,
     since: str | None,
     start: str | None,
+    expression: str | None,
     count: int | None,
     follow: bool,
     as_json: bool,
@@ -152,25 +156,32 @@ def tail(
         raise click.UsageError("--after, --since, --start and -n exclude each other: each says where to begin")
     after_id = check_message_id(after, "--after") if after is not None else None
     since_time = check_since(since, "--since") if since is not None else None
-    selector = Selector.of(channel, pattern) or Selector(patterns=("*",))
+    filters = Filters()
+    checked = filters.check(expression) if expression is not None else ""
+    selector = Selector.of(channel, pattern, filter=checked) or Selector(patterns=("*",), filter=checked)
     with _open(file) as conn:
         require_log(conn, file)
+        newest: list[int] = []
         with transaction(conn, "BEGIN"):
             end = log.head(conn)
-            if after_id is not None:
+            if start == "last":
+                newest = last.ids(conn, selector, end, filters, Settings().max_last_channels)
+                position = end
+            elif after_id is not None:
                 position = after_id
             elif since_time is not None:
                 position = log.before_time(conn, since_time)
             elif start is not None:
                 position = 0 if start == "earliest" else end
             else:
-                position = log.before_newest(conn, selector, 10 if count is None else count)
-        reader = CatchUp(selector, PAGE_BYTES)
+                position = before_newest(conn, selector, 10 if count is None else count, filters)
+        reader = CatchUp(selector, PAGE_BYTES, filters)
         if after_id is None:
             reader.forgive(conn, position)
         if position > end:
             click.echo(f"Gap: the log ends at {end}, so it is not the one that was read up to {position}", err=True)
         line = json_line if as_json else plain_line
+        print_last(conn, last.Last(newest, end), PAGE_BYTES, line)
         if not follow:
             print_up_to(conn, reader, position, end, line)
             return
@@ -202,10 +213,11 @@ def channels(file: str, as_json: bool) -> None:
 @plainly
 def list_subscriptions(file: str, as_json: bool) -> None:
     """List the subscriptions of FILE: owner, name, what it reads, cursor, lag in messages, last seen."""
+    filters = Filters()
     with _open(file) as conn:
         require_log(conn, file)
         with transaction(conn, "BEGIN"):
-            found = [(row, log.count_after(conn, row.selector, row.cursor)) for row in subscriptions.everyone(conn)]
+            found = [(row, lag.exact(conn, row.selector, row.cursor, filters)) for row in subscriptions.everyone(conn)]
     if as_json:
         values = [
             {
@@ -213,12 +225,13 @@ def list_subscriptions(file: str, as_json: bool) -> None:
                 "subscription": row.name,
                 "channels": sorted(row.selector.channels),
                 "patterns": list(row.selector.patterns),
+                "filter": row.selector.filter,
                 "cursor": row.cursor,
-                "lag": lag,
+                "lag": behind,
                 "created_at": row.created_at,
                 "last_seen_at": row.last_seen_at,
             }
-            for row, lag in found
+            for row, behind in found
         ]
         click.echo(json.dumps(values, ensure_ascii=False, indent=2))
         return
@@ -226,12 +239,13 @@ def list_subscriptions(file: str, as_json: bool) -> None:
         (
             row.owner or "(anonymous)",
             row.name,
-            ", ".join([*sorted(row.selector.channels), *row.selector.patterns]),
+            ", ".join([*sorted(row.selector.channels), *row.selector.patterns])
+            + (f" where {row.selector.filter}" if row.selector.filter else ""),
             str(row.cursor),
-            str(lag),
+            str(behind),
             row.last_seen_at,
         )
-        for row, lag in found
+        for row, behind in found
     ]
     print_table(("owner", "name", "reads", "cursor", "lag", "last seen"), rows)
 

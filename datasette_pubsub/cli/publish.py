@@ -14,7 +14,8 @@ from typing import BinaryIO
 import click
 
 from ..core.errors import Conflict, InvalidArgument, PayloadTooLarge, PubsubError
-from ..core.settings import CHUNK_MESSAGES, Settings
+from ..core.limits import CHUNK_MESSAGES
+from ..core.settings import Settings
 from ..core.validation import check_item
 from ..core.values import Item
 from ..protocol.items import item_of_fields

@@ -13,10 +13,14 @@ from collections.abc import Callable
 
 import click
 
+from ..core.limits import PAGE_MESSAGES
+from ..core.selector import Selector
 from ..core.values import Message, text_of
 from ..protocol.frames import as_json_line, message_fields
-from ..storage import log
+from ..storage import log, search
 from ..storage.catchup import CatchUp
+from ..storage.filters import Filters
+from ..storage.last import Last
 from .common import counted, visible
 
 #: How often ``tail --follow`` polls for new commits, in seconds. A poll takes microseconds, and a user does not
@@ -36,6 +40,34 @@ def plain_line(message: Message, missed: int) -> str:
     payload = message.payload
     text = f"({counted(len(payload), 'byte')})" if isinstance(payload, bytes) else visible(text_of(payload))
     return f"{message.id}\t{message.created_at}\t{visible(message.channel)}\t{text}"
+
+
+def before_newest(conn: sqlite3.Connection, selector: Selector, count: int, filters: Filters) -> int:
+    """The id after which the newest ``count`` messages that pass the selector and its filter begin."""
+    if not (selector.filter and count):
+        return log.before_newest(conn, selector, count)
+    before: int | None = None
+    while True:
+        found = search.newest(conn, selector, PAGE_MESSAGES, before=before)
+        messages = found.messages
+        while messages:
+            verdicts = filters.passes(selector.filter, messages)
+            for message, passes in zip(messages, verdicts, strict=False):
+                count -= passes
+                if not count:
+                    return message.id - 1
+            messages = messages[len(verdicts) :]
+        if found.older is None:
+            return 0
+        before = found.older
+
+
+def print_last(conn: sqlite3.Connection, last: Last, max_bytes: int, line: Line) -> None:
+    """Print the newest message of each channel."""
+    while last.ids:
+        page = last.page(conn, PAGE_MESSAGES, max_bytes)
+        sys.stdout.write("".join(line(message, 0) + "\n" for message in page.messages))
+        sys.stdout.flush()
 
 
 def print_up_to(conn: sqlite3.Connection, reader: CatchUp, position: int, end: int, line: Line) -> int:

@@ -20,21 +20,6 @@ MAX_CHANNEL_BYTES = 255
 #: The longest subscription name, in bytes of UTF-8, as for channels.
 MAX_SUBSCRIPTION_NAME_BYTES = 255
 
-#: publish_batch gives the broker its rows in chunks of at most this many messages.
-CHUNK_MESSAGES = 1000
-
-#: Catch-up reads pages of at most this many messages from the log. A page of ordinary messages has about 100 KB: large
-#: enough that handing the read to a thread (about 0.2 ms) costs little beside it.
-PAGE_MESSAGES = 1000
-
-#: A request's body must arrive within this many seconds: enough for the largest body over a slow line, and a bound for
-#: slow requests (slowloris).
-BODY_SECONDS = 60.0
-
-#: The largest value in a snapshot, and the sum of all its values, in bytes. The server holds a snapshot in memory, and
-#: a short SQL statement can produce a very large value.
-MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
-
 #: The longest retention, in days: a hundred years.
 MAX_DAYS = 36_500
 
@@ -171,6 +156,22 @@ class Settings:
         1,
         10_000,
         why="what one request can make the server match",
+    )
+    max_filter_bytes: int = _option(
+        8192,
+        "bytes",
+        "longest filter of a stream",
+        1,
+        64 * 1024,
+        why="what one request can make the server evaluate for each message",
+    )
+    max_last_channels: int = _option(
+        10_000,
+        "channels",
+        "channels whose newest messages a stream with `start=last` begins with",
+        1,
+        1_000_000,
+        why="each is looked up in the index, and sent",
     )
     heartbeat_seconds: float = _option(
         15.0,
@@ -353,7 +354,7 @@ class Settings:
     max_subscription_bytes_per_actor: int = _option(
         1024 * 1024,
         "bytes",
-        "channels and patterns in the named subscriptions of one actor, or of all anonymous visitors together",
+        "channels, patterns and filters in the named subscriptions of one actor, or of all anonymous visitors together",
         1024,
         why="100 channels with long names are 25 KB, which one request could store",
     )

@@ -26,7 +26,7 @@ def text_of(payload: Payload) -> str:
     return payload if isinstance(payload, str) else repr(payload)
 
 
-Start = Literal["earliest", "latest"]
+Start = Literal["earliest", "latest", "last"]
 AckMode = Literal["auto", "explicit"]
 
 
@@ -60,7 +60,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message of the log. ``created_at`` is UTC text with milliseconds.
+    """One message of the log. ``created_at`` is UTC text with milliseconds. ``key`` is read only where filters need it.
 
     >>> from datasette_pubsub.core.values import Message
     >>> Message(7, "news", "hello", "2026-01-31T12:00:00.000Z").payload
@@ -71,6 +71,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     channel: str
     payload: Payload
     created_at: str
+    key: str | None = None
 
     @property
     def size(self) -> int:
@@ -99,8 +100,8 @@ class Where:
     ``resume`` is the last id that the subscriber has received
     (``Last-Event-ID``): it overrides even a subscription's cursor. The others
     choose where an unnamed or a new subscription begins: ``after`` an id, at
-    the ``start`` (``earliest`` or ``latest``), or with the first message
-    ``since`` a time.
+    the ``start`` (``earliest``, ``latest``, or ``last``: with the newest message
+    of each channel), or with the first message ``since`` a time.
 
     >>> from datasette_pubsub.core.values import Where
     >>> Where(after=12).position, Where(start="earliest").position
@@ -116,6 +117,11 @@ class Where:
     def position(self) -> int | None:
         """The id after which to begin, if the subscriber named one."""
         return self.resume if self.resume is not None else self.after
+
+    @property
+    def last(self) -> bool:
+        """Whether to begin with the newest message of each channel."""
+        return self.start == "last" and self.position is None and self.since is None
 
 
 ANYWHERE = Where()

@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x61tasette_pubsub/gen/db.proto\x12\x05\x64\x62.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"~\n\x0bPublishItem\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04\x62lob\x18\x04 \x01(\x0c\x12\x1d\n\x10\x65xpected_last_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_expected_last_id\"I\n\x13PublishBatchRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12!\n\x05items\x18\x02 \x03(\x0b\x32\x12.db.v1.PublishItem\"+\n\x14PublishBatchResponse\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x03\"J\n\x14PublishStreamRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12!\n\x05items\x18\x02 \x03(\x0b\x32\x12.db.v1.PublishItem\"a\n\x15PublishStreamResponse\x12\x0f\n\x07request\x18\x01 \x01(\x03\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x03\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.db.v1.PublishError\"-\n\x0cPublishError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xd8\x02\n\x10SubscribeRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12\x19\n\x11subscription_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12\x10\n\x08\x63hannels\x18\x04 \x03(\t\x12\x10\n\x08patterns\x18\x05 \x03(\t\x12\x1b\n\x05start\x18\x06 \x01(\x0e\x32\x0c.db.v1.Start\x12\x12\n\x05\x61\x66ter\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12)\n\x05since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x08\x61\x63k_mode\x18\t \x01(\x0e\x32\x0e.db.v1.AckMode\x12\x1c\n\x0flast_message_id\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x11heartbeat_seconds\x18\x0b \x01(\r\x12\x0e\n\x06status\x18\x0c \x01(\x08\x42\x08\n\x06_afterB\x12\n\x10_last_message_id\"\xc0\x01\n\x11SubscribeResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\t\x12\x0c\n\x04\x62lob\x18\x04 \x01(\x0c\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06missed\x18\x06 \x01(\x03\x12\x19\n\x04kind\x18\x07 \x01(\x0e\x32\x0b.db.v1.Kind\x12\x0c\n\x04head\x18\x08 \x01(\x03\"L\n\nAckRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12\x19\n\x11subscription_name\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\x03\"\x1d\n\x0b\x41\x63kResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\"\'\n\x08\x41rgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x95\x01\n\x10LiveQueryRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12\x0b\n\x03sql\x18\x02 \x01(\t\x12\r\n\x05table\x18\x03 \x01(\t\x12\r\n\x05query\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x03(\t\x12\x1d\n\x04\x61rgs\x18\x06 \x03(\x0b\x32\x0f.db.v1.Argument\x12\x19\n\x11heartbeat_seconds\x18\x07 \x01(\r\"\x89\x01\n\x11LiveQueryResponse\x12\x0c\n\x04head\x18\x01 \x01(\x03\x12!\n\x08snapshot\x18\x02 \x01(\x0b\x32\x0f.db.v1.Snapshot\x12\x1d\n\x06\x63hange\x18\x03 \x01(\x0b\x32\r.db.v1.Change\x12$\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.db.v1.LiveQueryError\"T\n\x08Snapshot\x12\x0f\n\x07\x63olumns\x18\x01 \x03(\t\x12\x0b\n\x03key\x18\x02 \x03(\t\x12\x0c\n\x04rows\x18\x03 \x03(\t\x12\x12\n\x05\x63ount\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_count\"\x90\x01\n\x06\x43hange\x12!\n\x07removed\x18\x01 \x03(\x0b\x32\x10.db.v1.PlacedRow\x12\"\n\x08inserted\x18\x02 \x03(\x0b\x32\x10.db.v1.PlacedRow\x12!\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x10.db.v1.PlacedRow\x12\x12\n\x05\x63ount\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_count\"1\n\tPlacedRow\x12\n\n\x02\x61t\x18\x01 \x01(\x05\x12\x0b\n\x03row\x18\x02 \x01(\t\x12\x0b\n\x03was\x18\x03 \x01(\t\"M\n\x0eLiveQueryError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\r\n\x05limit\x18\x04 \x01(\t*D\n\x05Start\x12\x15\n\x11START_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTART_EARLIEST\x10\x01\x12\x10\n\x0cSTART_LATEST\x10\x02*M\n\x07\x41\x63kMode\x12\x18\n\x14\x41\x43K_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rACK_MODE_AUTO\x10\x01\x12\x15\n\x11\x41\x43K_MODE_EXPLICIT\x10\x02*J\n\x04Kind\x12\x10\n\x0cKIND_MESSAGE\x10\x00\x12\x0e\n\nKIND_READY\x10\x01\x12\x12\n\x0eKIND_HEARTBEAT\x10\x02\x12\x0c\n\x08KIND_GAP\x10\x03\x32\xd6\x02\n\tDbService\x12G\n\x0cPublishBatch\x12\x1a.db.v1.PublishBatchRequest\x1a\x1b.db.v1.PublishBatchResponse\x12N\n\rPublishStream\x12\x1b.db.v1.PublishStreamRequest\x1a\x1c.db.v1.PublishStreamResponse(\x01\x30\x01\x12@\n\tSubscribe\x12\x17.db.v1.SubscribeRequest\x1a\x18.db.v1.SubscribeResponse0\x01\x12,\n\x03\x41\x63k\x12\x11.db.v1.AckRequest\x1a\x12.db.v1.AckResponse\x12@\n\tLiveQuery\x12\x17.db.v1.LiveQueryRequest\x1a\x18.db.v1.LiveQueryResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x61tasette_pubsub/gen/db.proto\x12\x05\x64\x62.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"~\n\x0bPublishItem\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0f\n\x07payload\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0c\n\x04\x62lob\x18\x04 \x01(\x0c\x12\x1d\n\x10\x65xpected_last_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_expected_last_id\"I\n\x13PublishBatchRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12!\n\x05items\x18\x02 \x03(\x0b\x32\x12.db.v1.PublishItem\"+\n\x14PublishBatchResponse\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x03\"J\n\x14PublishStreamRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12!\n\x05items\x18\x02 \x03(\x0b\x32\x12.db.v1.PublishItem\"a\n\x15PublishStreamResponse\x12\x0f\n\x07request\x18\x01 \x01(\x03\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x03\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.db.v1.PublishError\"-\n\x0cPublishError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xe8\x02\n\x10SubscribeRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12\x19\n\x11subscription_name\x18\x02 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x03 \x01(\t\x12\x10\n\x08\x63hannels\x18\x04 \x03(\t\x12\x10\n\x08patterns\x18\x05 \x03(\t\x12\x1b\n\x05start\x18\x06 \x01(\x0e\x32\x0c.db.v1.Start\x12\x12\n\x05\x61\x66ter\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12)\n\x05since\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x08\x61\x63k_mode\x18\t \x01(\x0e\x32\x0e.db.v1.AckMode\x12\x1c\n\x0flast_message_id\x18\n \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x11heartbeat_seconds\x18\x0b \x01(\r\x12\x0e\n\x06status\x18\x0c \x01(\x08\x12\x0e\n\x06\x66ilter\x18\r \x01(\tB\x08\n\x06_afterB\x12\n\x10_last_message_id\"\xc0\x01\n\x11SubscribeResponse\x12\x12\n\nmessage_id\x18\x01 \x01(\x03\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\t\x12\x0c\n\x04\x62lob\x18\x04 \x01(\x0c\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06missed\x18\x06 \x01(\x03\x12\x19\n\x04kind\x18\x07 \x01(\x0e\x32\x0b.db.v1.Kind\x12\x0c\n\x04head\x18\x08 \x01(\x03\"L\n\nAckRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12\x19\n\x11subscription_name\x18\x02 \x01(\t\x12\x12\n\nmessage_id\x18\x03 \x01(\x03\"\x1d\n\x0b\x41\x63kResponse\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x03\"\'\n\x08\x41rgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x95\x01\n\x10LiveQueryRequest\x12\x0f\n\x07\x64\x62_name\x18\x01 \x01(\t\x12\x0b\n\x03sql\x18\x02 \x01(\t\x12\r\n\x05table\x18\x03 \x01(\t\x12\r\n\x05query\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x03(\t\x12\x1d\n\x04\x61rgs\x18\x06 \x03(\x0b\x32\x0f.db.v1.Argument\x12\x19\n\x11heartbeat_seconds\x18\x07 \x01(\r\"\x89\x01\n\x11LiveQueryResponse\x12\x0c\n\x04head\x18\x01 \x01(\x03\x12!\n\x08snapshot\x18\x02 \x01(\x0b\x32\x0f.db.v1.Snapshot\x12\x1d\n\x06\x63hange\x18\x03 \x01(\x0b\x32\r.db.v1.Change\x12$\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.db.v1.LiveQueryError\"T\n\x08Snapshot\x12\x0f\n\x07\x63olumns\x18\x01 \x03(\t\x12\x0b\n\x03key\x18\x02 \x03(\t\x12\x0c\n\x04rows\x18\x03 \x03(\t\x12\x12\n\x05\x63ount\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_count\"\x90\x01\n\x06\x43hange\x12!\n\x07removed\x18\x01 \x03(\x0b\x32\x10.db.v1.PlacedRow\x12\"\n\x08inserted\x18\x02 \x03(\x0b\x32\x10.db.v1.PlacedRow\x12!\n\x07\x63hanged\x18\x03 \x03(\x0b\x32\x10.db.v1.PlacedRow\x12\x12\n\x05\x63ount\x18\x04 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_count\"1\n\tPlacedRow\x12\n\n\x02\x61t\x18\x01 \x01(\x05\x12\x0b\n\x03row\x18\x02 \x01(\t\x12\x0b\n\x03was\x18\x03 \x01(\t\"M\n\x0eLiveQueryError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\r\n\x05limit\x18\x04 \x01(\t*T\n\x05Start\x12\x15\n\x11START_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTART_EARLIEST\x10\x01\x12\x10\n\x0cSTART_LATEST\x10\x02\x12\x0e\n\nSTART_LAST\x10\x03*M\n\x07\x41\x63kMode\x12\x18\n\x14\x41\x43K_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rACK_MODE_AUTO\x10\x01\x12\x15\n\x11\x41\x43K_MODE_EXPLICIT\x10\x02*J\n\x04Kind\x12\x10\n\x0cKIND_MESSAGE\x10\x00\x12\x0e\n\nKIND_READY\x10\x01\x12\x12\n\x0eKIND_HEARTBEAT\x10\x02\x12\x0c\n\x08KIND_GAP\x10\x03\x32\xd6\x02\n\tDbService\x12G\n\x0cPublishBatch\x12\x1a.db.v1.PublishBatchRequest\x1a\x1b.db.v1.PublishBatchResponse\x12N\n\rPublishStream\x12\x1b.db.v1.PublishStreamRequest\x1a\x1c.db.v1.PublishStreamResponse(\x01\x30\x01\x12@\n\tSubscribe\x12\x17.db.v1.SubscribeRequest\x1a\x18.db.v1.SubscribeResponse0\x01\x12,\n\x03\x41\x63k\x12\x11.db.v1.AckRequest\x1a\x12.db.v1.AckResponse\x12@\n\tLiveQuery\x12\x17.db.v1.LiveQueryRequest\x1a\x18.db.v1.LiveQueryResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'datasette_pubsub.gen.db_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_START']._serialized_start=1890
-  _globals['_START']._serialized_end=1958
-  _globals['_ACKMODE']._serialized_start=1960
-  _globals['_ACKMODE']._serialized_end=2037
-  _globals['_KIND']._serialized_start=2039
-  _globals['_KIND']._serialized_end=2113
+  _globals['_START']._serialized_start=1906
+  _globals['_START']._serialized_end=1990
+  _globals['_ACKMODE']._serialized_start=1992
+  _globals['_ACKMODE']._serialized_end=2069
+  _globals['_KIND']._serialized_start=2071
+  _globals['_KIND']._serialized_end=2145
   _globals['_PUBLISHITEM']._serialized_start=73
   _globals['_PUBLISHITEM']._serialized_end=199
   _globals['_PUBLISHBATCHREQUEST']._serialized_start=201
@@ -51,27 +51,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHERROR']._serialized_start=496
   _globals['_PUBLISHERROR']._serialized_end=541
   _globals['_SUBSCRIBEREQUEST']._serialized_start=544
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=888
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=891
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=1083
-  _globals['_ACKREQUEST']._serialized_start=1085
-  _globals['_ACKREQUEST']._serialized_end=1161
-  _globals['_ACKRESPONSE']._serialized_start=1163
-  _globals['_ACKRESPONSE']._serialized_end=1192
-  _globals['_ARGUMENT']._serialized_start=1194
-  _globals['_ARGUMENT']._serialized_end=1233
-  _globals['_LIVEQUERYREQUEST']._serialized_start=1236
-  _globals['_LIVEQUERYREQUEST']._serialized_end=1385
-  _globals['_LIVEQUERYRESPONSE']._serialized_start=1388
-  _globals['_LIVEQUERYRESPONSE']._serialized_end=1525
-  _globals['_SNAPSHOT']._serialized_start=1527
-  _globals['_SNAPSHOT']._serialized_end=1611
-  _globals['_CHANGE']._serialized_start=1614
-  _globals['_CHANGE']._serialized_end=1758
-  _globals['_PLACEDROW']._serialized_start=1760
-  _globals['_PLACEDROW']._serialized_end=1809
-  _globals['_LIVEQUERYERROR']._serialized_start=1811
-  _globals['_LIVEQUERYERROR']._serialized_end=1888
-  _globals['_DBSERVICE']._serialized_start=2116
-  _globals['_DBSERVICE']._serialized_end=2458
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=904
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=907
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1099
+  _globals['_ACKREQUEST']._serialized_start=1101
+  _globals['_ACKREQUEST']._serialized_end=1177
+  _globals['_ACKRESPONSE']._serialized_start=1179
+  _globals['_ACKRESPONSE']._serialized_end=1208
+  _globals['_ARGUMENT']._serialized_start=1210
+  _globals['_ARGUMENT']._serialized_end=1249
+  _globals['_LIVEQUERYREQUEST']._serialized_start=1252
+  _globals['_LIVEQUERYREQUEST']._serialized_end=1401
+  _globals['_LIVEQUERYRESPONSE']._serialized_start=1404
+  _globals['_LIVEQUERYRESPONSE']._serialized_end=1541
+  _globals['_SNAPSHOT']._serialized_start=1543
+  _globals['_SNAPSHOT']._serialized_end=1627
+  _globals['_CHANGE']._serialized_start=1630
+  _globals['_CHANGE']._serialized_end=1774
+  _globals['_PLACEDROW']._serialized_start=1776
+  _globals['_PLACEDROW']._serialized_end=1825
+  _globals['_LIVEQUERYERROR']._serialized_start=1827
+  _globals['_LIVEQUERYERROR']._serialized_end=1904
+  _globals['_DBSERVICE']._serialized_start=2148
+  _globals['_DBSERVICE']._serialized_end=2490
 # @@protoc_insertion_point(module_scope)

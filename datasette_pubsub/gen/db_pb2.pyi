@@ -12,6 +12,7 @@ class Start(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     START_UNSPECIFIED: _ClassVar[Start]
     START_EARLIEST: _ClassVar[Start]
     START_LATEST: _ClassVar[Start]
+    START_LAST: _ClassVar[Start]
 
 class AckMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +29,7 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 START_UNSPECIFIED: Start
 START_EARLIEST: Start
 START_LATEST: Start
+START_LAST: Start
 ACK_MODE_UNSPECIFIED: AckMode
 ACK_MODE_AUTO: AckMode
 ACK_MODE_EXPLICIT: AckMode
@@ -91,7 +93,7 @@ class PublishError(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("db_name", "subscription_name", "channel", "channels", "patterns", "start", "after", "since", "ack_mode", "last_message_id", "heartbeat_seconds", "status")
+    __slots__ = ("db_name", "subscription_name", "channel", "channels", "patterns", "start", "after", "since", "ack_mode", "last_message_id", "heartbeat_seconds", "status", "filter")
     DB_NAME_FIELD_NUMBER: _ClassVar[int]
     SUBSCRIPTION_NAME_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +106,7 @@ class SubscribeRequest(_message.Message):
     LAST_MESSAGE_ID_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
     db_name: str
     subscription_name: str
     channel: str
@@ -116,7 +119,8 @@ class SubscribeRequest(_message.Message):
     last_message_id: int
     heartbeat_seconds: int
     status: bool
-    def __init__(self, db_name: _Optional[str] = ..., subscription_name: _Optional[str] = ..., channel: _Optional[str] = ..., channels: _Optional[_Iterable[str]] = ..., patterns: _Optional[_Iterable[str]] = ..., start: _Optional[_Union[Start, str]] = ..., after: _Optional[int] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ack_mode: _Optional[_Union[AckMode, str]] = ..., last_message_id: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., status: bool = ...) -> None: ...
+    filter: str
+    def __init__(self, db_name: _Optional[str] = ..., subscription_name: _Optional[str] = ..., channel: _Optional[str] = ..., channels: _Optional[_Iterable[str]] = ..., patterns: _Optional[_Iterable[str]] = ..., start: _Optional[_Union[Start, str]] = ..., after: _Optional[int] = ..., since: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., ack_mode: _Optional[_Union[AckMode, str]] = ..., last_message_id: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., status: bool = ..., filter: _Optional[str] = ...) -> None: ...
 
 class SubscribeResponse(_message.Message):
     __slots__ = ("message_id", "channel", "payload", "blob", "created_at", "missed", "kind", "head")

@@ -1,9 +1,10 @@
-"""Live queries as Server-Sent Events: ``GET /<db>/-/pubsub/-/live``."""
+"""Live queries as Server-Sent Events: ``/<db>/-/pubsub/-/live``, by GET or, for long SQL, by POST or QUERY."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from datasette.utils import MultiParams
 from datasette.utils.asgi import Request, Response
 
 from ..access import gateway
@@ -12,7 +13,7 @@ from ..asgi.deferred import deferred
 from ..asgi.frame_sender import SendTimeout
 from ..protocol.query_frames import SseQueryEncoder
 from .event_stream import CONTENT_TYPE, answer
-from .request import broker_of, only_get
+from .request import broker_of, read_parameters, require_method
 from .responses import STREAM_HEADERS, cors_headers, mapped
 
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ OWN = ("sql", "table", "query", "key")
 _ENCODER = SseQueryEncoder()
 
 
-def asked_from(request: Request) -> AskedQuery:
-    """What a query string asks for. Raises :class:`~.core.errors.InvalidArgument`."""
-    args = request.args
+def asked_from(args: MultiParams) -> AskedQuery:
+    """What the parameters ask for. Raises :class:`~.core.errors.InvalidArgument`."""
     return AskedQuery(
         sql=args.get("sql") or "",
         table=args.get("table") or "",
@@ -40,9 +40,10 @@ def asked_from(request: Request) -> AskedQuery:
 @mapped
 async def stream(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """The view of one live query; it returns when the stream has ended."""
-    only_get(request)
+    require_method(request, "GET", "HEAD", "POST", "QUERY")
     broker = broker_of(datasette, request)
-    admitted = await gateway.admit_query(datasette, request, broker, asked_from(request))
+    asked = asked_from(await read_parameters(request, receive))
+    admitted = await gateway.admit_query(datasette, request, broker, asked)
     if request.method == "HEAD":
         return Response("", headers=dict(STREAM_HEADERS), content_type=CONTENT_TYPE)
     async with admitted.open(_ENCODER) as follower:

@@ -18,7 +18,7 @@ from ..asgi.frame_sender import SendTimeout, send_frames
 from ..broker.broker import Broker
 from ..core.errors import InvalidArgument, PayloadTooLarge, PermissionDenied, PubsubError, RequestTimeout, Unavailable
 from ..core.events import Bye, Revoked
-from ..core.settings import BODY_SECONDS
+from ..core.limits import BODY_SECONDS
 from ..core.values import Item
 from ..live.publisher import Answer, PublishStream
 from ..protocol.frames import as_json_line

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from datasette.utils import tilde_decode
+from datasette.utils import MultiParams, tilde_decode
 from datasette.utils.asgi import Request
 
 from ..asgi.frame_sender import within
@@ -24,8 +24,10 @@ from ..core.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from ..core.filters import normalised, of_parameter, together
+from ..core.limits import BODY_SECONDS
 from ..core.selector import Selector
-from ..core.settings import BODY_SECONDS
+from ..core.settings import Settings
 from ..core.validation import check_message_id, check_since, check_unicode
 from ..core.values import ANYWHERE, Start, Where
 from ..protocol.items import object_of_json
@@ -222,9 +224,38 @@ async def read_form(request: Request, receive: Any, limit: BodyLimit, most: int 
         raise InvalidArgument("the body is not a form of texts in UTF-8") from None
 
 
-def selector_from(request: Request, limit: int) -> Selector:
-    """The channels and patterns of a query string. Raises :class:`InvalidArgument`."""
-    return Selector.of(request.args.getlist("channel"), request.args.getlist("pattern"), limit)
+async def read_parameters(request: Request, receive: Any) -> MultiParams:
+    """The parameters of a query string and, for POST and QUERY, those in a body that is a form.
+
+    Raises a :class:`PubsubError` that says what is wrong with the body.
+    """
+    if request.method in ("GET", "HEAD"):
+        return request.args
+    if content_type(request) != "application/x-www-form-urlencoded":
+        raise UnsupportedMediaType("content-type must be application/x-www-form-urlencoded")
+    body = await read_body(request, receive, SMALL_LIMIT)
+    try:
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict")
+    except ValueError:
+        raise InvalidArgument("the body is not a form of texts in UTF-8") from None
+    found: dict[str, list[str]] = {name: request.args.getlist(name) for name in request.args}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return MultiParams(found)
+
+
+def selector_from(args: MultiParams, settings: Settings) -> Selector:
+    """The channels and patterns of a stream's parameters, and its filter. Raises :class:`InvalidArgument`.
+
+    Several filters, also in Datasette's form, all have to pass.
+    """
+    given = [text for text in args.getlist("filter") if text.strip()]
+    texts = [normalised(text, settings.max_filter_bytes) for text in given]
+    for name in args:
+        texts += [text for value in args.getlist(name) if (text := of_parameter(name, value)) is not None]
+    channels, patterns = args.getlist("channel"), args.getlist("pattern")
+    filter = normalised(together(texts), settings.max_filter_bytes) if texts else ""
+    return Selector.of(channels, patterns, settings.max_channels_per_stream, filter)
 
 
 #: The parameters for the last received id, for clients that cannot send the header: ours, and those of EventSource
@@ -232,38 +263,39 @@ def selector_from(request: Request, limit: int) -> Selector:
 LAST_EVENT_ID = ("last_event_id", "lastEventId", "lastEventID", "Last-Event-ID")
 
 
-def _last_event_id(request: Request) -> int | None:
+def _last_event_id(request: Request, args: MultiParams) -> int | None:
     """The last id that the client has received: from the header, else the greatest of the parameters."""
     sent = request.headers.get("last-event-id")
     if sent:
         return check_message_id(sent, "Last-Event-ID")
-    args = request.args
     return max(
         (check_message_id(value, name) for name in LAST_EVENT_ID for value in args.getlist(name) if value), default=None
     )
 
 
-def check_parameters(request: Request, known: Collection[str]) -> None:
-    """Refuse an unknown query parameter, which would otherwise have no effect without notice.
+def check_parameters(args: MultiParams, known: Collection[str]) -> None:
+    """Refuse an unknown parameter of a stream, which would otherwise have no effect without notice.
 
     Caches and frameworks add parameters that begin with ``_``; these are ignored.
     Raises :class:`InvalidArgument` naming the parameter.
     """
-    for name in request.args:
-        if name not in known and not name.startswith("_"):
+    for name in args:
+        if name not in known and not name.startswith("_") and of_parameter(name, args[name]) is None:
             raise InvalidArgument(f"{name} is not a parameter here; there are {', '.join(sorted(known))}", field=name)
 
 
-def where_from(request: Request) -> Where:
-    """The position at which a subscriber begins, from its query string and its ``Last-Event-ID`` header."""
-    args = request.args
-    last = _last_event_id(request)
+_STARTS: dict[str, Start] = {"earliest": "earliest", "latest": "latest", "last": "last"}
+
+
+def where_from(request: Request, args: MultiParams) -> Where:
+    """The position at which a subscriber begins, from its parameters and its ``Last-Event-ID`` header."""
+    last = _last_event_id(request, args)
     after, start, since = args.get("after"), args.get("start"), args.get("since")
     if not (last is not None or after or start or since):
         return ANYWHERE
-    if start and start not in ("earliest", "latest"):
-        raise InvalidArgument("start must be earliest or latest")
-    begin: Start | None = "earliest" if start == "earliest" else "latest" if start else None
+    begin = _STARTS.get(start or "")
+    if start and begin is None:
+        raise InvalidArgument("start must be earliest, latest or last", field="start")
     return Where(
         resume=last,
         after=check_message_id(after, "after") if after else None,

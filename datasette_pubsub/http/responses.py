@@ -122,7 +122,7 @@ def cors_headers(datasette: Datasette) -> dict[str, str]:
         return {}
     return {
         "Access-Control-Allow-Origin": "*",
-        "Access-Control-Allow-Methods": "GET, POST, HEAD, OPTIONS",
+        "Access-Control-Allow-Methods": "GET, POST, QUERY, HEAD, OPTIONS",
         "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID, Connect-Protocol-Version, "
         "Connect-Timeout-Ms, Grpc-Timeout, X-Grpc-Web, X-User-Agent",
         "Access-Control-Expose-Headers": "Grpc-Status, Grpc-Message, Retry-After",

@@ -1,4 +1,4 @@
-"""Server-Sent Events: ``GET /<db>/-/pubsub/-/stream``.
+"""Server-Sent Events: ``/<db>/-/pubsub/-/stream``.
 
 It opens a subscriber for a request, and sends the subscriber's frames as the response. Each response has two tasks and
 little else, since thousands of them wait at the same time.
@@ -19,7 +19,15 @@ from ..core.errors import InvalidArgument
 from ..core.values import AckMode
 from ..protocol.frames import SseEncoder
 from .event_stream import CONTENT_TYPE, answer
-from .request import LAST_EVENT_ID, broker_of, check_parameters, only_get, selector_from, where_from
+from .request import (
+    LAST_EVENT_ID,
+    broker_of,
+    check_parameters,
+    read_parameters,
+    require_method,
+    selector_from,
+    where_from,
+)
 from .responses import STREAM_HEADERS, cors_headers, mapped
 
 if TYPE_CHECKING:
@@ -27,9 +35,9 @@ if TYPE_CHECKING:
 
 _ENCODERS = {"": SseEncoder(), "json": SseEncoder(), "raw": SseEncoder(raw=True)}
 
-#: The parameters of the query string.
+#: The parameters, beside those in Datasette's form (:func:`.core.filters.of_parameter`).
 PARAMETERS = frozenset(
-    {"channel", "pattern", "subscription", "after", "start", "since", "ack", "format", *LAST_EVENT_ID}
+    {"channel", "pattern", "filter", "subscription", "after", "start", "since", "ack", "format", *LAST_EVENT_ID}
 )
 
 
@@ -37,16 +45,17 @@ PARAMETERS = frozenset(
 @mapped
 async def stream(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """The view of one SSE stream; it returns when the stream has ended."""
-    only_get(request)
-    check_parameters(request, PARAMETERS)
+    require_method(request, "GET", "HEAD", "POST", "QUERY")
     broker = broker_of(datasette, request)
-    selector = selector_from(request, broker.settings.max_channels_per_stream)
-    where = where_from(request)
-    name = request.args.get("subscription")
-    encoder = _ENCODERS.get(request.args.get("format") or "")
+    args = await read_parameters(request, receive)
+    check_parameters(args, PARAMETERS)
+    selector = selector_from(args, broker.settings)
+    where = where_from(request, args)
+    name = args.get("subscription")
+    encoder = _ENCODERS.get(args.get("format") or "")
     if encoder is None:
         raise InvalidArgument("format must be json or raw")
-    mode = request.args.get("ack") or "auto"
+    mode = args.get("ack") or "auto"
     if mode not in ("auto", "explicit"):
         raise InvalidArgument("ack must be auto or explicit")
     ack: AckMode = "explicit" if mode == "explicit" else "auto"

@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 
 from ..core.selector import Selector
 from ..core.values import Message
+from .filtered import Evaluate
 from .tail import Tail
 from .waiter import Waiter
 
@@ -35,12 +36,12 @@ SERVED_AT_ONCE = 16
 class Hub:
     """The live side of one database's log."""
 
-    def __init__(self, tail_bytes: int, on_idle: Callable[[bool], None]) -> None:
+    def __init__(self, tail_bytes: int, on_idle: Callable[[bool], None], evaluate: Evaluate | None = None) -> None:
         self.head = 0
         #: How many times the head has moved back, and where it moved to the last time.
         self.rewinds = 0
         self.rewound_to = 0
-        self.tail = Tail(tail_bytes)
+        self.tail = Tail(tail_bytes, evaluate)
         self._on_idle = on_idle
         self._by_channel: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._by_pattern: set[Waiter] = set()

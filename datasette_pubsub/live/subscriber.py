@@ -6,7 +6,7 @@ and changes nothing but what it says. The steps, the first that applies:
 - ``END``: the stream was stopped; its last frame says why.
 - ``CHECK``: it is time to re-check permissions.
 - ``SEND``: frames are ready: of messages in the hub's tail, or of an event.
-- ``READ``: the position is before the tail, or a gap has to be reported; the next page of the log is read.
+- ``READ``: the tail cannot serve the position, or not this filter, or a gap has to be reported; a page is read.
 - ``WAIT``: there is nothing to send, or the subscriber must acknowledge first. The hub wakes it.
 
 Two drivers take the steps. :meth:`Subscriber.frames`, an iterator in a task of its own, takes all of them. While it
@@ -53,14 +53,13 @@ _ALL = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriberOptions:
-    """Options of one subscriber.
+    """Options of one subscriber. ``send_bytes``: the most bytes of one send.
 
-    ``send_bytes``: the most bytes of one send. ``heartbeat_seconds``: the silence after which a heartbeat is sent.
-    ``automatic``: the cursor follows the bytes that the subscriber's machine has acknowledged. ``ahead``: the
-    subscriber's position was ahead of the head. ``max_unacked``: the most messages that are sent before
-    :meth:`Subscriber.acknowledged` is called (``None``: no limit). ``allowed`` is called every ``recheck_seconds``, and
-    after ``expires_in`` seconds, to re-check permissions (``None``: they are not checked). ``direct_send``: the hub may
-    send for the subscriber; the module's docstring explains it.
+    ``heartbeat_seconds``: the silence after which a heartbeat is sent. ``automatic``: the cursor follows the bytes that
+    the subscriber's machine has acknowledged. ``ahead``: its position was ahead of the head. ``max_unacked``: the most
+    messages that are sent before :meth:`Subscriber.acknowledged` is called (``None``: no limit). ``allowed`` is called
+    every ``recheck_seconds``, and after ``expires_in`` seconds, to re-check permissions (``None``: never).
+    ``direct_send``: the hub may send for it; see the module. ``read_to``: up to this id, the tail is not used.
     """
 
     send_bytes: int
@@ -72,6 +71,7 @@ class SubscriberOptions:
     recheck_seconds: float = 60.0
     expires_in: float | None = None
     direct_send: bool = True
+    read_to: int = 0
 
 
 class Subscriber:
@@ -103,6 +103,7 @@ class Subscriber:
         if options.allowed is not None:
             self._patience = min(options.heartbeat_seconds, options.recheck_seconds)
         self._direct_send = options.direct_send
+        self._read_to = options.read_to
         #: Whether the subscription's cursor follows what is sent.
         self.automatic = options.automatic
         self._first_alone = options.automatic
@@ -156,6 +157,11 @@ class Subscriber:
         if acknowledged is None or not acknowledged.known or acknowledged.look():
             return self.settled, True
         return min(self.settled, acknowledged.position), False
+
+    @property
+    def passed(self) -> int:
+        """With explicit acks: up to this id everything was acknowledged, or was not for this subscriber; 0: unknown."""
+        return 0 if self._unacked else self.settled
 
     @property
     def delivery(self) -> Delivery:
@@ -217,8 +223,7 @@ class Subscriber:
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of each send, until the subscriber is stopped or the iterator is closed.
 
-        The next send is made only when the consumer asks for it, so a slow
-        subscriber takes no memory and loses no message.
+        The next send is made when the consumer asks for it: a slow one takes no memory and loses no message.
         """
         while True:
             step, self._begun = self._begun or self._next(self._now()), None
@@ -246,6 +251,8 @@ class Subscriber:
                 yield step.data
             if step.span is not None:
                 self._taken(step.span)
+                if not step.span.data and self.position < self._hub.head:
+                    await asyncio.sleep(0)  # a filter lets nothing pass: others have their turn
                 if step.span.messages and self._first_alone:
                     self._first_alone = False
                     await self._first_message()
@@ -269,10 +276,12 @@ class Subscriber:
         room = self._room()
         if not room:
             return WAIT
-        if position < hub.tail.base or (self._missed and position < hub.head):
+        if position < hub.tail.base or position < self._read_to or (self._missed and position < hub.head):
             return Step(What.READ, room=room)
         if position < hub.head:
-            return Step(What.SEND, span=self._from_tail(room))
+            tail, selector = hub.tail, self._waiter.selector
+            span = tail.span(selector, self._encoder, position, hub.head, self._send_bytes, room)
+            return Step(What.READ, room=room) if span is None else Step(What.SEND, span=span)
         if not self._ready:
             self._ready = True
             return Step(What.SEND, self._encoder.event(Ready(position)))
@@ -293,15 +302,14 @@ class Subscriber:
                     return 0.0
             if step.span is not None:
                 self._taken(step.span)
-                if step.span.data and self.position < self._hub.head:
-                    # The rest did not fit into one send. The task sends it, so that other subscribers have their turn.
+                if self.position < self._hub.head and (step.span.data or self._waiter.selector.filter):
+                    # The rest did not fit into one span. The task sends it, so that other subscribers have their turn.
                     return 0.0
         return max(self._wait_seconds(now), SOON_SECONDS) if step.what is What.WAIT else 0.0
 
     def _resume(self) -> None:
         """Skip messages that were committed during a wait at the head and that this subscriber does not follow."""
-        if self._at_head and self._waiter.resume is not None:
-            self._move(self._waiter.resume)
+        self._move(self._waiter.resume or 0 if self._at_head else 0)
 
     def _woken(self) -> bytes:
         """The frame to send after a wait in which nothing was sent: a heartbeat if the wait timed out, else nothing."""
@@ -313,10 +321,6 @@ class Subscriber:
             self._move(self._hub.head)
         self._idle_since = None
         return self._encoder.event(Heartbeat(self.position))
-
-    def _from_tail(self, room: int) -> Span:
-        hub = self._hub
-        return hub.tail.span(self._waiter.selector, self._encoder, self.position, hub.head, self._send_bytes, room)
 
     def _taken(self, span: Span) -> None:
         """Move the position to the end of a span that the consumer has taken."""
@@ -356,6 +360,7 @@ class Subscriber:
     def _rewound(self) -> bytes:
         """The log was restored from a backup: the frame that reports a gap, if this subscriber was ahead of the log."""
         self._rewinds = self._hub.rewinds
+        self._read_to = 0
         if self.position <= self._hub.rewound_to:
             return b""
         self.position = self._hub.rewound_to

@@ -11,10 +11,15 @@ from typing import NamedTuple, Protocol
 from ..core.events import Event
 from ..core.selector import Selector
 from ..core.values import Message
+from .filtered import Evaluate, Verdicts
 
-#: How many spans are kept until the next commit. Subscribers at the same position share one span; only a few positions
-#: and formats are in use at the same time.
-MAX_SPANS = 64
+#: How many spans are kept until the next commit, and of how many bytes: 64 of the largest sends by default. Subscribers
+#: at the same position share one span. Few positions and formats are in use at the same time, but many filters.
+MAX_SPANS = 1_024
+MAX_SPAN_BYTES = 16 * 1024 * 1024
+
+#: A span with a filter decides about at most this many messages, so that one turn of the event loop stays short.
+FILTERED_AT_ONCE = 1_000
 
 
 class Encoder(Protocol):
@@ -41,7 +46,7 @@ class Span(NamedTuple):
 class Tail:
     """The newest committed messages, without holes from ``base`` (exclusive) to the head."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, evaluate: Evaluate | None = None) -> None:
         self.base = 0
         self._max_bytes = max_bytes
         #: Running totals of bytes: of all messages dropped so far, and, for each message, of all added up to it.
@@ -51,6 +56,8 @@ class Tail:
         self._messages: list[Message] = []
         self._frames: dict[str, list[bytes | None]] = {}
         self._spans: OrderedDict[tuple[object, ...], Span] = OrderedDict()
+        self._span_bytes = 0
+        self._verdicts = Verdicts(evaluate)
 
     def reset(self, position: int) -> None:
         """Clear the tail; it now begins after this position."""
@@ -61,10 +68,13 @@ class Tail:
         self._messages.clear()
         self._frames.clear()
         self._spans.clear()
+        self._span_bytes = 0
+        self._verdicts.clear()
 
     def extend(self, messages: Sequence[Message]) -> None:
         """Add the messages that follow the newest one, and drop the oldest ones over the byte limit."""
         self._spans.clear()
+        self._span_bytes = 0
         self._ids.extend([message.id for message in messages])
         sizes = [message.size for message in messages]
         sizes[0] += self._ends[-1] if self._ends else self._dropped
@@ -86,15 +96,25 @@ class Tail:
 
     def span(
         self, selector: Selector, encoder: Encoder, after: int, head: int, max_bytes: int, max_messages: int
-    ) -> Span:
-        """The frames after a position inside the tail, encoded and joined once for all calls with equal arguments."""
+    ) -> Span | None:
+        """The frames after a position inside the tail, encoded and joined once for all calls with equal arguments.
+
+        ``None`` if the selector's filter would take too long here: its messages are to be read from the log.
+        """
         key = (after, selector, encoder.name, max_bytes, max_messages)
         span = self._spans.get(key)
         if span is None:
-            span = self._join(selector, encoder, after, head, max_bytes, max_messages)
+            if selector.filter:
+                joined = self._join_filtered(selector, encoder, after, head, max_bytes, max_messages)
+                if joined is None:
+                    return None
+                span = joined
+            else:
+                span = self._join(selector, encoder, after, head, max_bytes, max_messages)
             self._spans[key] = span
-            if len(self._spans) > MAX_SPANS:
-                self._spans.popitem(last=False)
+            self._span_bytes += len(span.data)
+            while len(self._spans) > MAX_SPANS or (self._span_bytes > MAX_SPAN_BYTES and len(self._spans) > 1):
+                self._span_bytes -= len(self._spans.popitem(last=False)[1].data)
         return span
 
     def _join(
@@ -124,3 +144,41 @@ class Tail:
             parts.append(frame)
             last = message.id
         return Span(b"".join(parts), head, len(parts), last)
+
+    def _join_filtered(
+        self, selector: Selector, encoder: Encoder, after: int, head: int, max_bytes: int, max_messages: int
+    ) -> Span | None:
+        """As :meth:`_join`, of the next messages of the selector's channels that pass its filter."""
+        frames = self._frames.get(encoder.name)
+        if frames is None:
+            frames = self._frames[encoder.name] = [None] * len(self._messages)
+        messages = self._messages
+        indexes: list[int] = []
+        end = head
+        channel, follows = None, False
+        for index in range(bisect_right(self._ids, after), len(messages)):
+            if messages[index].channel != channel:
+                channel = messages[index].channel
+                follows = selector.matches(channel)
+            if follows:
+                if len(indexes) == FILTERED_AT_ONCE:
+                    end = self._ids[index] - 1
+                    break
+                indexes.append(index)
+        verdicts = self._verdicts.of(selector.filter, [messages[index] for index in indexes])
+        if verdicts is None:
+            return None
+        parts: list[bytes] = []
+        total = last = 0
+        for index, passes in zip(indexes, verdicts, strict=True):
+            if not passes:
+                continue
+            message, frame = messages[index], frames[index]
+            if frame is None:
+                frame = frames[index] = encoder.message(message)
+            total += len(frame)
+            if parts and (total > max_bytes or len(parts) >= max_messages):
+                return Span(b"".join(parts), message.id - 1, len(parts), last)
+            parts.append(frame)
+            last = message.id
+        return Span(b"".join(parts), end, len(parts), last)

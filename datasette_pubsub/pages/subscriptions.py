@@ -50,6 +50,7 @@ async def _list(datasette: Datasette, request: Request, broker: Broker) -> str:
             "name": visible(row["subscription"]),
             "whose": visible(row["owner"]),
             "reads": [visible(text) for text in (*row["channels"], *row["patterns"])],
+            "filter": visible(row["filter"]),
             "delete": f"{path}?{urlencode({'delete': row['subscription'], 'owner': row['owner']})}",
         }
         for row in found

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import FailedPrecondition, PubsubError, Unavailable
-from ..core.settings import CHUNK_MESSAGES, Settings
+from ..core.limits import CHUNK_MESSAGES
+from ..core.settings import Settings
 from ..core.validation import check_items
 from ..core.values import Item
 from ..storage import log

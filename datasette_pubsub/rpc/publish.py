@@ -20,7 +20,7 @@ from ..broker.broker import Broker
 from ..broker.registry import registry
 from ..core.errors import InvalidArgument, PubsubError, RequestTimeout
 from ..core.events import Bye, Revoked
-from ..core.settings import BODY_SECONDS
+from ..core.limits import BODY_SECONDS
 from ..core.values import Item
 from ..gen.db_pb2 import PublishStreamResponse
 from ..http.request import BodyLimit, publish_limit

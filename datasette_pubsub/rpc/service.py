@@ -21,6 +21,7 @@ from ..asgi.frame_sender import SendTimeout
 from ..broker.registry import Registry, registry
 from ..core.attachment import attached
 from ..core.errors import InvalidArgument
+from ..core.filters import normalised
 from ..core.selector import Selector
 from ..core.settings import MAX_CHANNEL_BYTES
 from ..core.validation import check_message_id, check_subscription_name, utc_text
@@ -61,6 +62,7 @@ _STARTS: dict[int, StartName | None] = {
     Start.START_UNSPECIFIED: None,
     Start.START_EARLIEST: "earliest",
     Start.START_LATEST: "latest",
+    Start.START_LAST: "last",
 }
 
 _ACK_MODES: dict[int, AckModeName] = {
@@ -108,9 +110,10 @@ class Service:
         call = current.get()
         try:
             broker = self._brokers.of(request.db_name)
-            limit = broker.settings.max_channels_per_stream
+            settings = broker.settings
             channels = [*([request.channel] if request.channel else []), *request.channels]
-            selector = Selector.of(channels, list(request.patterns), limit)
+            filter = normalised(request.filter, settings.max_filter_bytes) if request.filter else ""
+            selector = Selector.of(channels, list(request.patterns), settings.max_channels_per_stream, filter)
             check_heartbeat(request.heartbeat_seconds)
             if request.ack_mode not in _ACK_MODES:
                 raise InvalidArgument("ack_mode must be ACK_MODE_AUTO or ACK_MODE_EXPLICIT")
@@ -147,7 +150,7 @@ class Service:
 
 def _where(request: SubscribeRequest) -> Where:
     if request.start not in _STARTS:
-        raise InvalidArgument("start must be START_EARLIEST or START_LATEST")
+        raise InvalidArgument("start must be START_EARLIEST, START_LATEST or START_LAST")
     since = None
     if request.HasField("since"):
         try:

@@ -13,10 +13,11 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from ..core.limits import PAGE_MESSAGES
 from ..core.selector import Selector
-from ..core.settings import PAGE_MESSAGES
 from ..core.values import Message, Page
 from . import retention
+from .filters import Filters
 from .log import expand, expands, head
 from .names import OF_CHANNEL, Name, exact, factories, shown, sort_key
 from .objects import LOG
@@ -27,11 +28,12 @@ _COLUMNS = "id, channel, payload, created_at"
 
 
 class CatchUp:
-    """Reads the pages of one subscriber. Each call may use another connection."""
+    """Reads the pages of one subscriber. Each call may use another connection. ``filters`` evaluates its filter."""
 
-    def __init__(self, selector: Selector, max_bytes: int) -> None:
-        self._reader = Reader(selector)
+    def __init__(self, selector: Selector, max_bytes: int, filters: Filters | None = None) -> None:
+        self._reader = Reader(selector, keys=bool(selector.filter))
         self._max_bytes = max_bytes
+        self._filters = filters
         #: For each channel, the newest trimmed id that was counted as missed, or that does not count.
         self._reported: dict[Name, int] = {}
         self._head = 0
@@ -47,10 +49,16 @@ class CatchUp:
             self._reported[channel] = max(number, self._reported.get(channel, 0))
 
     def page(self, conn: sqlite3.Connection, after: int, limit: int = PAGE_MESSAGES) -> Page:
-        """The next messages after a position, at most ``limit``, and how many in between were trimmed."""
+        """The next messages after a position, at most ``limit``, and how many in between were trimmed.
+
+        With a filter, the page may have no message: its position has passed those that do not pass the filter.
+        """
         conn.execute("BEGIN")
         try:
-            page = self._reader.page(conn, after, self._max_bytes, min(limit, PAGE_MESSAGES))
+            if self._reader.selector.filter:
+                page = self._filtered(self._reader.page(conn, after, self._max_bytes), limit)
+            else:
+                page = self._reader.page(conn, after, self._max_bytes, min(limit, PAGE_MESSAGES))
             if page.head < self._head:
                 # The file was restored from a backup: the reported ids belong to another log.
                 self._reported.clear()
@@ -62,6 +70,20 @@ class CatchUp:
             conn.execute("ROLLBACK")
         self._reported.update(gone.released)
         return replace(page, missed=gone.messages) if gone.messages else page
+
+    def _filtered(self, page: Page, limit: int) -> Page:
+        """The messages of a page that pass the filter, at most ``limit``, up to where the time sufficed."""
+        if not page.messages:
+            return page
+        assert self._filters is not None
+        messages, position = page.messages, page.position
+        verdicts = self._filters.passes(self._reader.selector.filter, messages)
+        if len(verdicts) < len(messages):
+            position = messages[len(verdicts)].id - 1
+        found = [message for message, passes in zip(messages, verdicts, strict=False) if passes]
+        if len(found) > limit:
+            position = found[limit].id - 1
+        return replace(page, messages=found[:limit], position=position)
 
 
 #: For up to this many channels, catch-up merges one index range per channel; for more, it scans windows of the log.
@@ -81,10 +103,12 @@ class Reader:
     another connection.
     """
 
-    __slots__ = ("_channels", "_known_to", "selector")
+    __slots__ = ("_channels", "_columns", "_known_to", "selector")
 
-    def __init__(self, selector: Selector) -> None:
+    def __init__(self, selector: Selector, *, keys: bool = False) -> None:
         self.selector = selector
+        #: Keys are read for filters alone: they take time, and are not sent.
+        self._columns = f"{_COLUMNS}, key" if keys else _COLUMNS
         self._channels: list[Name] = sorted(selector.channels)
         self._known_to = -1
 
@@ -115,11 +139,12 @@ class Reader:
         rows, end = self._select(conn, after, top, limit)
         messages: list[Message] = []
         total = 0
-        for number, channel, payload, created_at in rows:
+        for row in rows:
+            payload = row[2]
             total += len(payload) if isinstance(payload, (str, bytes)) else 8
             if messages and total > max_bytes:
                 return Page(messages, messages[-1].id, top)
-            messages.append(Message(number, channel, payload, created_at))
+            messages.append(Message(*row))
         if len(messages) == limit:
             end = messages[-1].id
         return Page(messages, end, top)
@@ -139,12 +164,12 @@ class Reader:
     def _select(self, conn: sqlite3.Connection, after: int, top: int, limit: int) -> tuple[Iterable[Any], int]:
         channels = self._channels
         if self.selector.everything:
-            sql = f"SELECT {_COLUMNS} FROM {LOG} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
+            sql = f"SELECT {self._columns} FROM {LOG} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
             return conn.execute(sql, [after, top, limit]), top
         if not channels:
             return [], top
         if len(channels) <= MERGED_CHANNELS:
-            one = f"SELECT {_COLUMNS} FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ?"
+            one = f"SELECT {self._columns} FROM {LOG} WHERE {OF_CHANNEL} AND id > ? AND id <= ?"
             sql = " UNION ALL ".join([one] * len(channels)) + " ORDER BY id LIMIT ?"
             values = [value for channel in channels for value in (channel, after, top)]
             return conn.execute(sql, [*values, limit]), top
@@ -153,5 +178,5 @@ class Reader:
         names = conn.execute(f"SELECT id, channel FROM {LOG} WHERE id > ? AND id <= ? ORDER BY id", [after, end])
         matches = self.selector.matches
         ids = list(islice((row[0] for row in names if matches(row[1])), limit))
-        sql = f"SELECT {_COLUMNS} FROM {LOG} WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
+        sql = f"SELECT {self._columns} FROM {LOG} WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id"
         return conn.execute(sql, [json.dumps(ids)]), end

@@ -203,7 +203,10 @@ def _append_run(
 
 def messages(ids: Iterable[int], items: Iterable[Item], created_at: str) -> list[Message]:
     """The messages of the log that appended items have become."""
-    return [Message(number, item.channel, item.payload, created_at) for number, item in zip(ids, items, strict=True)]
+    return [
+        Message(number, item.channel, item.payload, created_at, item.key)
+        for number, item in zip(ids, items, strict=True)
+    ]
 
 
 def last_id(conn: sqlite3.Connection, channel: str) -> int:
@@ -226,7 +229,7 @@ def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list
     cursor = conn.execute(_APPEND_ONE, (item.channel, item.payload, created_at, item.key))
     if cursor.rowcount == 1:
         message_id = int(cursor.lastrowid or 0)
-        new.append(Message(message_id, item.channel, item.payload, created_at))
+        new.append(Message(message_id, item.channel, item.payload, created_at, item.key))
     else:
         message_id = _id_of_key(conn, item)
     ids.append(message_id)

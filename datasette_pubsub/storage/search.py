@@ -27,7 +27,7 @@ SEARCHED_BYTES = 64 * 1024 * 1024
 #: The longest search text, in characters; a longer one may not fit into a URL.
 MAX_TEXT = 1_000
 
-_COLUMNS = "id, channel, payload, created_at"
+_COLUMNS = "id, channel, payload, created_at, key"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import sqlite3
 from typing import Any
 
 from ..core.errors import InvalidArgument, PayloadTooLarge
-from ..core.settings import MAX_SNAPSHOT_BYTES
+from ..core.limits import MAX_SNAPSHOT_BYTES
 from . import log
 from .sqlite_codes import is_of_the_file
 from .time_limit import time_limit

@@ -90,7 +90,7 @@ def of_owner(conn: sqlite3.Connection, owner: str) -> list[Subscription]:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits of one owner: how many subscriptions, and how many bytes of channels and patterns in all of them.
+    """The limits of one owner: how many subscriptions, and how many bytes of channels, patterns and filters in all.
 
     ``option`` names the option that limits the number.
     """
@@ -131,19 +131,21 @@ def open_or_create(
 ) -> Subscription:
     """Open a subscription: create it with this cursor if it is new, and store its selector.
 
-    An empty selector keeps the selector of an existing subscription. ``gone`` is
-    for a new one. Raises :class:`TooManyRequests` if it exceeds the ``bounds``.
+    An empty selector keeps the selector of an existing subscription, or all but its
+    filter; see :meth:`.core.selector.Selector.over`. ``gone`` is for a new one.
+    Raises :class:`TooManyRequests` if it exceeds the ``bounds``.
     """
     found = find(conn, owner, name)
+    selector = selector.over(found.selector) if found else selector
     reads = _reads(selector, (gone or {}) if found is None else found.gone)
-    if bounds is not None and (found is None or (selector and len(reads) > len(found.reads))):
+    if bounds is not None and (found is None or (selector != found.selector and len(reads) > len(found.reads))):
         bounds.check(conn, owner, reads, found.id if found else None)
     if found is None:
         conn.execute(
             f"INSERT INTO {SUBSCRIPTIONS} (owner, name, reads, cursor) VALUES (?, ?, ?, ?)",
             [owner, name, reads, cursor],
         )
-    elif selector and selector != found.selector:
+    elif selector != found.selector:
         conn.execute(f"UPDATE {SUBSCRIPTIONS} SET reads = ?, last_seen_at = {NOW} WHERE id = ?", [reads, found.id])
     else:
         conn.execute(f"UPDATE {SUBSCRIPTIONS} SET last_seen_at = {NOW} WHERE id = ?", [found.id])
@@ -341,7 +343,8 @@ def _subscription(row: sqlite3.Row) -> Subscription:
     gone = reads.get("gone") if isinstance(reads, dict) else None
     gone = {k: v for k, v in gone.items() if isinstance(v, int)} if isinstance(gone, dict) else {}
     channels, patterns = (_texts(reads, name) for name in ("channels", "patterns"))
-    selector = Selector(frozenset(channels), tuple(patterns))
+    text = reads.get("filter") if isinstance(reads, dict) else None
+    selector = Selector(frozenset(channels), tuple(patterns), filter=text if isinstance(text, str) else "")
     return Subscription(
         row[0], row[1], row[2], row[3], selector, gone, row[4], row[5], row[6], row[7], row[8], bool(row[9])
     )
@@ -350,6 +353,8 @@ def _subscription(row: sqlite3.Row) -> Subscription:
 def _reads(selector: Selector, gone: Mapping[Name, int]) -> str:
     """The JSON of a selector for the column ``reads``."""
     reads: dict[str, Any] = {"channels": sorted(selector.channels), "patterns": list(selector.patterns)}
+    if selector.filter:
+        reads["filter"] = selector.filter
     if gone:
         newest = sorted(gone.items(), key=lambda entry: -entry[1])[:MAX_GONE]
         reads["gone"] = {shown(channel): number for channel, number in reversed(newest)}

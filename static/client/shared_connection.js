@@ -30,7 +30,7 @@ const SUPERSEDED_MS = 1_000;
 /** How long the connection follows the channels of a member that has left, in ms: visitors move from page to page. */
 const SHRINK_MS = 10_000;
 
-/** The parameters that differ between the members of a group. */
+/** The parameters that differ between the members of a group; members with another filter are in another group. */
 const OWN_PARAMETERS = ["channel", "pattern", "after", "start", "since"];
 
 export class SharedConnection {
@@ -77,7 +77,7 @@ export class SharedConnection {
   open() {
     // A subscriber without a position, whose start differs from the others', first reads alone up to the head.
     const begins = this.#url.searchParams;
-    const apart = begins.get("start") === "earliest" || begins.has("since");
+    const apart = ["earliest", "last"].includes(begins.get("start")) || begins.has("since");
     if (apart && !this.#named) this.#readAlone();
     else this.#joinGroup();
   }

@@ -90,7 +90,7 @@ class PubsubSubscriptions extends HTMLElement {
     return element("tr", { dataset: { owner, subscription } }, ...cells);
   }
 
-  #fill(row, { channels, patterns, cursor, lag, lag_is_more: more, connected, last_seen_at: seen }) {
+  #fill(row, { channels, patterns, filter, cursor, lag, lag_is_more: more, connected, last_seen_at: seen }) {
     const put = (kind, text) => {
       const cell = row.querySelector(`.col-${kind}`);
       if (cell.textContent !== text) cell.textContent = text;
@@ -104,12 +104,11 @@ class PubsubSubscriptions extends HTMLElement {
       time.dateTime = seen;
       localise(time);
     }
-    const reads = [...channels, ...patterns].map(visible);
+    const code = (text) => element("code", { textContent: visible(text) });
+    const nodes = [...channels, ...patterns].flatMap((text, index) => [index ? ", " : "", code(text)]);
+    if (filter) nodes.push(" where ", code(filter));
     const cell = row.querySelector(".col-reads");
-    if (cell.textContent !== reads.join(", ")) {
-      const nodes = reads.flatMap((text, index) => [index ? ", " : "", element("code", { textContent: text })]);
-      cell.replaceChildren(...nodes);
-    }
+    if (cell.textContent !== nodes.map((node) => node.textContent ?? node).join("")) cell.replaceChildren(...nodes);
   }
 }
 

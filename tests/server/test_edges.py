@@ -173,8 +173,8 @@ WRITE = ("POST",)
 METHODS = {
     "/data/-/pubsub": READ,
     "/data/-/pubsub/c": READ,
-    "/data/-/pubsub/-/stream?channel=c": READ,
-    "/data/-/pubsub/-/live?sql=SELECT+1": READ,
+    "/data/-/pubsub/-/stream?channel=c": (*READ, "POST", "QUERY"),
+    "/data/-/pubsub/-/live?sql=SELECT+1": (*READ, "POST", "QUERY"),
     "/data/-/pubsub/-/messages.json": READ,
     "/data/-/pubsub/-/messages.csv": READ,
     "/data/-/pubsub/-/channels.json": READ,
@@ -202,7 +202,7 @@ def test_methods(serve: Callable[..., Server]) -> None:
     server = serve(config={"permissions": {"publish-message": True, "alter-table": True}})
     server.publish(channel="c", payload="x")
     for path, answered in METHODS.items():
-        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PROPFIND"):
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PROPFIND", "QUERY"):
             if method in answered:
                 continue
             answer = httpx.request(method, server.url + path)

@@ -96,7 +96,7 @@ def test_streams_and_acks(serve: Callable[..., Server]) -> None:
         ({"channel": ""}, 400, "channel is empty"),
         ({"channel": "a", "after": "x"}, 400, "after must be a message id"),
         ({"channel": "a", "after": "-1"}, 400, "after must be a message id"),
-        ({"channel": "a", "start": "middle"}, 400, "start must be earliest or latest"),
+        ({"channel": "a", "start": "middle"}, 400, "start must be earliest, latest or last"),
         ({"channel": "a", "since": "yesterday"}, 400, "since must be an ISO 8601 time"),
         ({"channel": "a", "format": "xml"}, 400, "format must be json or raw"),
         ({"channel": "a", "ack": "never"}, 400, "ack must be auto or explicit"),
@@ -107,7 +107,7 @@ def test_streams_and_acks(serve: Callable[..., Server]) -> None:
         answer = httpx.get(stream, params=params)
         assert answer.status_code == status, (params, answer.text)
         assert reason in answer.json()["error"]
-    assert httpx.post(stream, json={}).status_code == 405
+    assert httpx.post(stream, json={}).status_code == 415
     with Sse(stream, channel="a", subscription="s", ack="explicit") as reader:
         reader.messages(1)
     for body, status, reason in (
