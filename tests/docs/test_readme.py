@@ -30,7 +30,7 @@ BLOCKS = [(match["kind"], match["code"]) for match in BLOCK.finditer(README)]
 def test_every_example_is_of_a_kind_that_is_run() -> None:
     kinds = {kind for kind, _ in BLOCKS}
     assert kinds == {
-        "shell", "sqlite3", "query", "curl", "stream", "browser", "typescript", "python", "file served.py",
+        "shell", "sqlite3", "query", "curl", "stream", "live", "browser", "typescript", "python", "file served.py",
     }  # fmt: skip
 
 
@@ -93,6 +93,9 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: 
                 r'"createdAt":"[-\d]+T[:.\d]+Z"\}\n',
                 output,
             )
+        elif kind == "live":
+            output = run(f"{code.strip().replace('curl -N', 'curl -sN')} | head -n 4")
+            assert '"columns":["status","users"]' in output
         elif kind == "python":
             script = tmp_path / "example.py"
             script.write_text(code)

@@ -9,6 +9,15 @@ from commands import datasette
 from playwright.sync_api import BrowserContext, Page, expect
 from servers import Server, sqlite_shell
 
+STANDING = {
+    "large-orders": {
+        "sql": "SELECT id, customer, total FROM orders WHERE total > 50",
+        "channel": "large",
+        "key": ["id"],
+    },
+    "broken": {"sql": "SELECT * FROM nowhere", "channel": "alerts/broken"},
+}
+
 #: Everybody may publish; ada is logged in and may do everything else, in a database of either name.
 CONFIG = {
     "permissions": {"publish-message": True, "alter-table": {"id": "ada"}},
@@ -16,7 +25,8 @@ CONFIG = {
         name: {
             "tables": {
                 "pubsub_subscriptions": {"allow": {"id": "ada"}, "permissions": {"delete-row": {"id": "ada"}}},
-            }
+            },
+            "plugins": {"datasette-pubsub": {"standing_queries": STANDING}},
         }
         for name in ("data", "shop")
     },
@@ -35,6 +45,7 @@ PAGES = {
     "channel": "/-/pubsub/orders",
     "publish": "/-/pubsub/-/publish-form?channel=alerts",
     "subscriptions": "/-/pubsub/-/subscriptions",
+    "queries": "/-/pubsub/-/queries",
     "delete": "/-/pubsub/-/subscriptions?delete=billing&owner=ada",
     "broadcast": "/orders/-/broadcast",
     "table": "/orders",
