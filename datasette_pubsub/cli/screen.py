@@ -40,7 +40,7 @@ class Screen:
     """The terminal's alternate screen, from entering the block until it ends."""
 
     def __init__(self) -> None:
-        #: Whether the table has to be drawn again because the terminal has another size, or was used by others.
+        #: Whether the table has to be drawn again, because the terminal was used by others.
         self.stale = False
         self.colours = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self._echo: list[Any] | None = None
@@ -48,10 +48,9 @@ class Screen:
 
     def __enter__(self) -> Screen:
         self._enter()
-        for name, handler in (("SIGWINCH", self._resized), ("SIGTSTP", self._stopped)):
-            number = getattr(signal, name, None)
-            if number is not None:
-                self._handlers[number] = signal.signal(number, handler)
+        number = getattr(signal, "SIGTSTP", None)
+        if number is not None:
+            self._handlers[number] = signal.signal(number, self._stopped)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,9 +72,6 @@ class Screen:
             termios.tcsetattr(sys.stdin, termios.TCSANOW, self._echo)
             self._echo = None
         self._write("\x1b[?25h\x1b[?1049l")
-
-    def _resized(self, _number: int, _frame: FrameType | None) -> None:
-        self.stale = True
 
     def _stopped(self, number: int, _frame: FrameType | None) -> None:
         """Ctrl+Z: give the terminal back, and take it again when the command goes on."""
@@ -105,6 +101,8 @@ class Table:
         self._marks: dict[int, str] = {}
         self._status = ""
         self._problem: str | None = None
+        #: The size of the terminal when the table was drawn.
+        self._size: os.terminal_size | None = None
 
     def whole(self, result: Result) -> None:
         self._show(result, {}, "")
@@ -121,7 +119,8 @@ class Table:
         return True
 
     def idle(self) -> None:
-        if self._screen.stale:
+        """Draw again if the terminal has another size. Asking for it costs less than a signal that may be missed."""
+        if self._screen.stale or shutil.get_terminal_size() != self._size:
             self._draw()
 
     def _show(self, result: Result, marks: dict[int, str], status: str) -> None:
@@ -131,9 +130,8 @@ class Table:
     def _draw(self) -> None:
         if self._result is None:
             return
-        # Before the size is read: a signal that comes after this has the table drawn once more.
         self._screen.stale = False
-        width, height = shutil.get_terminal_size()
+        self._size = width, height = shutil.get_terminal_size()
         status = f"{self._file}  {counted(len(self._result.rows), 'row')}  {self._status}"
         if self._problem is not None:
             status = f"Error: {visible(self._problem)}"

@@ -109,9 +109,13 @@ def test_hidden_messages_change_nothing_that_can_be_seen(server: Server) -> None
             text = re.sub(moving, "", client.get(address).text)
             return re.sub(r"(\d+,\s*){20,}\d+", lambda found: str(sum(map(int, found[0].split(",")))), text)
 
-        before = {address: shown(address) for address in addresses}
-        sqlite_shell(server.path, "INSERT INTO vpubsub (channel, payload) VALUES ('secret', 's'), ('new', 'n')")
-        assert [address for address in addresses if shown(address) != before[address]] == []
+        def unchanged(address: str) -> bool:
+            before = shown(address)
+            sqlite_shell(server.path, "INSERT INTO vpubsub (channel, payload) VALUES ('secret', 's'), ('new', 'n')")
+            return shown(address) == before
+
+        # What moves on with the time may do so in between: once, not three times.
+        assert [address for address in addresses if not any(unchanged(address) for _ in range(3))] == []
 
 
 def test_what_is_made_of_the_log_is_closed_like_the_log(server: Server) -> None:
@@ -128,8 +132,8 @@ def test_what_is_made_of_the_log_is_closed_like_the_log(server: Server) -> None:
 
     assert opened("eve") == opened(None) == opened("bob") == {"other", "shown"}
     everything = {"recent", "of a view", "found", "other", "shown", *OURS}
-    # The cursors of all are for root, or for whom a rule names; seeing all channels is not enough.
-    assert opened("ada") == everything - {"pubsub_subscriptions"}
+    # The cursors of all, and the rows of standing queries, are for root, or for whom a rule names.
+    assert opened("ada") == everything - {"pubsub_subscriptions", "_pubsub_standing"}
     assert opened("root") == everything
 
 

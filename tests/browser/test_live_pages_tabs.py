@@ -23,7 +23,7 @@ from datasette_pubsub.hooks import registry
 @hookimpl
 def register_routes():
     async def runs(datasette):
-        queries = registry(datasette).of("data").live_queries.queries
+        queries = registry(datasette).of("data").queries.live.queries
         return Response.json([[query.runs, len(query.followers)] for query in queries])
     return [(r"^/-/runs$", runs)]
 """

@@ -236,6 +236,8 @@ def test_more_groups_than_an_address_holds(
         )
     server = serve(options=["--setting", "max_returned_rows", "5000"])
     page = sql_page(context, server)
+    # 100,000 messages in one statement.
+    page.set_default_timeout(120_000)
     typed(page, "SELECT g, publish_batch('g', x) AS n, publish_batch('h', x) FILTER (WHERE x % 3) FROM t GROUP BY g")
     press(page)
     count = published(server)

@@ -308,7 +308,7 @@ def test_heartbeats_head_and_the_end(serve: Serve) -> None:
     server = started(serve, heartbeat_seconds=0.2)
     answer = httpx.head(f"{server.pubsub}/-/live", params={"sql": "SELECT 1"})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-    assert httpx.post(f"{server.pubsub}/-/live", params={"sql": "SELECT 1"}).status_code == 405
+    assert httpx.put(f"{server.pubsub}/-/live", params={"sql": "SELECT 1"}).status_code == 405
     with live(server, sql="SELECT 1") as stream:
         assert stream.event()["event"] == "snapshot"
         assert stream.event() == {"event": "heartbeat", "id": None, "data": {"head": "0"}}
@@ -316,6 +316,20 @@ def test_heartbeats_head_and_the_end(serve: Serve) -> None:
         ended.start()
         assert stream.until("bye")["data"]["code"] == "shutdown"
         ended.join()
+
+
+@pytest.mark.parametrize("method", ["POST", "QUERY"])
+def test_sql_that_is_too_long_for_a_url(serve: Serve, method: str) -> None:
+    server = started(serve)
+    sql = f"SELECT :n + {' + '.join(['1'] * 400)} AS sum -- {'x' * 20_000}"
+    with (
+        httpx.Client(timeout=60) as client,
+        client.stream(method, f"{server.pubsub}/-/live", data={"sql": sql, "n": "2"}) as answer,
+    ):
+        assert answer.status_code == 200
+        assert any('"rows":[[402]]' in line for line in answer.iter_lines() if line.startswith("data:"))
+    refused = httpx.request(method, f"{server.pubsub}/-/live", json={"sql": "SELECT 1"})
+    assert (refused.status_code, "x-www-form-urlencoded" in refused.json()["error"]) == (415, True)
 
 
 def test_a_file_that_is_replaced(serve: Serve, tmp_path: Path) -> None:
