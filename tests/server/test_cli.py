@@ -348,7 +348,8 @@ def test_subscriptions(serve: Callable[..., Server]) -> None:
     server.publish({"channel": "a", "payload": "2"}, {"channel": "b/1", "payload": "3"}, {"channel": "c", "payload": 4})
     (row,) = json.loads(call("subscriptions", server.path, "--json").stdout)
     assert row.pop("created_at") <= row.pop("last_seen_at")
-    assert row == {"owner": "", "subscription": "s", "channels": ["a"], "patterns": ["b/*"], "cursor": 1, "lag": 2}
+    reads = {"channels": ["a"], "patterns": ["b/*"], "filter": ""}
+    assert row == {"owner": "", "subscription": "s", **reads, "cursor": 1, "lag": 2}
     _, line = call("subscriptions", server.path).stdout.splitlines()
     assert line.split()[:6] == ["(anonymous)", "s", "a,", "b/*", "1", "2"]
 
