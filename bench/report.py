@@ -309,7 +309,7 @@ def filter_rows(r: Results) -> list[Row]:
         ),
         at_most(
             "CPU time of the server alone",
-            2.0,
+            3.0,
             r.ratio("filtered", "cpu_filtered", "cpu_all"),
             "the time when it sends all to all of them",
         ),
