@@ -120,7 +120,7 @@ class Table:
 
     def idle(self) -> None:
         """Draw again if the terminal has another size. Asking for it costs less than a signal that may be missed."""
-        if self._screen.stale or shutil.get_terminal_size() != self._size:
+        if self._screen.stale or size() != self._size:
             self._draw()
 
     def _show(self, result: Result, marks: dict[int, str], status: str) -> None:
@@ -131,7 +131,7 @@ class Table:
         if self._result is None:
             return
         self._screen.stale = False
-        self._size = width, height = shutil.get_terminal_size()
+        self._size = width, height = size()
         status = f"{self._file}  {counted(len(self._result.rows), 'row')}  {self._status}"
         if self._problem is not None:
             status = f"Error: {visible(self._problem)}"
@@ -143,6 +143,14 @@ class Table:
     def print_plain(result: Result) -> None:
         """Print the whole result, as the other commands print tables."""
         print_table(result.columns, [cells(row) for row in result.rows])
+
+
+def size() -> os.terminal_size:
+    """The size of the terminal now. The variables ``COLUMNS`` and ``LINES`` do not follow it, so they do not count."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        return shutil.get_terminal_size()
 
 
 def lines(result: Result, marks: dict[int, str], width: int, height: int, colours: bool) -> list[str]:
