@@ -29,7 +29,11 @@ transports.create_ssl_context = functools.cache(transports.create_ssl_context)  
 LONG = (
     "test_acked_link",
     "test_acked_link_servers",
+    "test_side_doors",
+    "test_accessibility",
+    "test_live_pages",
     "test_live_query",
+    "test_live_pages_tabs",
     "test_host",
     "test_acked",
     "test_publish_batch_once",
