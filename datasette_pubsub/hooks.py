@@ -302,10 +302,8 @@ def register_output_renderer() -> dict[str, Any]:
     async def can_render(
         datasette: Datasette, request: Request, view_name: str, database: str, table: Any, query_name: Any, sql: Any
     ) -> bool:
-        if view_name == "row":
-            return False
         source = live_query.Source(database=database, table=table, query_name=query_name, sql=sql)
-        return await live_query.offered(datasette, request, source)
+        return view_name != "row" and await live_query.offered(datasette, request, source)
 
     async def render(
         datasette: Datasette,
