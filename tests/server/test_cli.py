@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -25,7 +26,18 @@ from datasette_pubsub.storage import schema
 
 def test_every_command_is_explained() -> None:
     commands = run("--help").stdout
-    for name in ("install", "publish", "tail", "channels", "subscriptions", "trim", "demo"):
+    for name in (
+        "install",
+        "publish",
+        "tail",
+        "channels",
+        "subscriptions",
+        "trim",
+        "broadcast",
+        "live",
+        "watch",
+        "demo",
+    ):
         assert name in commands
         assert "Usage:" in call(name, "--help").stdout
 
@@ -84,7 +96,8 @@ def test_the_demo_script(tmp_path: Path) -> None:
     folder = tmp_path / "checkout"
     (folder / "demo").mkdir(parents=True)
     shutil.copy(root / "demo" / "run", folder / "demo" / "run")
-    shutil.copy(root / "metadata.yml", folder)
+    for name in ("metadata.yml", "datasette.yml"):
+        shutil.copy(root / name, folder)
     port = free_port()
     environment = {**os.environ, "PORT": str(port), "BIN": str(Path(sys.executable).parent)}
     shown = tmp_path / "shown"
@@ -98,6 +111,11 @@ def test_the_demo_script(tmp_path: Path) -> None:
         )
         with Sse(f"http://127.0.0.1:{port}/weather/-/pubsub/-/stream", channel="observations") as days:
             assert json.loads(days.messages(1)[0]["payload"])["date"].startswith("2012-")
+        pages = set(re.findall(r"<http://127\.0\.0\.1:8001(/weather/[^>]+)>", (root / "README.md").read_text()))
+        assert "/weather/this_month.live" in pages
+        for page in pages:
+            answer = httpx.get(f"http://127.0.0.1:{port}{page}", timeout=DEADLINE)
+            assert answer.status_code == 200, page
         taken = subprocess.run(["sh", "demo/run"], cwd=folder, env=environment, capture_output=True, text=True)
         wrong = (
             f"demo: port {port} cannot be used (address already in use); choose another: make demo PORT={port + 1}\n"

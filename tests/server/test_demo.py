@@ -29,13 +29,14 @@ Serve = Callable[..., Server]
 
 @pytest.fixture
 def serve_folder(tmp_path: Path) -> Iterator[Serve]:
-    """Serve a folder with this project's metadata.yml, as ``datasette .`` in a checkout does."""
+    """Serve a folder with this project's metadata.yml and datasette.yml, as ``datasette .`` in a checkout does."""
     servers: list[Server] = []
 
     def begin(arguments: tuple[str, ...] = (".",), options: tuple[str, ...] = ()) -> Server:
         folder = tmp_path / "checkout"
         folder.mkdir(exist_ok=True)
-        (folder / "metadata.yml").write_bytes((ROOT / "metadata.yml").read_bytes())
+        for name in ("metadata.yml", "datasette.yml"):
+            (folder / name).write_bytes((ROOT / name).read_bytes())
         server = Server([folder / "weather.db"], {}, folder, port=free_port())
         server.run(["datasette", *arguments, "-p", str(server.port), *options])
         servers.append(server)

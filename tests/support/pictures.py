@@ -64,8 +64,7 @@ def every_page(browser: Browser, folder: Path) -> None:
 
 def demo(browser: Browser, folder: Path) -> None:
     """The demo's stored query, while another program replays the weather."""
-    config = yaml.safe_load((ROOT / "metadata.yml").read_text())
-    del config["plugins"]
+    config = yaml.safe_load((ROOT / "datasette.yml").read_text())
     with served("weather", config) as server, contextlib.closing(sqlite3.connect(server.path)) as conn:
         call("install", server.path)
         weather.prepare(conn)
