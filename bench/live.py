@@ -61,14 +61,14 @@ def fill(path: Path, regions: int) -> None:
 
 
 def live_request(database: str, region: int) -> bytes:
-    """The request of a follower of one region's query."""
+    """The request of a subscriber of one region's query."""
     sql = f"SELECT count(*) AS orders, sum(total) AS total, max(at) AS at FROM orders WHERE region = {region}"
     path = f"/{database}/-/pubsub/-/live?{urllib.parse.urlencode({'sql': sql})}"
     return f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode()
 
 
-class Followers:
-    """All followers; one thread takes what they get, and notes how late each change is."""
+class Subscribers:
+    """All subscribers; one thread takes what they get, and notes how late each change is."""
 
     def __init__(self, socks: list[socket.socket]) -> None:
         self._socks = {sock.fileno(): sock for sock in socks}
@@ -146,7 +146,7 @@ def live_queries(folder: Path, sizes: Sizes) -> Values:
 
 
 def measure(server: Server, subscribers: int, sizes: Sizes) -> dict[str, float]:
-    """Publishing and pages while another process writes 200 times per second, and what followers get meanwhile."""
+    """Publishing and pages while another process writes 200 times per second, and what subscribers get meanwhile."""
     queries = sizes.live_queries if subscribers else 0
     found: dict[str, float] = {}
     with ExitStack() as stack:
@@ -156,18 +156,18 @@ def measure(server: Server, subscribers: int, sizes: Sizes) -> dict[str, float]:
         ]
         wait_ready(socks)
         stack.enter_context(writing(server.path, COMMITS, sizes.live_queries))
-        followers = Followers(socks)
-        stack.callback(followers.end)
+        readers = Subscribers(socks)
+        stack.callback(readers.end)
         time.sleep(2)
-        cpu, begin, changes = server.cpu_seconds(), time.perf_counter(), followers.changes
+        cpu, begin, changes = server.cpu_seconds(), time.perf_counter(), readers.changes
         time.sleep(sizes.idle_seconds)
         seconds = time.perf_counter() - begin
         found["cpu"] = (server.cpu_seconds() - cpu) / seconds
         if socks:
-            # Each run is a change for every follower of its query, and all queries run equally often.
-            found["runs"] = (followers.changes - changes) / len(socks) * queries / seconds
+            # Each run is a change for every subscriber of its query, and all queries run equally often.
+            found["runs"] = (readers.changes - changes) / len(socks) * queries / seconds
         found["page_ms"] = page_milliseconds(server, sizes.live_pages)
         found["publish"] = publish_rate(server, "live", sizes.load_requests)
-        if followers.delays:
-            found["delay_ms"] = statistics.median(followers.delays) * 1000
+        if readers.delays:
+            found["delay_ms"] = statistics.median(readers.delays) * 1000
     return found

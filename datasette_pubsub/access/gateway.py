@@ -26,8 +26,8 @@ from ..core.verdicts import Rights
 from ..live.publisher import PublishStream
 from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
-from ..live_query.follower import Follower, FollowOptions
 from ..live_query.query import Encoder as QueryEncoder
+from ..live_query.subscriber import QuerySubscriber, QuerySubscriberOptions
 from ..storage.query import Question
 from . import permissions, revalidation
 from .cross_site import refuse_elsewhere
@@ -138,7 +138,7 @@ async def admit(datasette: Datasette, request: Request, broker: Broker, asked: A
 
 
 class AdmittedQuery:
-    """A follower of a live query that :func:`admit_query` has checked, and that may be opened."""
+    """A subscriber of a live query that :func:`admit_query` has checked, and that may be opened."""
 
     def __init__(
         self, datasette: Datasette, request: Request, broker: Broker, asked: AskedQuery, question: Question
@@ -149,13 +149,13 @@ class AdmittedQuery:
         self._asked = asked
         self._question = question
 
-    def open(self, encoder: QueryEncoder) -> AbstractAsyncContextManager[Follower]:
-        """Open the follower until the block ends. Raises :class:`~.core.errors.PubsubError`."""
+    def open(self, encoder: QueryEncoder) -> AbstractAsyncContextManager[QuerySubscriber]:
+        """Open the subscriber until the block ends. Raises :class:`~.core.errors.PubsubError`."""
         settings = self._broker.settings
-        return self._broker.queries.follow(
+        return self._broker.queries.subscribe(
             self._question,
             encoder,
-            FollowOptions(
+            QuerySubscriberOptions(
                 party=permissions.party_of(self._request),
                 heartbeat_seconds=self._asked.heartbeat_seconds or settings.heartbeat_seconds,
                 send_bytes=settings.max_send_bytes,
@@ -188,7 +188,7 @@ async def admit_query(datasette: Datasette, request: Request, broker: Broker, as
         broker = registry(datasette).of("data")
         asked = gateway.AskedQuery(sql="SELECT 1 + :n AS sum", args=(("n", "2"),))
         admitted = await gateway.admit_query(datasette, request, broker, asked)
-        async with admitted.open(SseQueryEncoder()) as follower, aclosing(follower.frames()) as frames:
+        async with admitted.open(SseQueryEncoder()) as subscriber, aclosing(subscriber.frames()) as frames:
             first = await anext(frames)
         assert first == b'event: snapshot\\ndata: {"head":"0","columns":["sum"],"key":[],"rows":[[3]]}\\n\\n'
     """

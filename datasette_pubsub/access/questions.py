@@ -28,7 +28,7 @@ MAX_SQL_BYTES = 50_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedQuery:
-    """What a follower asks for; exactly one of ``sql``, ``table`` and ``query`` (the name of a stored one).
+    """What a subscriber asks for; exactly one of ``sql``, ``table`` and ``query`` (the name of a stored one).
 
     ``args`` are the parameters of the SQL or of the stored query, or the
     filters of the table as in the URL of its page: values by name, each may

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import FailedPrecondition, NotFound
 from ..core.settings import Settings
 from ..live.admission import Admission
-from ..live_query.follower import Follower, FollowOptions
 from ..live_query.queries import LiveQueries
 from ..live_query.query import Encoder
+from ..live_query.subscriber import QuerySubscriber, QuerySubscriberOptions
 from ..storage import snapshot
 from ..storage.query import Limits, Question
 from ..storage.quoting import identifier
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Querying:
-    """The queries of one database: ``live`` ones, which somebody follows, and ``standing`` ones, which publish.
+    """The queries of one database: ``live`` ones, for subscribers, and ``standing`` ones, which publish.
 
     ``file`` has no time limit on reads, and ``read`` has one. ``make_way`` ends the batcher's session; ``watch`` is
     called when commits have to be watched, or no longer; ``published`` after a standing query has published; and
@@ -75,14 +75,14 @@ class Querying:
             removed=removed,
         )
 
-    def follow(
-        self, question: Question, encoder: Encoder, options: FollowOptions
-    ) -> AbstractAsyncContextManager[Follower]:
-        """Open a follower of a live query until the block ends. Raises :class:`~.core.errors.PubsubError`."""
+    def subscribe(
+        self, question: Question, encoder: Encoder, options: QuerySubscriberOptions
+    ) -> AbstractAsyncContextManager[QuerySubscriber]:
+        """Open a subscriber of a live query until the block ends. Raises :class:`~.core.errors.PubsubError`."""
         self._store.check_present()
         if self._db.is_memory:
             raise FailedPrecondition(f"database {self._db.name} is in memory: its commits cannot be watched")
-        return self.live.follow(question, encoder, options)
+        return self.live.subscribe(question, encoder, options)
 
     async def run_live(self, _datasette: Datasette) -> None:
         """Run live queries, for ever."""

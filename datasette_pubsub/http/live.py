@@ -46,10 +46,10 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     admitted = await gateway.admit_query(datasette, request, broker, asked)
     if request.method == "HEAD":
         return Response("", headers=dict(STREAM_HEADERS), content_type=CONTENT_TYPE)
-    async with admitted.open(_ENCODER) as follower:
+    async with admitted.open(_ENCODER) as subscriber:
         try:
             headers, seconds = cors_headers(datasette), broker.settings.send_timeout_seconds
-            await answer(follower.frames(), receive, send, headers, seconds)
+            await answer(subscriber.frames(), receive, send, headers, seconds)
         except SendTimeout:
             gateway.cut_off(request, broker, "subscriber of a live query")
     return None

@@ -76,9 +76,9 @@ class Hub:
         self._waiters.discard(waiter)
         self._by_pattern.discard(waiter)
         for channel in waiter.selector.channels:
-            followers = self._by_channel[channel]
-            followers.discard(waiter)
-            if not followers:
+            waiters = self._by_channel[channel]
+            waiters.discard(waiter)
+            if not waiters:
                 del self._by_channel[channel]
         if not self._waiters:
             self.tail.reset(self.head)

@@ -21,6 +21,7 @@ Catch-up and live delivery are the same steps, so there is no hand-over between 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -309,7 +310,8 @@ class Subscriber:
 
     def _resume(self) -> None:
         """Skip messages that were committed during a wait at the head and that this subscriber does not follow."""
-        self._move(self._waiter.resume or 0 if self._at_head else 0)
+        if self._at_head and self._waiter.resume is not None:
+            self._move(self._waiter.resume)
 
     def _woken(self) -> bytes:
         """The frame to send after a wait in which nothing was sent: a heartbeat if the wait timed out, else nothing."""
@@ -392,9 +394,7 @@ class Subscriber:
         if self._end is not None:
             return
         self._ended = asyncio.Event()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_MESSAGE_SECONDS):
                 await self._ended.wait()
-        except TimeoutError:
-            pass
         self._ended = None

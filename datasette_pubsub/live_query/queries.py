@@ -1,10 +1,11 @@
-"""All live queries of one database: shares them among their followers, and runs them when something was committed.
+"""All live queries of one database: shares them among their subscribers, and runs them when something was committed.
 
 Theory of operation. The watcher calls :meth:`LiveQueries.committed` after each commit that it sees; that makes the
-queries dirty. The supervised task :meth:`LiveQueries.run` takes the dirty query that has been due for the longest, and
-starts a run of it, on one of Datasette's SQL threads. Two runs may happen at the same time: one of a query that is
-known to be slow, and one of any other, so that a slow query never stands before a quick one. When a query is due is
-decided by :mod:`.shares`. A run that finds the result unchanged tells nobody.
+queries dirty. The supervised task :meth:`LiveQueries.run` takes the dirty queries that have been due for the longest,
+and starts their runs on one of Datasette's SQL threads: quick queries together, since handing one of them to a thread
+costs more than running it, and a query that is known to be slow by itself. Each of these two *lanes* has one thread at
+a time, so that a slow query never stands before a quick one. When a query is due is decided by :mod:`.shares`. A run
+that finds the result unchanged tells nobody.
 
 Commits that cannot matter are passed over. The batcher's transactions change only the log and what belongs to it: a
 query that reads none of this stays as it is, if nothing else was committed (:meth:`LiveQueries._unchanged`). Tables
@@ -18,25 +19,35 @@ import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 from ..core.errors import PubsubError, TooManyRequests, Unavailable
 from ..core.settings import Settings
 from ..live.admission import Admission
 from ..storage.query import Limits, Question
 from . import runs, shares
-from .follower import Follower, FollowOptions
 from .query import Encoder, LiveQuery, Woken
+from .subscriber import QuerySubscriber, QuerySubscriberOptions
 
 logger = logging.getLogger("datasette_pubsub")
 
 T = TypeVar("T")
 
+#: Quick queries share one thread at a time, and slow ones another.
+Lane = Literal["quick", "slow"]
+
 #: A query whose runs take longer than this is slow, in seconds; slow ones run one at a time, beside the others.
 SLOW_SECONDS = 0.1
+
+#: Quick queries run together while their runs are expected to take no longer than this, in seconds.
+TOGETHER_SECONDS = 0.05
+
+#: How often the time is shared anew, in seconds: each time looks at all queries.
+SHARE_SECONDS = 0.1
 
 #: A query that has not run for this long does not count when the time is shared, in seconds.
 IDLE_SECONDS = 10.0
@@ -56,7 +67,7 @@ class LiveQueries:
 
     ``limits`` returns the limits of one run. ``stamp`` returns a value that
     stays the same while nobody but the batcher commits, or ``None`` if that
-    is not known. ``watch`` is called when the first follower comes and when
+    is not known. ``watch`` is called when the first subscriber comes and when
     the last one has gone.
     """
 
@@ -79,9 +90,9 @@ class LiveQueries:
         self._stamp = stamp
         self._watch = watch
         self._queries: dict[Question, LiveQuery] = {}
-        #: The first runs of new queries, which several followers may wait for.
+        #: The first runs of new queries, which several subscribers may wait for.
         self._first_runs: dict[Question, asyncio.Future[None]] = {}
-        #: For each actor or address, how many followers each of its queries has.
+        #: For each actor or address, how many subscribers each of its queries has.
         self._parties: dict[str, Counter[Question]] = {}
         #: How many commits were seen.
         self._commits = 0
@@ -89,15 +100,18 @@ class LiveQueries:
         self._stamped: tuple[int, object] = (-1, None)
         self._wake = asyncio.Event()
         self._runs: set[asyncio.Task[None]] = set()
-        self._slow_running = self._quick_running = False
+        #: The lanes in which a run is on its way.
+        self._busy: set[Lane] = set()
+        #: When the time was shared, on the loop's clock.
+        self._shared_at = float("-inf")
 
     def __len__(self) -> int:
-        """How many queries are followed."""
+        """How many queries are kept up to date."""
         return len(self._queries)
 
     @property
     def queries(self) -> list[LiveQuery]:
-        """The queries that are followed."""
+        """The queries that are kept up to date."""
         return list(self._queries.values())
 
     def forget(self) -> None:
@@ -111,32 +125,39 @@ class LiveQueries:
         if not self._queries:
             return
         self._commits += 1
+        news = False
         for query in self._queries.values():
-            query.touch(self._commits)
-        self._wake.set()
+            news = query.touch(self._commits) or news
+        if news:
+            self._wake.set()
 
-    # -- followers ------------------------------------------------------------
+    # -- subscribers ------------------------------------------------------------
 
     @asynccontextmanager
-    async def follow(self, question: Question, encoder: Encoder, options: FollowOptions) -> AsyncIterator[Follower]:
-        """Open a follower until the block ends. Raises :class:`~.core.errors.PubsubError` before anything is sent."""
+    async def subscribe(
+        self, question: Question, encoder: Encoder, options: QuerySubscriberOptions
+    ) -> AsyncIterator[QuerySubscriber]:
+        """Open a subscriber until the block ends.
+
+        Raises :class:`~.core.errors.PubsubError` before anything is sent.
+        """
         self._admission.enter(options.party)
-        query = follower = None
+        query = subscriber = None
         try:
             self._count(options.party, question)
             try:
                 query = await self._opened(question)
-                follower = Follower(query, encoder, options)
-                query.followers.add(follower)
-                self._admission.add(follower)
-                yield follower
+                subscriber = QuerySubscriber(query, encoder, options)
+                query.subscribers.add(subscriber)
+                self._admission.add(subscriber)
+                yield subscriber
             finally:
                 self._uncount(options.party, question)
         finally:
-            if follower is not None and query is not None:
-                query.followers.discard(follower)
-                self._admission.discard(follower)
-            self._drop_unfollowed(question)
+            if subscriber is not None and query is not None:
+                query.subscribers.discard(subscriber)
+                self._admission.discard(subscriber)
+            self._drop_unused(question)
             self._admission.leave(options.party)
 
     def _count(self, party: str, question: Question) -> None:
@@ -181,12 +202,7 @@ class LiveQueries:
         """Begin to keep a query up to date, with a first run."""
         query = self._queries[question] = LiveQuery(question, self._settings.max_live_query_bytes)
         self._watch()
-        query.running = True
-        task = asyncio.get_running_loop().create_task(
-            self._run(query), name=f"pubsub live query: {self._name}", context=Context()
-        )
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
+        task = self._start([query], None)
         self._first_runs[question] = task
         return query
 
@@ -199,9 +215,14 @@ class LiveQueries:
         query.keepers.add(keeper)
         return query
 
-    def _drop_unfollowed(self, question: Question) -> None:
+    def _drop_unused(self, question: Question) -> None:
         query = self._queries.get(question)
-        if query is None or query.followers or query.keepers or any(question in own for own in self._parties.values()):
+        if (
+            query is None
+            or query.subscribers
+            or query.keepers
+            or any(question in own for own in self._parties.values())
+        ):
             return
         del self._queries[question]
         self._first_runs.pop(question, None)
@@ -230,67 +251,88 @@ class LiveQueries:
         """Start the runs that are due; returns the seconds until the next one is, or ``None``."""
         waiting = [query for query in self._queries.values() if query.dirty and not query.running]
         waiting.sort(key=lambda query: query.began + query.pause)
-        next_at = None
+        next_at: float | None = None
+        due: dict[Lane, list[LiveQuery]] = {}
         for query in waiting:
-            slow = query.duration > SLOW_SECONDS
-            if self._slow_running if slow else self._quick_running:
+            lane: Lane = "slow" if query.duration > SLOW_SECONDS else "quick"
+            if lane in self._busy:
                 continue
             at = query.began + query.pause
             if at > now:
                 next_at = at if next_at is None else min(next_at, at)
-                continue
-            if slow:
-                self._slow_running = True
             else:
-                self._quick_running = True
-            query.running = True
-            task = asyncio.get_running_loop().create_task(
-                self._run_in_lane(query, slow), name=f"pubsub live query: {self._name}", context=Context()
-            )
-            self._runs.add(task)
-            task.add_done_callback(self._runs.discard)
+                due.setdefault(lane, []).append(query)
+        for lane, queries in due.items():
+            self._start(_together(queries), lane)
         return None if next_at is None else max(0.0, next_at - now)
 
-    async def _run_in_lane(self, query: LiveQuery, slow: bool) -> None:
-        try:
-            await self._run(query)
-        finally:
-            if slow:
-                self._slow_running = False
-            else:
-                self._quick_running = False
+    def _start(self, queries: list[LiveQuery], lane: Lane | None) -> asyncio.Task[None]:
+        """Begin to run these queries, in a lane or, for a first run, beside them."""
+        for query in queries:
+            query.running = True
+        if lane is not None:
+            self._busy.add(lane)
+        task = asyncio.get_running_loop().create_task(
+            self._run(queries), name=f"pubsub live queries: {self._name}", context=Context()
+        )
+        self._runs.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._runs.discard(task)
+            if lane is not None:
+                self._busy.discard(lane)
             self._wake.set()
 
-    async def _run(self, query: LiveQuery) -> None:
-        """Run a query once, unless nothing that it reads can have changed."""
-        loop = asyncio.get_running_loop()
-        # A commit that comes while it runs makes the query dirty again.
-        query.dirty = False
-        query.began = loop.time()
+        task.add_done_callback(ended)
+        return task
+
+    async def _run(self, queries: list[LiveQuery]) -> None:
+        """Run each of these once, unless nothing that it reads can have changed."""
+        now = asyncio.get_running_loop().time()
+        for query in queries:
+            # A commit that comes while it runs makes the query dirty again.
+            query.dirty = False
+            query.began = now
         try:
-            unchanged, stamp = await self._unchanged(query)
-            if unchanged:
-                return
+            changed: list[tuple[LiveQuery, object]] = []
+            for query in queries:
+                unchanged, stamp = await self._unchanged(query)
+                if not unchanged:
+                    query.runs += 1
+                    changed.append((query, stamp))
             limits = self._limits()
-            query.runs += 1
-            try:
-                found, seconds = await self._read(lambda conn: _timed(conn, query, limits))
-            except PubsubError as error:
-                query.schema = None
-                query.failed(error)
-                # Whether the file can be read is not told by a commit.
-                query.dirty = query.dirty or isinstance(error, Unavailable)
-                self._ran(query, loop.time() - query.began)
-                return
-            query.schema, query.stamp = found.schema, stamp
-            if found.result is not None:
-                query.succeeded(found.result, found.change)
-                self._ran(query, seconds)
+            outcomes: Sequence[_Outcome | Exception] = ()
+            if changed:
+                try:
+                    outcomes = await self._read(lambda conn: [_tried(conn, query, limits) for query, _ in changed])
+                except PubsubError as error:
+                    outcomes = [error] * len(changed)
+            for (query, stamp), outcome in zip(changed, outcomes, strict=True):
+                self._take(query, stamp, outcome)
         except Exception:
-            logger.exception("database %s: a live query could not be run", self._name)
-            query.failed(PubsubError("the query could not be run"))
+            logger.exception("database %s: live queries could not be run", self._name)
+            for query in queries:
+                query.failed(PubsubError("the query could not be run"))
         finally:
-            query.running = False
+            for query in queries:
+                query.running = False
+
+    def _take(self, query: LiveQuery, stamp: object, outcome: _Outcome | Exception) -> None:
+        """Take what came out of a run."""
+        if isinstance(outcome, PubsubError):
+            query.schema = None
+            query.failed(outcome)
+            # Whether the file can be read is not told by a commit.
+            query.dirty = query.dirty or isinstance(outcome, Unavailable)
+            self._ran(query, asyncio.get_running_loop().time() - query.began)
+        elif isinstance(outcome, Exception):
+            logger.error("database %s: a live query could not be run", self._name, exc_info=outcome)
+            query.failed(PubsubError("the query could not be run"))
+        else:
+            query.schema, query.stamp = outcome.ran.schema, stamp
+            if outcome.ran.result is not None:
+                query.succeeded(outcome.ran.result, outcome.ran.change)
+                self._ran(query, outcome.seconds)
 
     async def _unchanged(self, query: LiveQuery) -> tuple[bool, object]:
         """Whether only the batcher has committed since the last run of a query that reads nothing of the broker's.
@@ -305,17 +347,47 @@ class LiveQueries:
         return stamp is not None and query.result is not None and stamp == query.stamp, stamp
 
     def _ran(self, query: LiveQuery, seconds: float) -> None:
-        """Note how long a run took, and share the time anew."""
+        """Note how long a run took, and now and then share the time anew."""
         query.duration = seconds if query.runs == 1 else WEIGHT * seconds + (1 - WEIGHT) * query.duration
-        now = asyncio.get_running_loop().time()
-        counted = [each for each in self._queries.values() if each.dirty or now - each.began < IDLE_SECONDS]
         interval = self._settings.live_query_interval_seconds
+        query.pause = max(query.pause, interval)
+        now = asyncio.get_running_loop().time()
+        if query.runs > 1 and now - self._shared_at < SHARE_SECONDS and seconds < SLOW_SECONDS:
+            return
+        self._shared_at = now
+        counted = [each for each in self._queries.values() if each.dirty or now - each.began < IDLE_SECONDS]
         for each, pause in zip(counted, shares.pauses([each.duration for each in counted], interval), strict=True):
             each.pause = pause
 
 
-def _timed(conn: sqlite3.Connection, query: LiveQuery, limits: Limits) -> tuple[runs.Ran, float]:
+@dataclass(frozen=True, slots=True)
+class _Outcome:
     """A run, and how long it took in seconds."""
+
+    ran: runs.Ran
+    seconds: float
+
+
+def _together(queries: list[LiveQuery]) -> list[LiveQuery]:
+    """The first of these queries, and the next ones as long as all are expected to take ``TOGETHER_SECONDS``."""
+    expected = 0.0
+    found: list[LiveQuery] = []
+    for query in queries:
+        expected += query.duration
+        if found and expected > TOGETHER_SECONDS:
+            break
+        found.append(query)
+    return found
+
+
+def _tried(conn: sqlite3.Connection, query: LiveQuery, limits: Limits) -> _Outcome | Exception:
+    """One run. An error of this query is returned, so that it does not keep others from running."""
     began = time.monotonic()
-    ran = runs.run(conn, query.question, limits, query.result, query.schema)
-    return ran, time.monotonic() - began
+    try:
+        ran = runs.run(conn, query.question, limits, query.result, query.schema)
+    except sqlite3.Error:
+        # The file cannot be read: that holds for all of them.
+        raise
+    except Exception as error:
+        return error
+    return _Outcome(ran, time.monotonic() - began)

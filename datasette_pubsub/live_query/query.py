@@ -1,9 +1,9 @@
-"""One live query of a database: its present result, its last changes, and its followers.
+"""One live query of a database: its present result, its last changes, and its subscribers.
 
 Theory of operation. A query is *clean* while its result is known to be that of the file, and *dirty* when something
 was committed that may have changed it (:meth:`LiveQuery.touch`). :class:`.queries.LiveQueries` runs dirty queries and
 hands over what came out: :meth:`LiveQuery.succeeded` numbers it as the next *version* and keeps the change, or
-:meth:`LiveQuery.failed` makes the query *broken*, until a run succeeds again. A follower asks :meth:`LiveQuery.since`
+:meth:`LiveQuery.failed` makes the query *broken*, until a run succeeds again. A subscriber asks :meth:`LiveQuery.since`
 for what leads from its version to the newest: the changes, if they are still kept, else the whole result.
 """
 
@@ -21,7 +21,7 @@ from ..storage.query import Question, Reads
 
 
 class Encoder(Protocol):
-    """Writes the frames of one wire format. Frames of one ``name`` are shared by all followers."""
+    """Writes the frames of one wire format. Frames of one ``name`` are shared by all subscribers."""
 
     @property
     def name(self) -> str: ...
@@ -52,7 +52,7 @@ class Schema:
 
 
 class Woken(Protocol):
-    """A follower of the query."""
+    """A subscriber of the query."""
 
     def wake(self) -> None: ...
 
@@ -71,7 +71,7 @@ def _size(change: Change) -> int:
 
 
 class LiveQuery:
-    """A question that somebody follows, and its present result."""
+    """A question that is kept up to date for its subscribers, and its present result."""
 
     def __init__(self, question: Question, max_bytes: int) -> None:
         self.question = question
@@ -90,7 +90,7 @@ class LiveQuery:
         #: How many runs there were, and how many of them changed the result.
         self.runs = 0
         self.changes = 0
-        self.followers: set[Woken] = set()
+        self.subscribers: set[Woken] = set()
         #: Whoever has to look at the result after each run, also if it is the same as before.
         self.keepers: set[Woken] = set()
         self.error: PubsubError | None = None
@@ -101,10 +101,12 @@ class LiveQuery:
         self._bytes = 0
         self._snapshots: dict[str, bytes] = {}
 
-    def touch(self, number: int) -> None:
-        """Note that something was committed that may change the result."""
+    def touch(self, number: int) -> bool:
+        """Note that something was committed that may change the result; returns whether the query was clean."""
+        clean = not self.dirty
         self.dirty = True
         self.touched = number
+        return clean
 
     def succeeded(self, result: Result, change: Change | None) -> None:
         """Take the result of a run. ``change`` leads to it from the last one; ``None``: it has to be sent whole."""
@@ -131,7 +133,7 @@ class LiveQuery:
         self._wake()
 
     def failed(self, error: PubsubError) -> None:
-        """Take the error of a run: followers are told once, and get the whole result when a run succeeds again."""
+        """Take the error of a run: subscribers are told once, and get the whole result when a run succeeds again."""
         if self.error is not None and self.error.message == error.message:
             return
         self.error = error.bare()
@@ -144,8 +146,8 @@ class LiveQuery:
         self._bytes = 0
 
     def _wake(self) -> None:
-        for follower in self.followers:
-            follower.wake()
+        for subscriber in self.subscribers:
+            subscriber.wake()
         self._wake_keepers()
 
     def _wake_keepers(self) -> None:
@@ -153,7 +155,7 @@ class LiveQuery:
             keeper.wake()
 
     def since(self, version: int, encoder: Encoder, max_bytes: int) -> tuple[int, bytes]:
-        """What to send to a follower that has this version: the version that it then has, and the bytes.
+        """What to send to a subscriber that has this version: the version that it then has, and the bytes.
 
         One call returns about ``max_bytes``, and at least one change.
         """

@@ -1,9 +1,9 @@
 """One subscriber of a live query: its stream of frames, as one state machine.
 
-Theory of operation. Each turn of :meth:`Follower.frames` does the first of these that applies: *end* the stream, if it
-was stopped; *re-check* permissions, if that is due; *send* what leads from the follower's version of the result to the
-newest; else *wait* until the query wakes it, or until a heartbeat is due. A follower holds no queue: one that is slow
-gets several changes in one send or, when these are no longer kept, the whole result again.
+Theory of operation. Each turn of :meth:`QuerySubscriber.frames` does the first of these that applies: *end* the stream,
+if it was stopped; *re-check* permissions, if that is due; *send* what leads from the subscriber's version of the result
+to the newest; else *wait* until the query wakes it, or until a heartbeat is due. A subscriber holds no queue: one that
+is slow gets several changes in one send or, when these are no longer kept, the whole result again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .query import Encoder, LiveQuery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FollowOptions:
-    """Options of one follower.
+class QuerySubscriberOptions:
+    """Options of one subscriber.
 
     It counts for ``party``, an actor or address. ``heartbeat_seconds``: the silence after which a heartbeat is sent.
     ``allowed`` is called every ``recheck_seconds``, and once after ``expires_in`` seconds, to re-check permissions.
@@ -34,10 +34,10 @@ class FollowOptions:
     expires_in: float | None = None
 
 
-class Follower:
+class QuerySubscriber:
     """One subscriber of a live query."""
 
-    def __init__(self, query: LiveQuery, encoder: Encoder, options: FollowOptions) -> None:
+    def __init__(self, query: LiveQuery, encoder: Encoder, options: QuerySubscriberOptions) -> None:
         self._query = query
         self._encoder = encoder
         self._options = options
@@ -64,7 +64,7 @@ class Follower:
         self._woken.set()
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of each send, until the follower is stopped or the iterator is closed."""
+        """Yield the bytes of each send, until the subscriber is stopped or the iterator is closed."""
         options = self._options
         silent_since = self._now()
         while self._end is None:

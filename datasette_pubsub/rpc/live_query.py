@@ -34,12 +34,12 @@ async def stream(datasette: Datasette, request: LiveQueryRequest) -> AsyncIterat
         )
         admitted = await gateway.admit_query(datasette, call.request, broker, asked)
         as_json = "json" in call.request.headers.get("content-type", "")
-        async with admitted.open(ConnectQueryEncoder(as_json, request.heartbeat_seconds > 0)) as follower:
+        async with admitted.open(ConnectQueryEncoder(as_json, request.heartbeat_seconds > 0)) as subscriber:
             call.sender.taking_over = True
             yield LiveQueryResponse()
             frame_sender = call.sender.frame_sender(broker.settings.send_timeout_seconds, None)
-            await frame_sender.start(follower.frames())
-            end = follower.end
+            await frame_sender.start(subscriber.frames())
+            end = subscriber.end
     except SendTimeout:
         raise cut_off(call, broker, "subscriber of a live query") from None
     except Exception as error:

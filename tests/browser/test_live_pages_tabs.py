@@ -14,7 +14,7 @@ from shop import row, shop
 
 pytestmark = chromium.NEEDED
 
-#: Tells how often each live query has run, and for how many followers.
+#: Tells how often each live query has run, and for how many subscribers.
 RUNS = """
 from datasette import hookimpl
 from datasette.utils.asgi import Response
@@ -24,7 +24,7 @@ from datasette_pubsub.hooks import registry
 def register_routes():
     async def runs(datasette):
         queries = registry(datasette).of("data").queries.live.queries
-        return Response.json([[query.runs, len(query.followers)] for query in queries])
+        return Response.json([[query.runs, len(query.subscribers)] for query in queries])
     return [(r"^/-/runs$", runs)]
 """
 
@@ -42,14 +42,14 @@ def test_twenty_tabs_take_one_connection_and_one_run_for_each_change(
 ) -> None:
     server, runs = with_runs(serve, tmp_path)
     tabs = [watched.open(f"{server.url}/data/totals.live") for _ in range(20)]
-    ((before, followers),) = runs()
-    assert (followers, len(watched.streams)) == (1, 1)
+    ((before, subscribers),) = runs()
+    assert (subscribers, len(watched.streams)) == (1, 1)
     for number in range(1, 6):
         sqlite_shell(server.path, f"UPDATE orders SET total = {number}000 WHERE id = 1")
         for page in tabs:
             expect(row(page, "Ada")).to_contain_text(f"{number}007.25")
-    ((after, followers),) = runs()
-    assert (after - before, followers, len(watched.streams)) == (5, 1, 1)
+    ((after, subscribers),) = runs()
+    assert (after - before, subscribers, len(watched.streams)) == (5, 1, 1)
     # The one that has the connection goes: another takes over, and nothing is missed or shown twice.
     tabs.pop(0).close()
     sqlite_shell(server.path, "UPDATE orders SET total = 1 WHERE id = 1")
@@ -65,8 +65,8 @@ def test_browsers_that_follow_the_same_share_one_run(
     server, runs = with_runs(serve, tmp_path)
     contexts = [browser.new_context() for _ in range(3)]
     pages = [Watched(context).open(f"{server.url}/data/totals.live") for context in contexts]
-    ((before, followers),) = runs()
-    assert followers == 3
+    ((before, subscribers),) = runs()
+    assert subscribers == 3
     sqlite_shell(server.path, "UPDATE orders SET total = 500 WHERE id = 1")
     for page in pages:
         expect(row(page, "Ada")).to_contain_text("507.25")

@@ -20,7 +20,7 @@ from places import SUPPORT
 
 from datasette_pubsub.broker.registry import registry
 from datasette_pubsub.core.values import Item
-from datasette_pubsub.live_query.follower import FollowOptions
+from datasette_pubsub.live_query.subscriber import QuerySubscriberOptions
 from datasette_pubsub.protocol.query_frames import SseQueryEncoder
 from datasette_pubsub.storage.query import Question
 
@@ -157,8 +157,10 @@ def key_of(sql: str) -> tuple[str, ...]:
 
 async def follow(broker: Any, sql: str, mirror: Mirror) -> None:
     key = key_of(sql)
-    async with broker.queries.follow(Question(sql=sql, key=key), SseQueryEncoder(), FollowOptions()) as follower:
-        async with contextlib.aclosing(follower.frames()) as frames:
+    async with broker.queries.subscribe(
+        Question(sql=sql, key=key), SseQueryEncoder(), QuerySubscriberOptions()
+    ) as subscriber:
+        async with contextlib.aclosing(subscriber.frames()) as frames:
             async for frame in frames:
                 mirror.take(frame)
 

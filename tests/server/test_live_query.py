@@ -260,7 +260,7 @@ def test_nothing_runs_when_nobody_follows(serve: Serve, runs: Runs) -> None:
             assert other.event()["event"] == "change"
             return runs.of("q") == before
 
-        # The server notices within a moment that the follower has gone.
+        # The server notices within a moment that the subscriber has gone.
         wait_for(quiet, "a commit without a run")
         assert quiet()
 
