@@ -27,7 +27,7 @@ from ..storage import lag, last, log, schema, subscriptions
 from ..storage.catchup import CatchUp
 from ..storage.filters import Filters
 from ..storage.names import Name, shown
-from . import broadcast, live, watch
+from . import broadcast, live, relay, watch
 from .common import LOCK_SECONDS, counted, plainly, print_table, require_log, settings_of, transaction
 from .publish import Publisher
 from .tail import before_newest, follow_log, json_line, plain_line, print_last, print_up_to
@@ -322,6 +322,7 @@ def _vacuum(conn: sqlite3.Connection, path: Path) -> None:
 pubsub.add_command(broadcast.command(_open))
 pubsub.add_command(live.command(_open))
 pubsub.add_command(watch.command(_open))
+relay.add(pubsub, _open)
 
 
 @pubsub.command(name="demo")

@@ -23,6 +23,9 @@ MAX_SUBSCRIPTION_NAME_BYTES = 255
 #: The longest retention, in days: a hundred years.
 MAX_DAYS = 36_500
 
+#: The owner of the subscriptions that show how far a relay is; no actor may have this id.
+RELAY_OWNER = "datasette-pubsub relay"
+
 SYNCHRONOUS = {"normal": 1, "full": 2, "extra": 3}
 
 

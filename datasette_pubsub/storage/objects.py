@@ -21,12 +21,13 @@ PROBE = "_pubsub_probe"
 RECORDS = "_pubsub_broadcasts"
 REPLACED = "_pubsub_replaced"
 STANDING = "_pubsub_standing"
+SOURCES = "_pubsub_sources"
 
 #: The version of the objects below. A file records the version that made it.
 SCHEMA_VERSION = 2
 
 #: The plugin's tables. Datasette hides those that begin with an underscore, which users do not need.
-TABLES = (LOG, SUBSCRIPTIONS, RELEASED, TRIMS, FILE, PROBE, RECORDS, REPLACED, STANDING)
+TABLES = (LOG, SUBSCRIPTIONS, RELEASED, TRIMS, FILE, PROBE, RECORDS, REPLACED, STANDING, SOURCES)
 
 NOW = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')"
 
@@ -173,6 +174,26 @@ STANDING_OBJECTS = {
     ),
 }
 
+#: The streams that this log takes messages from. ``follow``: the log is a copy of the stream; it has one such row, and
+#: no other message is accepted. ``import``: ``position`` is the last sequence whose message was taken, written in the
+#: transaction of the message. ``newest`` is the newest sequence that the stream was known to have at ``heard_at``.
+SOURCE_OBJECTS = {
+    SOURCES: (
+        SOURCES,
+        dedent(f"""\
+        CREATE TABLE {SOURCES} (
+            kind TEXT NOT NULL CHECK (kind IN ('follow', 'import')),
+            stream TEXT NOT NULL,
+            position INTEGER NOT NULL DEFAULT 0,
+            newest INTEGER NOT NULL DEFAULT 0,
+            heard_at TEXT NOT NULL DEFAULT ({NOW}),
+            instance_id TEXT,
+            publish_at TEXT,
+            PRIMARY KEY (kind, stream)
+        ) WITHOUT ROWID"""),
+    ),
+}
+
 #: One row about the file: its schema version, its instance id, the last message that was stored before the log checked
 #: that channels are UTF-8, and the number of the newest claim.
 FILE_OBJECTS = {
@@ -189,7 +210,14 @@ FILE_OBJECTS = {
     ),
 }
 
-OBJECTS = {**LOG_OBJECTS, **SUBSCRIPTION_OBJECTS, **BROADCAST_OBJECTS, **STANDING_OBJECTS, **FILE_OBJECTS}
+OBJECTS = {
+    **LOG_OBJECTS,
+    **SUBSCRIPTION_OBJECTS,
+    **BROADCAST_OBJECTS,
+    **STANDING_OBJECTS,
+    **SOURCE_OBJECTS,
+    **FILE_OBJECTS,
+}
 
 #: The triggers on the plugin's tables. Each writes to these tables only.
 TRIGGERS = (GUARD, *(name for name, (_, sql) in OBJECTS.items() if sql.startswith("CREATE TRIGGER")))
@@ -257,6 +285,19 @@ def guard_sql(max_payload_bytes: int) -> str:
             SELECT RAISE(IGNORE) WHERE {ignored};
             DELETE FROM {PROBE} WHERE NEW.created_at IS NULL;
         END""")
+
+
+def follower_guard_sql(refusal: str) -> str:
+    """The SQL of the guard of a follower's log: it accepts the next id of the origin, and nothing else.
+
+    ``refusal`` is what a publisher is told. The messages themselves were checked at the origin.
+    """
+    head = f"(SELECT seq FROM sqlite_sequence WHERE name = '{LOG}')"
+    text = refusal.replace("'", "''")
+    return dedent(f"""\
+        CREATE TRIGGER {GUARD} BEFORE INSERT ON {LOG}
+        WHEN NEW.id <> coalesce({head}, 0) + 1
+        BEGIN SELECT RAISE(ABORT, '{text}'); END""")
 
 
 def existing(conn: sqlite3.Connection) -> dict[str, tuple[str, str, str]]:

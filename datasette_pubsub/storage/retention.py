@@ -178,20 +178,21 @@ def trim(conn: sqlite3.Connection, left: dict[AnyName, int], limit: int = TRIM_M
             del left[channel]
         if not ids:
             continue
-        conn.execute(
-            f"INSERT INTO {RELEASED} (channel, id) VALUES (CAST(? AS TEXT), ?) "
-            "ON CONFLICT (channel) DO UPDATE SET id = max(id, excluded.id)",
-            [channel, ids[-1]],
-        )
+        # The record comes first: by it, the log's trigger lets the messages go.
+        note(conn, channel, ids)
         conn.execute(f"DELETE FROM {LOG} WHERE {OF_CHANNEL} AND id <= ?", [channel, ids[-1]])
-        _record(conn, channel, ids)
         removed[channel] = len(ids)
         room -= len(ids)
     return removed
 
 
-def _record(conn: sqlite3.Connection, channel: Name, ids: list[int]) -> None:
-    """Record the trimmed ids, in the channel's newest record while that is small."""
+def note(conn: sqlite3.Connection, channel: Name, ids: list[int]) -> None:
+    """Note the trimmed ids of a channel, in its newest record while that is small."""
+    conn.execute(
+        f"INSERT INTO {RELEASED} (channel, id) VALUES (CAST(? AS TEXT), ?) "
+        "ON CONFLICT (channel) DO UPDATE SET id = max(id, excluded.id)",
+        [channel, ids[-1]],
+    )
     sql = f"SELECT last_id, messages, runs FROM {TRIMS} WHERE {OF_CHANNEL} ORDER BY last_id DESC LIMIT 1"
     row = conn.execute(sql, [channel]).fetchone()
     grows = row is not None and row[1] + len(ids) <= RECORD_MESSAGES

@@ -16,6 +16,7 @@ from sqlite_utils.migrations import Migrations
 
 from ..core.errors import SchemaConflict
 from ..core.settings import SYNCHRONOUS, Settings
+from . import sources
 from .migration import from_version_1, is_version_1, rebuild_log
 from .objects import (
     BROADCAST_OBJECTS,
@@ -28,11 +29,13 @@ from .objects import (
     OBJECTS,
     RELEASED,
     SCHEMA_VERSION,
+    SOURCES,
     SUBSCRIPTION_OBJECTS,
     SUBSCRIPTIONS,
     TABLES,
     WRITE_CACHE_KIB,
     existing,
+    follower_guard_sql,
     guard_sql,
     make_missing,
 )
@@ -129,6 +132,9 @@ def _as_made(conn: sqlite3.Connection, name: str, kind: str, parent: str, sql: s
     """Whether an object has the SQL that the plugin gives it; the log may have further columns."""
     if name == GUARD:
         limit = _GUARD_LIMIT.search(sql)
+        followed = sources.followed(conn)
+        if followed is not None:
+            return kind == "trigger" and sql.split() == follower_guard_sql(followed.refusal).split()
         return kind == "trigger" and limit is not None and sql.split() == guard_sql(int(limit[1])).split()
     if sql.split() == OBJECTS[name][1].split():
         return True
@@ -258,7 +264,7 @@ def install(
     that cannot be repaired, or a newer version, and ``sqlite3.OperationalError``
     if the file cannot be written.
     """
-    guard = guard_sql(settings.max_payload_bytes)
+    guard = _guard(conn, settings)
     if _ready(conn, guard, repair):
         return ()
     nested = conn.in_transaction
@@ -277,6 +283,12 @@ def install(
     return repaired
 
 
+def _guard(conn: sqlite3.Connection, settings: Settings) -> str:
+    """The SQL of the guard that this file should have."""
+    followed = sources.followed(conn)
+    return guard_sql(settings.max_payload_bytes) if followed is None else follower_guard_sql(followed.refusal)
+
+
 def _install(conn: sqlite3.Connection, guard: str, migrated: Callable[[sqlite3.Connection], None]) -> tuple[str, ...]:
     was_version_1 = is_version_1(conn)
     from_version_1(conn)
@@ -293,11 +305,63 @@ def _install(conn: sqlite3.Connection, guard: str, migrated: Callable[[sqlite3.C
     _record_file(conn, unchecked=GUARD in (*found.missing, *found.altered))
     if lost or LOG in repaired:
         go_on_above(conn)
-    conn.execute(f"DROP TRIGGER IF EXISTS {GUARD}")
-    conn.execute(guard)
+    _make_guard(conn, guard)
     if was_version_1:
         migrated(conn)
     return repaired
+
+
+def follow(
+    conn: sqlite3.Connection, settings: Settings, stream: str, instance_id: str | None, publish_at: str | None
+) -> None:
+    """Make this log a copy of a stream's, inside the caller's transaction, or check that it is one.
+
+    Raises :class:`SchemaConflict` if the log has had messages of its own, or
+    follows another stream.
+    """
+    install(conn, settings)
+    found = sources.followed(conn)
+    if found is None:
+        (seq,) = conn.execute(f"SELECT max(seq) FROM sqlite_sequence WHERE name = '{LOG}'").fetchone()
+        if seq:
+            raise SchemaConflict(
+                f"this log has messages of its own, up to id {seq}: only an empty log can begin to follow a stream"
+            )
+        conn.execute(f"INSERT INTO {SOURCES} (kind, stream) VALUES ('follow', ?)", [stream])
+    elif found.stream != stream:
+        raise SchemaConflict(f"this log follows the stream {found.stream}, not {stream}")
+    elif None not in (found.instance_id, instance_id) and found.instance_id != instance_id:
+        raise SchemaConflict(f"this log follows a stream {stream} that was made from another log")
+    conn.execute(
+        f"UPDATE {SOURCES} SET instance_id = coalesce(?, instance_id), publish_at = ? WHERE kind = 'follow'",
+        [instance_id, publish_at],
+    )
+    _make_guard(conn, _guard(conn, settings))
+
+
+def promote(conn: sqlite3.Connection, settings: Settings) -> None:
+    """Make a copy an ordinary log, inside the caller's transaction; it takes the place of the log that it copied.
+
+    So it has that log's instance id: a relay goes on with the same stream.
+    Raises :class:`SchemaConflict` if the log follows nothing.
+    """
+    found = sources.followed(conn)
+    if found is None:
+        raise SchemaConflict("this log follows no stream")
+    if found.instance_id is not None:
+        conn.execute(f"UPDATE {FILE} SET instance_id = ?", [found.instance_id])
+    conn.execute(f"DELETE FROM {SOURCES} WHERE kind = 'follow'")
+    # No guard of this file has checked the messages that are there.
+    conn.execute(f"UPDATE {FILE} SET checked_after = (SELECT coalesce(max(id), 0) FROM {LOG})")
+    _make_guard(conn, _guard(conn, settings))
+
+
+def _make_guard(conn: sqlite3.Connection, guard: str) -> None:
+    """Make the guard, unless it is there already."""
+    row = conn.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?", [GUARD]).fetchone()
+    if row is None or row[0] != guard:
+        conn.execute(f"DROP TRIGGER IF EXISTS {GUARD}")
+        conn.execute(guard)
 
 
 def _drop_altered(conn: sqlite3.Connection, name: str) -> None:

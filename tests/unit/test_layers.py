@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,7 @@ FLOORS = [
     {"compat", "gen", "lazy"},
     {"core"},
     {"storage", "protocol", "asgi"},
-    {"broadcast", "live"},
+    {"broadcast", "live", "relay"},
     {"live_query"},
     {"broker"},
     {"access", "demo"},
@@ -43,6 +45,7 @@ WALLS = {
     "live": {"sqlite3", "sqlite_utils", "datasette", "click", "connectrpc", "uvicorn"},
     "broadcast": {"datasette", "asyncio", "click"},
     "live_query": {"datasette", "click", "connectrpc", "uvicorn"},
+    "relay": {"sqlite3", "sqlite_utils", "datasette", "click", "connectrpc", "uvicorn"},
     "broker": {"connectrpc", "uvicorn", "click"},
     "cli": {"datasette_pubsub.broker", "datasette_pubsub.live"},
 }
@@ -226,9 +229,17 @@ def test_a_private_name_is_found(tmp_path: Path, line: str) -> None:
     assert len(private(tmp_path)) == 1
 
 
-def test_apsw_is_nowhere_in_the_package() -> None:
+def test_apsw_and_nats_are_known_to_the_relay_alone() -> None:
     for name, path in modules(PACKAGE):
-        assert not {imported for imported in imports(path, name) if imported.split(".")[0] == "apsw"}, name
+        if name.split(".")[0] == "relay":
+            continue
+        assert not {imported for imported in imports(path, name) if imported.split(".")[0] in ("apsw", "nats")}, name
+
+
+def test_the_command_line_loads_the_relay_when_it_runs() -> None:
+    """So that the extra is needed by those commands alone, and never by a server, which loads the command line too."""
+    code = "import datasette_pubsub.hooks, sys; assert not {'apsw', 'nats'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_file_is_never_opened_beside_sqlite() -> None:

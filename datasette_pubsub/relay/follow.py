@@ -1,0 +1,107 @@
+"""Writes a stream that a relay has made into a follower's file, under the same ids.
+
+The file's head is the cursor: each page is one transaction, and after whatever ends the process, the next message is
+the one after the head. The file's guard takes nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from nats.aio.client import Client
+
+from . import logfile
+from .logfile import LogFile
+from .outcomes import Refused, TryAgain
+from .record import NotOurs, Record, Trimmed, parse
+from .session import Log
+from .stream import Raw, State, Stream
+
+#: How often the file notes that the stream was heard from, in seconds, while nothing arrives.
+HEAR_SECONDS = 10.0
+
+
+class Follow:
+    """One follower. ``progress`` is called with the head of the file and the newest id of the stream."""
+
+    def __init__(
+        self, file: LogFile, name: str, log: Log, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
+        self._file = file
+        self._name = name
+        self._log = log
+        self._progress = progress
+
+    async def run(self, client: Client) -> None:
+        """Follow over one connection, for ever. Raises as :func:`.session.sessions` expects."""
+        stream = Stream(client, self._name)
+        state = await existing(stream)
+        head = await self._begin(stream, state)
+        self._log.say(f"following the stream {self._name}, which is at {state.last}, from {head + 1}")
+        heard = 0.0
+        newest = state.last
+        async for page in stream.pages(head + 1):
+            if page:
+                newest = max(newest, page[-1].newest)
+                head = await self._append(stream, head, page, newest)
+                heard = time.monotonic()
+            elif time.monotonic() - heard > HEAR_SECONDS:
+                await self._file.run(logfile.hear, newest)
+                heard = time.monotonic()
+            self._progress(head, newest)
+            if head >= newest:
+                self._log.say(f"up to date, at {head}")
+
+    async def _begin(self, stream: Stream, state: State) -> int:
+        """The head of the file, which is a message of the stream, or before its first one."""
+        head = await self._file.run(logfile.head)
+        if not head and state.first > 1:
+            await self._file.run(logfile.begin_at, state.first)
+            head = await self._file.run(logfile.head)
+        _check_reach(state, head)
+        ours = await self._file.run(logfile.row, head)
+        found = await stream.message(head) if head and state.first <= head <= state.last else None
+        if ours is not None and found is not None and ours != parse(head, *found):
+            raise Refused(f"this file is no copy of the stream {self._name}: the message {head} differs")
+        return head
+
+    async def _append(self, stream: Stream, head: int, page: list[Raw], newest: int) -> int:
+        records: list[Record | Trimmed] = []
+        for raw in page:
+            if raw.sequence <= head:
+                continue
+            if raw.sequence != head + len(records) + 1:
+                await self._explain_hole(stream, head + len(records) + 1, raw.sequence)
+            try:
+                records.append(raw.record())
+            except NotOurs:
+                raise Refused(
+                    f"somebody else has published the message {raw.sequence} of the stream {self._name}"
+                ) from None
+        return await self._file.run(logfile.append, records, newest) if records else head
+
+    async def _explain_hole(self, stream: Stream, expected: int, found: int) -> None:
+        """A message is missing: the stream has lost it, or the consumer has skipped it."""
+        state = await existing(stream)
+        _check_reach(state, expected - 1)
+        if await stream.message(expected) is None:
+            raise Refused(f"the stream {self._name} has lost its messages {expected} to {found - 1}: begin a new file")
+        raise TryAgain("the server left out messages")
+
+
+async def existing(stream: Stream) -> State:
+    """The state of a stream. Raises :class:`Refused` if there is none."""
+    state = await stream.state()
+    if state is None:
+        raise Refused(f"there is no stream {stream.name}")
+    return state
+
+
+def _check_reach(state: State, head: int) -> None:
+    """Refuse to follow a stream that has lost the messages after the head."""
+    if state.first > head + 1 and (state.messages or state.last > head):
+        raise Refused(
+            f"the stream has lost the messages {head + 1} to {state.first - 1}, which this file does not have: "
+            "begin a new file, and let the stream keep messages for longer (max_age)"
+        )

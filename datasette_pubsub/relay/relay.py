@@ -1,0 +1,226 @@
+"""Copies a log into a stream of NATS JetStream in which the sequence number is the message's id.
+
+Theory of operation. Each message is published with the sequence that the stream must have before it. So the stream
+takes each message once, in order, from whoever publishes it: two relays on one log are a hot standby, and there is
+nothing to be kept between two runs. After a refusal, after a lost answer and at the start, the relay asks for the
+stream's last sequence, compares that message with the log's, and goes on from there (:meth:`Relay._matched`).
+
+Where ids and sequences have parted, :class:`.outcomes.Refused` says how; docs/beyond-one-machine.md has the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nats.aio.client import Client
+from nats.js import api
+
+from . import logfile
+from .logfile import LogFile
+from .outcomes import Refused, Unmatched
+from .record import NotOurs, Record, Trimmed, parse
+from .session import Log
+from .stream import PAGE_BYTES, PAGE_MESSAGES, State, Stream, describe
+
+#: What a message takes beside its payload, at most, in bytes: the server's ``max_payload`` counts the headers too.
+#: Channel and key have up to 255 bytes each, three characters for each where they are percent-encoded.
+HEADER_BYTES = 2048
+
+#: How often the position is shown in the file, in seconds, while messages are relayed.
+SHOW_SECONDS = 1.0
+
+#: How long an idle relay waits for a commit before it asks the stream whether it is still as it was, in seconds.
+IDLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class NewStream:
+    """The settings of a stream that the relay makes. ``max_age`` is in seconds; 0 sets no limit."""
+
+    replicas: int = 1
+    max_age: float = 0.0
+    max_bytes: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """What a relay does. ``create`` makes the stream if there is none. ``once`` ends at the head of the log."""
+
+    stream: str
+    max_payload_bytes: int
+    create: NewStream | None = None
+    publish_at: str | None = None
+    once: bool = False
+
+
+class Relay:
+    """One relay. ``progress`` is called with the position and the head."""
+
+    def __init__(
+        self, file: LogFile, options: RelayOptions, log: Log, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> None:
+        self._file = file
+        self._options = options
+        self._log = log
+        self._progress = progress
+        self._shown_at = 0.0
+        self._shown = 0
+        #: How many messages this process has published.
+        self.published = 0
+
+    async def run(self, client: Client) -> None:
+        """Relay over one connection; returns only with ``once``. Raises as :func:`.session.sessions` expects."""
+        self._check_max_payload(client)
+        stream = Stream(client, self._options.stream)
+        position = await self._matched(stream, client)
+        version = 0
+        while True:
+            version = await self._file.run(logfile.wait_for_commit, -1, 0)
+            page = await self._file.run(logfile.page, position, PAGE_MESSAGES, PAGE_BYTES)
+            self._progress(position, page.head)
+            if not page.records:
+                await self._show(position)
+                self._log.say(f"all relayed, up to {position}")
+                if self._options.once:
+                    return
+                if await self._file.run(logfile.wait_for_commit, version, IDLE_SECONDS) == version:
+                    state = await stream.state()
+                    if state is None or state.last != position:
+                        position = await self._matched(stream, client)
+                continue
+            self._check_sizes(page.records, client)
+            try:
+                await stream.publish(page.records)
+            except Unmatched:
+                position = await self._matched(stream, client)
+                continue
+            self.published += len(page.records)
+            position = page.records[-1].id
+            if time.monotonic() - self._shown_at > SHOW_SECONDS:
+                await self._show(position)
+
+    async def _show(self, position: int) -> None:
+        if position > self._shown:
+            await self._file.run(logfile.save_position, self._options.stream, position)
+            self._shown, self._shown_at = position, time.monotonic()
+
+    # -- where the stream is --------------------------------------------------------
+
+    async def _matched(self, stream: Stream, client: Client) -> int:
+        """The last sequence of the stream, which is a message of this log. Raises :class:`Refused` if it is not."""
+        state = await stream.state()
+        if state is None:
+            await self._create(stream, client)
+            state = await stream.state()
+            if state is None:
+                raise Refused(f"the stream {stream.name} was deleted")
+        self._check_settings(state)
+        own = await self._file.run(logfile.instance_id)
+        if state.instance_id not in (None, own):
+            raise Refused(f"the stream {stream.name} was made from another log")
+        wanted = describe(own, self._options.publish_at)
+        if self._options.create is not None and state.config.description != wanted:
+            await stream.update(replace(state.config, description=wanted))
+        last = state.last
+        found = await stream.message(last) if state.messages else None
+        # The head is read after the stream's state: another relay may have published what was committed meanwhile.
+        head = await self._file.run(logfile.head)
+        theirs: Record | Trimmed | None = None
+        if found is not None:
+            try:
+                theirs = parse(last, *found)
+            except NotOurs:
+                raise Refused(
+                    f"somebody else has published the message {last} of the stream {stream.name}: keep others from "
+                    f"it with NATS permissions, and relay to a new stream, made with --create"
+                ) from None
+        if last > head:
+            raise Refused(
+                f"the stream {stream.name} is at {last}, ahead of the log, which is at {head}: the stream was made "
+                "from another log, or this file was restored from a backup"
+            )
+        ours = await self._file.run(logfile.row, last)
+        if theirs is not None and ours is not None and ours != theirs:
+            raise Refused(
+                f"the stream {stream.name} was made from another log: its message {last} differs from this one's"
+            )
+        self._log.say(f"the stream {stream.name} is at {last}, the log at {head}")
+        return last
+
+    async def _create(self, stream: Stream, client: Client) -> None:
+        new = self._options.create
+        if new is None:
+            raise Refused(f"there is no stream {stream.name}: give its name with --stream, or make it with --create")
+        first = await self._file.run(logfile.earliest)
+        if first > 1 and not at_least(client, 2, 10):
+            raise Refused(
+                f"retention has removed the messages before {first}, and NATS {client.connected_server_version} "
+                "cannot make a stream that begins later than 1: 2.10 can"
+            )
+        own = await self._file.run(logfile.instance_id)
+        await stream.create(
+            api.StreamConfig(
+                name=stream.name,
+                description=describe(own, self._options.publish_at),
+                subjects=[f"{stream.name}.>"],
+                retention=api.RetentionPolicy.LIMITS,
+                storage=api.StorageType.FILE,
+                num_replicas=new.replicas,
+                max_age=new.max_age,
+                max_bytes=new.max_bytes,
+                first_seq=first if first > 1 else None,
+                deny_delete=True,
+            )
+        )
+        self._log.say(f"made the stream {stream.name}, beginning with {first}")
+
+    # -- what cannot work -------------------------------------------------------------
+
+    def _check_settings(self, state: State) -> None:
+        """Refuse a stream that cannot hold a log: each message once, under the sequence at which it was published."""
+        config = state.config
+        name = self._options.stream
+        needed = self._options.max_payload_bytes + HEADER_BYTES
+        wrong = None
+        if config.subjects != [f"{name}.>"]:
+            wrong = f"its subjects are {', '.join(config.subjects or ['none'])} instead of {name}.>"
+        elif config.mirror or config.sources:
+            wrong = "it copies other streams"
+        elif config.retention not in (None, api.RetentionPolicy.LIMITS):
+            wrong = f"its retention is {config.retention} instead of limits: it removes what was read"
+        elif config.max_msgs_per_subject > 0:
+            wrong = "max_msgs_per_subject removes messages from its middle"
+        elif config.no_ack:
+            wrong = "it answers no publisher (no_ack)"
+        elif config.sealed:
+            wrong = "it is sealed"
+        elif 0 < (config.max_msg_size or -1) < needed:
+            wrong = f"max_msg_size is {config.max_msg_size}, and must be {needed} or more"
+        if wrong is not None:
+            raise Refused(f"the stream {name} cannot hold a log: {wrong}")
+
+    def _check_max_payload(self, client: Client) -> None:
+        needed = self._options.max_payload_bytes + HEADER_BYTES
+        if client.max_payload < needed:
+            raise Refused(
+                f"the server takes messages of {client.max_payload} bytes, and this log may have some of {needed}: "
+                f"set max_payload: {needed} in the server's file, or a lower max_payload_bytes for this database"
+            )
+
+    def _check_sizes(self, records: list[Record | Trimmed], client: Client) -> None:
+        """A file may have messages that are older than its present limit; one too large would end the connection."""
+        for each in records:
+            size = len(each.payload) if isinstance(each, Record) and isinstance(each.payload, bytes) else 0
+            if size + HEADER_BYTES > client.max_payload:
+                raise Refused(
+                    f"the message {each.id} has {size} bytes, more than the server's max_payload of "
+                    f"{client.max_payload} takes with its headers"
+                )
+
+
+def at_least(client: Client, major: int, minor: int) -> bool:
+    """Whether the server has this version, or a newer one."""
+    version = client.connected_server_version
+    return (version.major, version.minor) >= (major, minor)

@@ -1,0 +1,168 @@
+"""Connects to NATS, and again whenever the connection is lost.
+
+Nothing is kept from one connection to the next: what a relay or a follower has to know, it reads from the stream and
+from the file. So there is one way to recover from everything, which is to begin again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nats.aio.client import Client
+from nats.errors import AuthorizationError, Error
+
+from .outcomes import Refused, TryAgain, Unmatched
+
+#: How long to wait before the next connection, in seconds: the first time, and at most.
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 5.0
+
+#: How long a command with an end (``--once``, ``--check``) tries to connect, in seconds.
+PATIENCE_SECONDS = 30.0
+
+#: A connection is dead if two pings in a row, this many seconds apart, get no answer.
+PING_SECONDS = 5
+
+CONNECT_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where NATS is, and how to log in; ``urls`` are tried one after the other."""
+
+    urls: tuple[str, ...]
+    creds: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """The TLS settings; ``None`` if none are given. Raises :class:`Refused` for a file that cannot be read."""
+        if self.tls_ca is None and self.tls_cert is None and not any(url.startswith("tls:") for url in self.urls):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.tls_ca)
+            if self.tls_cert is not None:
+                context.load_cert_chain(self.tls_cert, self.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise Refused(f"the certificates cannot be read: {error}") from error
+        return context
+
+
+class Log:
+    """Prints one line for each change of state."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._last = ""
+
+    def say(self, text: str) -> None:
+        """Print a line, unless it is the last one again."""
+        if text != self._last:
+            self._last = text
+            self._write(text)
+
+
+async def sessions(
+    servers: Servers, name: str, work: Callable[[Client], Awaitable[None]], log: Log, *, patient: bool = True
+) -> None:
+    """Connect and run ``work`` with the connection until it returns; begin again when it is lost.
+
+    Raises :class:`Refused`, and :class:`TryAgain` if not ``patient`` and nothing
+    succeeds for ``PATIENCE_SECONDS``.
+    """
+    context = servers.context()
+    wait = FIRST_WAIT_SECONDS
+    turn = 0
+    began = time.monotonic()
+    while True:
+        url = servers.urls[turn % len(servers.urls)]
+        turn += 1
+        connected = time.monotonic()
+        try:
+            await _session(servers, url, context, name, work, log)
+            return
+        except TryAgain as error:
+            reason = str(error)
+        except Unmatched:
+            reason = "the stream was changed meanwhile"
+        except (Error, OSError, TimeoutError) as error:
+            reason = f"{shown(url)}: {str(error) or type(error).__name__}"
+        if time.monotonic() - connected > LONGEST_WAIT_SECONDS:
+            wait, began = FIRST_WAIT_SECONDS, time.monotonic()
+        if not patient and time.monotonic() - began > PATIENCE_SECONDS:
+            raise TryAgain(reason)
+        log.say(f"waiting: {reason}")
+        await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+async def _session(
+    servers: Servers,
+    url: str,
+    context: ssl.SSLContext | None,
+    name: str,
+    work: Callable[[Client], Awaitable[None]],
+    log: Log,
+) -> None:
+    lost = asyncio.Event()
+
+    async def gone() -> None:
+        lost.set()
+
+    async def ignore(error: Exception) -> None:
+        """Errors of the connection are raised where they matter."""
+
+    client = Client()
+    try:
+        await client.connect(
+            [url],
+            name=name,
+            allow_reconnect=False,
+            connect_timeout=CONNECT_SECONDS,
+            ping_interval=PING_SECONDS,
+            max_outstanding_pings=2,
+            flush_timeout=CONNECT_SECONDS,
+            user_credentials=str(servers.creds) if servers.creds else None,
+            tls=context,
+            disconnected_cb=gone,
+            closed_cb=gone,
+            error_cb=ignore,
+        )
+        log.say(f"connected to {shown(url)}, NATS {client.connected_server_version}")
+        task = asyncio.ensure_future(work(client))
+        ended = asyncio.ensure_future(lost.wait())
+        try:
+            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise TryAgain(f"the connection to {shown(url)} is lost")
+            await task
+        finally:
+            ended.cancel()
+            task.cancel()
+            await asyncio.gather(task, ended, return_exceptions=True)
+    except AuthorizationError as error:
+        raise Refused(f"{shown(url)} refuses these credentials") from error
+    except ssl.SSLCertVerificationError as error:
+        raise Refused(f"{shown(url)}: {error.verify_message}: give its authority with --tls-ca") from error
+    except Error as error:
+        if "uthorization" in str(error) or "uthentication" in str(error):
+            raise Refused(f"{shown(url)} refuses these credentials") from error
+        raise
+    finally:
+        with contextlib.suppress(Error, OSError, TimeoutError):
+            await client.close()
+
+
+def shown(url: str) -> str:
+    """An address without a password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"
