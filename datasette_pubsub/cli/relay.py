@@ -336,5 +336,5 @@ async def _compare(path: Path, name: str, servers: Servers, first: int, last: in
         await sessions(servers, f"datasette-pubsub compare {name}", comparison.run, Log(_say), patient=False)
     compared = f"compared {counted(comparison.compared)}"
     if comparison.differences:
-        raise Refused(f"{compared}: {counted(comparison.differences)} of them differ")
+        raise Refused(f"{compared}: {comparison.differences} of them differ")
     click.echo(f"{compared.capitalize()}: all the same")

@@ -178,7 +178,7 @@ def page(conn: Any, after: int, limit: int, max_bytes: int) -> Page:
             size += len(record.payload) if isinstance(record.payload, bytes) else 8
             if size > max_bytes or len(records) >= limit:
                 break
-    return Page(records, top)
+    return Page(records[:limit], top)
 
 
 def _trimmed(conn: Any, first: int, last: int) -> list[Record | Trimmed]:

@@ -21,7 +21,7 @@ from . import logfile
 from .logfile import LogFile
 from .outcomes import Refused, Unmatched
 from .record import NotOurs, Record, Trimmed, parse
-from .session import Log
+from .session import Log, at_least, version
 from .stream import PAGE_BYTES, PAGE_MESSAGES, State, Stream, describe
 
 #: What a message takes beside its payload, at most, in bytes: the server's ``max_payload`` counts the headers too.
@@ -75,10 +75,10 @@ class Relay:
         self._check_max_payload(client)
         stream = Stream(client, self._options.stream)
         position = await self._matched(stream, client)
-        version = 0
+        limit = PAGE_MESSAGES
         while True:
             version = await self._file.run(logfile.wait_for_commit, -1, 0)
-            page = await self._file.run(logfile.page, position, PAGE_MESSAGES, PAGE_BYTES)
+            page = await self._file.run(logfile.page, position, limit, PAGE_BYTES)
             self._progress(position, page.head)
             if not page.records:
                 await self._show(position)
@@ -94,8 +94,11 @@ class Relay:
             try:
                 await stream.publish(page.records)
             except Unmatched:
-                position = await self._matched(stream, client)
+                before, position = position, await self._matched(stream, client)
+                # If the server has taken none of them, the answer to the first one alone says why.
+                limit = 1 if position == before else PAGE_MESSAGES
                 continue
+            limit = PAGE_MESSAGES
             self.published += len(page.records)
             position = page.records[-1].id
             if time.monotonic() - self._shown_at > SHOW_SECONDS:
@@ -156,7 +159,7 @@ class Relay:
         first = await self._file.run(logfile.earliest)
         if first > 1 and not at_least(client, 2, 10):
             raise Refused(
-                f"retention has removed the messages before {first}, and NATS {client.connected_server_version} "
+                f"retention has removed the messages before {first}, and NATS {version(client)} "
                 "cannot make a stream that begins later than 1: 2.10 can"
             )
         own = await self._file.run(logfile.instance_id)
@@ -218,9 +221,3 @@ class Relay:
                     f"the message {each.id} has {size} bytes, more than the server's max_payload of "
                     f"{client.max_payload} takes with its headers"
                 )
-
-
-def at_least(client: Client, major: int, minor: int) -> bool:
-    """Whether the server has this version, or a newer one."""
-    version = client.connected_server_version
-    return (version.major, version.minor) >= (major, minor)

@@ -14,12 +14,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.errors import AuthorizationError, Error
 
-from .outcomes import Refused, TryAgain, Unmatched
+from .outcomes import NoJetStream, Refused, TryAgain, Unmatched
 
 #: How long to wait before the next connection, in seconds: the first time, and at most.
 FIRST_WAIT_SECONDS = 0.1
@@ -32,6 +33,9 @@ PATIENCE_SECONDS = 30.0
 PING_SECONDS = 5
 
 CONNECT_SECONDS = 5
+
+#: JetStream counts as turned off if it does not answer this often, from the first connection on.
+SILENT_TIMES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ async def sessions(
     """
     context = servers.context()
     wait = FIRST_WAIT_SECONDS
-    turn = 0
+    turn = silent = 0
+    answered = False
     began = time.monotonic()
     while True:
         url = servers.urls[turn % len(servers.urls)]
@@ -90,8 +95,14 @@ async def sessions(
         try:
             await _session(servers, url, context, name, work, log)
             return
+        except NoJetStream as error:
+            reason = str(error)
+            silent += 1
+            if silent >= SILENT_TIMES and not answered:
+                raise Refused(reason) from error
         except TryAgain as error:
             reason = str(error)
+            answered = True
         except Unmatched:
             reason = "the stream was changed meanwhile"
         except (Error, OSError, TimeoutError) as error:
@@ -118,26 +129,10 @@ async def _session(
     async def gone() -> None:
         lost.set()
 
-    async def ignore(error: Exception) -> None:
-        """Errors of the connection are raised where they matter."""
-
     client = Client()
     try:
-        await client.connect(
-            [url],
-            name=name,
-            allow_reconnect=False,
-            connect_timeout=CONNECT_SECONDS,
-            ping_interval=PING_SECONDS,
-            max_outstanding_pings=2,
-            flush_timeout=CONNECT_SECONDS,
-            user_credentials=str(servers.creds) if servers.creds else None,
-            tls=context,
-            disconnected_cb=gone,
-            closed_cb=gone,
-            error_cb=ignore,
-        )
-        log.say(f"connected to {shown(url)}, NATS {client.connected_server_version}")
+        await _connect(client, servers, url, context, name, gone)
+        log.say(f"connected to {shown(url)}, NATS {version(client)}")
         task = asyncio.ensure_future(work(client))
         ended = asyncio.ensure_future(lost.wait())
         try:
@@ -160,6 +155,60 @@ async def _session(
     finally:
         with contextlib.suppress(Error, OSError, TimeoutError):
             await client.close()
+
+
+async def _connect(
+    client: Client,
+    servers: Servers,
+    url: str,
+    context: ssl.SSLContext | None,
+    name: str,
+    gone: Callable[[], Awaitable[None]],
+) -> None:
+    """Connect once. (nats-py tries for ever, and tells each error to ``error_cb`` alone.)"""
+    failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+    async def error(found: Exception) -> None:
+        if not failed.done():
+            failed.set_result(found)
+
+    connecting = asyncio.ensure_future(
+        client.connect(
+            [url],
+            name=name,
+            allow_reconnect=False,
+            connect_timeout=CONNECT_SECONDS,
+            ping_interval=PING_SECONDS,
+            max_outstanding_pings=2,
+            flush_timeout=CONNECT_SECONDS,
+            user_credentials=str(servers.creds) if servers.creds else None,
+            tls=context,
+            disconnected_cb=gone,
+            closed_cb=gone,
+            error_cb=error,
+        )
+    )
+    try:
+        either: set[asyncio.Future[Any]] = {connecting, failed}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            raise failed.result()
+        await connecting
+    finally:
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+
+
+def version(client: Client) -> str:
+    """The server's version."""
+    found = client.connected_server_version
+    return f"{found.major}.{found.minor}.{found.patch}"
+
+
+def at_least(client: Client, major: int, minor: int) -> bool:
+    """Whether the server has this version, or a newer one."""
+    found = client.connected_server_version
+    return (found.major, found.minor) >= (major, minor)
 
 
 def shown(url: str) -> str:

