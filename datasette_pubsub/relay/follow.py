@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 
 from nats.aio.client import Client
 
 from . import logfile
+from .cursors import Cursors
 from .logfile import LogFile
 from .outcomes import Refused, TryAgain
 from .record import NotOurs, Record, Trimmed, parse
-from .session import Log
+from .session import Log, beside
 from .stream import Raw, State, Stream
 
 #: How often the file notes that the stream was heard from, in seconds, while nothing arrives.
@@ -39,19 +41,24 @@ class Follow:
         state = await existing(stream)
         head = await self._begin(stream, state)
         self._log.say(f"following the stream {self._name}, which is at {state.last}, from {head + 1}")
+        shared = Cursors(self._file, client, self._name, self._log)
+        await beside(self._follow(stream, state, head), shared.run())
+
+    async def _follow(self, stream: Stream, state: State, head: int) -> None:
         heard = 0.0
         newest = state.last
-        async for page in stream.pages(head + 1):
-            if page:
-                newest = max(newest, page[-1].newest)
-                head = await self._append(stream, head, page, newest)
-                heard = time.monotonic()
-            elif time.monotonic() - heard > HEAR_SECONDS:
-                await self._file.run(logfile.hear, newest)
-                heard = time.monotonic()
-            self._progress(head, newest)
-            if head >= newest:
-                self._log.say(f"up to date, at {head}")
+        async with aclosing(stream.pages(head + 1)) as pages:
+            async for page in pages:
+                if page:
+                    newest = max(newest, page[-1].newest)
+                    head = await self._append(stream, head, page, newest)
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > HEAR_SECONDS:
+                    await self._file.run(logfile.hear, newest)
+                    heard = time.monotonic()
+                self._progress(head, newest)
+                if head >= newest:
+                    self._log.say(f"up to date, at {head}")
 
     async def _begin(self, stream: Stream, state: State) -> int:
         """The head of the file, which is a message of the stream, or before its first one."""

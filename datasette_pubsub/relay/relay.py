@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from nats.aio.client import Client
 from nats.js import api
 
-from . import logfile
+from . import cursors, logfile
+from .cursors import Cursors
 from .logfile import LogFile
 from .outcomes import Refused, Unmatched
 from .record import NotOurs, Record, Trimmed, parse
-from .session import Log, at_least, version
+from .session import Log, at_least, beside, version
 from .stream import PAGE_BYTES, PAGE_MESSAGES, State, Stream, describe
 
 #: What a message takes beside its payload, at most, in bytes: the server's ``max_payload`` counts the headers too.
@@ -33,6 +34,9 @@ SHOW_SECONDS = 1.0
 
 #: How long an idle relay waits for a commit before it asks the stream whether it is still as it was, in seconds.
 IDLE_SECONDS = 5.0
+
+#: How long one wait for a commit keeps the thread of the file, in seconds.
+TURN_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,14 @@ class Relay:
         self._check_max_payload(client)
         stream = Stream(client, self._options.stream)
         position = await self._matched(stream, client)
+        if self._options.once:
+            await self._relay(stream, client, position)
+        else:
+            await beside(
+                self._relay(stream, client, position), Cursors(self._file, client, stream.name, self._log).run()
+            )
+
+    async def _relay(self, stream: Stream, client: Client, position: int) -> None:
         limit = PAGE_MESSAGES
         while True:
             version = await self._file.run(logfile.wait_for_commit, -1, 0)
@@ -85,7 +97,7 @@ class Relay:
                 self._log.say(f"all relayed, up to {position}")
                 if self._options.once:
                     return
-                if await self._file.run(logfile.wait_for_commit, version, IDLE_SECONDS) == version:
+                if not await self._commit(version):
                     state = await stream.state()
                     if state is None or state.last != position:
                         position = await self._matched(stream, client)
@@ -103,6 +115,15 @@ class Relay:
             position = page.records[-1].id
             if time.monotonic() - self._shown_at > SHOW_SECONDS:
                 await self._show(position)
+
+    async def _commit(self, version: int) -> bool:
+        """Wait for a commit, at most ``IDLE_SECONDS``; returns whether there was one."""
+        end = time.monotonic() + IDLE_SECONDS
+        while time.monotonic() < end:
+            # In short turns, since others use the file's thread, too.
+            if await self._file.run(logfile.wait_for_commit, version, TURN_SECONDS) != version:
+                return True
+        return False
 
     async def _show(self, position: int) -> None:
         if position > self._shown:
@@ -126,6 +147,8 @@ class Relay:
         wanted = describe(own, self._options.publish_at)
         if self._options.create is not None and state.config.description != wanted:
             await stream.update(replace(state.config, description=wanted))
+        if self._options.create is not None and await Stream(client, cursors.stream_name(stream.name)).state() is None:
+            await stream.create(cursors.settings(stream.name, self._options.create.replicas))
         last = state.last
         found = await stream.message(last) if state.messages else None
         # The head is read after the stream's state: another relay may have published what was committed meanwhile.

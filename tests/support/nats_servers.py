@@ -142,6 +142,12 @@ def execute(file: Path, sql: str, *parameters: object) -> None:
         conn.execute(sql, parameters)
 
 
+def query(file: Path, sql: str, *parameters: object) -> list[tuple[object, ...]]:
+    """The rows of a query."""
+    with contextlib.closing(sqlite3.connect(file, timeout=30)) as conn:
+        return conn.execute(sql, parameters).fetchall()
+
+
 def publish(file: Path, number: int, channel: str = "c") -> None:
     """Publish so many messages in one transaction."""
     execute(
