@@ -284,7 +284,8 @@ def test_every_table_column_trigger_and_function() -> None:
 
 def test_every_command_and_option() -> None:
     assert re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE) == [
-        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "live", "watch", "demo",
+        "install", "publish", "tail", "channels", "subscriptions", "trim", "broadcast", "live", "watch",
+        "relay", "follow", "import", "promote", "demo",
     ]  # fmt: skip
     assert sorted(pubsub.commands) == sorted(re.findall(r"^## `(\w+)`$", DOCS["cli"], re.MULTILINE))
     for name, command in pubsub.commands.items():
@@ -373,7 +374,7 @@ def test_links_lead_somewhere() -> None:
             assert path.exists(), (page, target)
             if anchor:
                 assert anchor in anchors(path.read_text()), (page, target)
-    contents = set(re.findall(r"\]\((\w+)\.md\)", DOCS["README"]))
+    contents = set(re.findall(r"\]\(([\w-]+)\.md\)", DOCS["README"]))
     assert contents == set(DOCS) - {"README"}
 
 

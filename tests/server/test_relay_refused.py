@@ -51,17 +51,18 @@ def refusal(file: Path, nats: NatsServer, *more: str, url: str = "") -> str:
 # -- the five ways in which ids and sequences can part ------------------------
 
 
-@pytest.mark.skipif(OLDEST is None, reason="needs nats-server")
 def test_an_old_server_cannot_begin_later(tmp_path: Path, file: Path) -> None:
-    assert OLDEST is not None
+    said = subprocess.run([OLDEST, "--version"], capture_output=True, text=True).stdout if OLDEST else ""
+    if OLDEST is None or "v2.9." not in said:
+        pytest.skip("needs a NATS server that is older than 2.10, as Debian bookworm has")
     publish(file, 20)
     trim(file, "c", 10)
     with running(tmp_path / "old", OLDEST) as old:
         text = refusal(file, old, "--create")
     assert text == (
-        "retention has removed the messages before 11, and NATS 2.9.10 cannot make a stream that begins later than 1: "
+        "retention has removed the messages before 11, and NATS {} cannot make a stream that begins later than 1: "
         "2.10 can"
-    )
+    ).format(said.split("v")[-1].strip())
 
 
 def test_a_hole_that_is_too_large(file: Path, nats: NatsServer) -> None:

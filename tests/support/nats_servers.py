@@ -60,6 +60,8 @@ class NatsServer:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self.store = folder / "store"
+        #: More words of the command.
+        self.more: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self.configure(more, jetstream)
 
@@ -74,7 +76,7 @@ class NatsServer:
     def start(self) -> NatsServer:
         with (self.folder / "nats.log").open("ab") as printed:
             self._process = subprocess.Popen(
-                [self._binary, "-c", str(self.folder / "nats.conf")], stdout=printed, stderr=printed
+                [self._binary, "-c", str(self.folder / "nats.conf"), *self.more], stdout=printed, stderr=printed
             )
         wait_for(self._listens, "the NATS server listens")
         return self
