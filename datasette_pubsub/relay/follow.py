@@ -18,7 +18,7 @@ from .logfile import LogFile
 from .outcomes import Refused, TryAgain
 from .record import NotOurs, Record, Trimmed, parse
 from .session import Log, beside
-from .stream import Raw, State, Stream
+from .stream import PAGE_MESSAGES, Raw, State, Stream
 
 #: How often the file notes that the stream was heard from, in seconds, while nothing arrives.
 HEAR_SECONDS = 10.0
@@ -47,6 +47,7 @@ class Follow:
     async def _follow(self, stream: Stream, state: State, head: int) -> None:
         heard = 0.0
         newest = state.last
+        behind = True
         async with aclosing(stream.pages(head + 1)) as pages:
             async for page in pages:
                 if page:
@@ -57,8 +58,10 @@ class Follow:
                     await self._file.run(logfile.hear, newest)
                     heard = time.monotonic()
                 self._progress(head, newest)
-                if head >= newest:
+                if head >= newest and behind:
                     self._log.say(f"up to date, at {head}")
+                # A few messages that come while it runs are no change of state.
+                behind = head < newest and (behind or newest - head > PAGE_MESSAGES)
 
     async def _begin(self, stream: Stream, state: State) -> int:
         """The head of the file, which is a message of the stream, or before its first one."""

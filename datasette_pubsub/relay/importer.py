@@ -20,7 +20,7 @@ from .follow import existing
 from .logfile import LogFile, transaction
 from .outcomes import Refused
 from .session import Log
-from .stream import Raw, Stream
+from .stream import PAGE_MESSAGES, Raw, Stream
 
 #: Stands for the message's subject in ``--channel``, with slashes for dots.
 SUBJECT = "{subject}"
@@ -66,6 +66,7 @@ class Import:
             )
         self._log.say(f"importing the stream {self._name}, which is at {state.last}, from {position + 1}")
         newest = state.last
+        behind = True
         if self._once and position >= newest:
             return
         async with aclosing(stream.pages(position + 1)) as pages:
@@ -75,8 +76,9 @@ class Import:
                     taken = [self._taken(raw) for raw in page]
                     position = await self._file.run(_take, self._name, taken, newest)
                 self._progress(position, newest)
-                if position >= newest:
+                if position >= newest and behind:
                     self._log.say(f"up to date, at {position}")
+                behind = position < newest and (behind or newest - position > PAGE_MESSAGES)
                 # The stream may end with messages that were deleted.
                 if self._once and (position >= newest or not page):
                     return

@@ -88,13 +88,16 @@ class Relay:
 
     async def _relay(self, stream: Stream, client: Client, position: int) -> None:
         limit = PAGE_MESSAGES
+        behind = True
         while True:
             version = await self._file.run(logfile.wait_for_commit, -1, 0)
             page = await self._file.run(logfile.page, position, limit, PAGE_BYTES)
             self._progress(position, page.head)
             if not page.records:
                 await self._show(position)
-                self._log.say(f"all relayed, up to {position}")
+                if behind:
+                    behind = False
+                    self._log.say(f"all relayed, up to {position}")
                 if self._options.once:
                     return
                 if not await self._commit(version):
@@ -111,6 +114,8 @@ class Relay:
                 limit = 1 if position == before else PAGE_MESSAGES
                 continue
             limit = PAGE_MESSAGES
+            # A few messages that come while it runs are no change of state.
+            behind = behind or len(page.records) >= limit
             self.published += len(page.records)
             position = page.records[-1].id
             if time.monotonic() - self._shown_at > SHOW_SECONDS:

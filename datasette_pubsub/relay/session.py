@@ -105,8 +105,10 @@ async def sessions(
             answered = True
         except Unmatched:
             reason = "the stream was changed meanwhile"
-        except (Error, OSError, TimeoutError) as error:
-            reason = f"{shown(url)}: {str(error) or type(error).__name__}"
+        except TimeoutError:
+            reason = f"{shown(url)} does not answer"
+        except (Error, OSError) as error:
+            reason = f"{shown(url)}: {error}"
         if time.monotonic() - connected > LONGEST_WAIT_SECONDS:
             wait, began = FIRST_WAIT_SECONDS, time.monotonic()
         if not patient and time.monotonic() - began > PATIENCE_SECONDS:

@@ -124,7 +124,9 @@ def test_what_is_no_cursor_is_passed_over(tmp_path: Path, file: Path, nats: Nats
     relay = start("relay", file, "--to", nats.url, "--stream", "orders")
     read_line(relay, "Somebody else publishes into the stream orders-cursors: passed over")
     publish(file, 10)
-    read_line(relay, "All relayed, up to 20")
+    copy = tmp_path / "copy.db"
+    start("follow", nats.url, copy, "--stream", "orders")
+    wait_for_head(copy, 20)
     assert query(file, "SELECT name FROM pubsub_subscriptions WHERE owner = ''") == []
 
 
