@@ -48,6 +48,7 @@ class Sizes:
     live_subscribers: int = 1_000
     live_queries: int = 51
     live_pages: int = 100
+    relayed: int = 1_000_000
     load_requests: int = 1_000  # of 100 messages each: about a second, longer than a checkpoint or saving the cursors
 
 

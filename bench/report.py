@@ -317,6 +317,28 @@ def filter_rows(r: Results) -> list[Row]:
     ]
 
 
+def relay_rows(r: Results) -> list[Row]:
+    """The relay and a follower, with NATS on the same machine."""
+    plain = "plain publishing by the same client, without headers, one answer for 1,000 messages"
+    memory = [median(r.values("relay", name)) for name in ("relay_mb", "follow_mb")]
+    latency = [median(r.values("relay", name)) for name in ("latency_ms", "latency_p99_ms")]
+    rate = median(r.values("relay", "follow"))
+    return [
+        at_least("messages through the relay, catching up", 0.5, r.ratio("relay", "relay", "plain"), plain),
+        absolute("messages into a follower, catching up", "≥ 10,000/s", rate, lambda v: v >= 10_000, "{:,.0f}/s"),
+        absolute(
+            "commit at the origin to a reader at the follower, median",
+            "≤ 20 ms",
+            latency[0],
+            lambda v: v <= 20,
+            "{:.1f} ms",
+        ),
+        absolute("the same, 99 of 100", "≤ 50 ms", latency[1], lambda v: v <= 50, "{:.1f} ms"),
+        absolute("memory of the relay, catching up", "≤ 150 MB", memory[0], lambda v: v <= 150, "{:.0f} MB"),
+        absolute("memory of the follower, catching up", "≤ 150 MB", memory[1], lambda v: v <= 150, "{:.0f} MB"),
+    ]
+
+
 #: The sections of the page: the title, the heading of the column of figures, and the rows.
 SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Publishing with SQL", "measured", sql_rows),
@@ -326,6 +348,7 @@ SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Catch-up, and large numbers", "measured", size_rows),
     ("Live queries", "measured", live_rows),
     ("Filters", "measured", filter_rows),
+    ("Beyond one machine", "measured", relay_rows),
 ]
 
 HEAD = """# Performance

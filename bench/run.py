@@ -26,12 +26,19 @@ from direct import direct_send
 from filtered import filtered
 from live import live_queries
 from measures import Sizes, make_programs
+from relay import relay
 from server import HERE, Server, environment, raise_open_files, remove_database
 
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "performance.md"
 
-PARTS = {**measures.PARTS, "direct_send": direct_send, "filtered": filtered, "live_queries": live_queries}
+PARTS = {
+    **measures.PARTS,
+    "direct_send": direct_send,
+    "filtered": filtered,
+    "live_queries": live_queries,
+    "relay": relay,
+}
 
 #: The parts of the comparison with the peers: the arguments of bench.py.
 PEER_PARTS = {
@@ -63,6 +70,7 @@ TINY = Sizes(
     filtered_subscribers=5,
     filtered_messages=300,
     filtered_repeats=1,
+    relayed=3_000,
     load_requests=4,
 )
 

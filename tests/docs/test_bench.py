@@ -14,7 +14,7 @@ def test_measurements_run_and_make_a_page(tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "performance.md"
     command = [sys.executable, "bench/run.py", "--tiny", "--dir", str(tmp_path), "--results", str(results)]
     subprocess.run(
-        [*command, "--page", str(page), "catch_up", "filtered", "live_queries"],
+        [*command, "--page", str(page), "catch_up", "filtered", "live_queries", "relay"],
         cwd=ROOT,
         check=True,
         timeout=240,
