@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from ..core.errors import FailedPrecondition
 from .objects import SOURCES
 from .sqlite_codes import has_table
 
@@ -48,3 +49,13 @@ def followed(conn: sqlite3.Connection) -> Followed | None:
             raise
         return None
     return Followed(*row) if row else None
+
+
+def check_own(conn: sqlite3.Connection) -> None:
+    """Raise :class:`FailedPrecondition`, which says where to publish, if this log follows a stream.
+
+    A publisher's way asks only after the log has refused its messages.
+    """
+    found = followed(conn)
+    if found is not None:
+        raise FailedPrecondition(found.refusal)
