@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..broadcast import tables
 from ..broadcast.tables import Lost
@@ -21,6 +21,9 @@ from ..core.settings import Settings
 from ..core.validation import utc_text
 from ..storage import retention, schema, subscriptions
 from .active import ActiveSubscriptions
+
+if TYPE_CHECKING:
+    from .broker import Broker
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -42,6 +45,19 @@ class File(Protocol):
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
 
     async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
+
+
+class UnlimitedFile:
+    """The file, without a time limit on reads: for maintenance, which no visitor waits for."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._broker.store.read(fn)
+
+    async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._broker.change(fn)
 
 
 class Maintenance:

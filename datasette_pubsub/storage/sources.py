@@ -51,6 +51,12 @@ def followed(conn: sqlite3.Connection) -> Followed | None:
     return Followed(*row) if row else None
 
 
+def origin(conn: sqlite3.Connection) -> tuple[str, str | None] | None:
+    """What this log is a copy of: the stream, and the log that it was made from; ``None`` for an ordinary log."""
+    found = followed(conn)
+    return None if found is None else (found.stream, found.instance_id)
+
+
 def check_own(conn: sqlite3.Connection) -> None:
     """Raise :class:`FailedPrecondition`, which says where to publish, if this log follows a stream.
 
