@@ -284,6 +284,15 @@ class Broker:
         """All channels of the log, sorted by name, with their counts and newest messages."""
         return await self.read(log.channels)
 
+    async def follows(self) -> dict[str, Any] | None:
+        """The stream that the log follows, and how far behind it is, as JSON; ``None`` for an ordinary log."""
+
+        def read(conn: sqlite3.Connection) -> dict[str, Any] | None:
+            found = sources.followed(conn)
+            return None if found is None else found.as_json(log.head(conn))
+
+        return await self.read(read)
+
     async def selector_of(self, owner: str, name: str) -> Selector:
         """The stored selector of a subscription; an empty one if the subscription does not exist."""
 
@@ -316,6 +325,7 @@ class Broker:
             {
                 "subscription": found.name,
                 "owner": found.owner,
+                "relay_to": found.relay_to,
                 "channels": sorted(found.selector.channels),
                 "patterns": list(found.selector.patterns),
                 "filter": found.selector.filter,

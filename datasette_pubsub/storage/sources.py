@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.errors import FailedPrecondition
 from .objects import SOURCES
@@ -36,6 +37,15 @@ class Followed:
     def behind(self, head: int) -> int:
         """How many ids a copy with this head is behind the stream, as far as it has heard."""
         return max(0, self.newest - head)
+
+    def as_json(self, head: int) -> dict[str, Any]:
+        """``follows`` in lists, for a copy with this head."""
+        return {
+            "stream": self.stream,
+            "behind": self.behind(head),
+            "heard_at": self.heard_at,
+            "publish_at": self.publish_at,
+        }
 
 
 def followed(conn: sqlite3.Connection) -> Followed | None:
