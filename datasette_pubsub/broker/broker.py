@@ -371,7 +371,8 @@ class Broker:
                 self._batcher.forget_log()
                 self._watcher.look()
                 return
-            self.hub.origin = origin
+            if page.head >= self.hub.head:  # else the batcher has written since, and knows better
+                self.hub.origin = origin
             # A hole in the ids is from a trim: subscribers read the log then, and report the gap.
             if page.messages and page.messages[-1].id - known == len(page.messages):
                 new = [message for message in page.messages if message.id > self.hub.head]

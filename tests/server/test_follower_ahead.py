@@ -14,7 +14,7 @@ import httpx
 import pytest
 from connect_streams import connect_messages, options
 from followers import copy, follow, promote
-from servers import DEADLINE, Server, Sse, wait_for
+from servers import DEADLINE, Server, Sse, sqlite_shell, wait_for
 
 
 @pytest.fixture
@@ -215,3 +215,28 @@ def test_a_failover_and_back_with_messages_on_the_way(serve: Callable[..., Serve
             got += [each for each in events(stream, heads[which]) if each != "heartbeat" and each != "ready"]
     assert got == list(range(1, len(got) + 1))
     assert len(got) > 30
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_file_that_is_restored_under_the_server(
+    serve: Callable[..., Server], path: Path, tmp_path: Path, same: bool
+) -> None:
+    """The same messages come again under the same ids if it still follows the same stream of the same log."""
+    backup = tmp_path / "backup.db"
+    if same:
+        sqlite_shell(path, f".backup {backup}")
+    else:
+        follow(backup, instance="another")
+        copy(backup, range(1, 6))
+    server = serve(config=PATIENT)
+    copy(path, range(6, 10))
+    with reader(server, start="earliest") as stream:
+        assert events(stream, 9) == list(range(1, 10))
+        stream.until("ready")
+        sqlite_shell(path, f".restore {backup}")
+        if same:
+            assert stream.until("heartbeat")["data"]["head"] == "9"
+        else:
+            assert stream.until("gap")["data"] == {"missed": "-1", "resumedAt": "5", "ahead": True}
+        copy(path, range(6, 12))
+        assert [each for each in events(stream, 11) if each != "heartbeat"] == list(range(10 if same else 6, 12))
