@@ -18,7 +18,7 @@ from ..broker.broker import Broker
 from ..broker.registry import registry
 from ..core.errors import InvalidArgument, PermissionDenied
 from ..core.selector import Selector
-from ..core.settings import Settings
+from ..core.settings import RELAY_OWNER, Settings
 from ..core.values import Item
 from ..core.verdicts import ALL, Verdicts
 from ..storage import log
@@ -205,6 +205,13 @@ async def visible_channels(datasette: Datasette, actor: Actor, broker: Broker) -
     return [channel for channel in await broker.channels() if found.allows(channel.name)]
 
 
+async def visible_follows(datasette: Datasette, actor: Actor, broker: Broker) -> dict[str, Any] | None:
+    """What the log follows, as JSON; ``None`` for an ordinary log, and for an actor that may view no channel."""
+    if (await rights(datasette, actor, VIEW, broker.name)).nothing:
+        return None
+    return await broker.follows()
+
+
 async def may_manage(datasette: Datasette, actor: Actor, database: str) -> bool:
     """Whether the actor may view and delete everyone's subscriptions: the rows of their table."""
     table = TableResource(database, SUBSCRIPTIONS)
@@ -233,6 +240,8 @@ async def visible_subscriptions(
     verdicts = await rights(datasette, actor, VIEW, broker.name)
     if verdicts.nothing:
         raise PermissionDenied(f"permission denied: {VIEW} on database {broker.name}")
+    if not everyones and owner_of(actor) == RELAY_OWNER:
+        return []
     if everyones and not await may_manage(datasette, actor, broker.name):
         raise PermissionDenied(f"permission denied: delete-row on table {SUBSCRIPTIONS} of database {broker.name}")
     return await broker.subscriptions(None if everyones else owner_of(actor), verdicts)
@@ -268,7 +277,12 @@ def warnings(datasette: Datasette) -> list[str]:
 
 
 def check_named(settings: Settings, actor: Actor, name: str | None) -> None:
-    """Raise :class:`PermissionDenied` for a named subscription of an anonymous visitor, if the option forbids it."""
+    """Raise :class:`PermissionDenied` for a named subscription of an actor who may have none.
+
+    That is an anonymous visitor, if the option forbids it, and an actor with the name under which relays are shown.
+    """
+    if name and owner_of(actor) == RELAY_OWNER:
+        raise PermissionDenied(f"the actor id {RELAY_OWNER!r} is reserved for relays, and may have no subscriptions")
     if name and not owner_of(actor) and not settings.allow_anonymous_subscriptions:
         raise PermissionDenied("named subscriptions are for those who are logged in (allow_anonymous_subscriptions)")
 

@@ -16,6 +16,7 @@ from ..core.errors import FailedPrecondition, InvalidArgument, NotFound, PubsubE
 from ..storage.objects import BROADCAST_OBJECTS, LOG, RECORDS, REPLACED, make_missing
 from ..storage.quoting import identifier, literal
 from ..storage.schema import installed, max_payload_bytes
+from ..storage.sources import check_own
 from ..storage.sqlite_codes import is_of_the_file
 from . import definition as text
 from .definition import Broadcast, Trigger
@@ -125,11 +126,12 @@ def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[T
     """Create the broadcast of a table, and replace its present one.
 
     Raises :class:`InvalidArgument`, naming the field, if it does not fit the
-    table or an expression in it does not work; the caller must then roll its
-    transaction back.
+    table or an expression in it does not work, and :class:`FailedPrecondition`
+    if the log takes no messages; the caller must then roll its transaction back.
     """
     if not installed(conn):
         raise FailedPrecondition("the log is not installed in this file")
+    check_own(conn)
     _check_json(conn)
     shape = shape_of(conn, table)
     limit = max_payload_bytes(conn)

@@ -53,7 +53,8 @@ class ActiveSubscriptions:
         #: Subscriptions with an automatic cursor, and the number of sends when it was last saved; -1 if not all of
         #: them had arrived then.
         self._automatic: dict[int, int] = {}
-        #: Subscriptions with a filter and explicit acks, and the cursor that was last saved for them.
+        #: Subscriptions with explicit acks and a filter, or a subscriber that was ahead when it began; and the cursor
+        #: that was last saved for them.
         self._filtered: dict[int, int] = {}
         #: The state of each row at the last look.
         self._states: dict[int, str] = {}
@@ -110,7 +111,7 @@ class ActiveSubscriptions:
         self._reads[number] = subscription.reads
         if automatic:
             self._automatic[number] = stream.sends
-        elif subscription.selector.filter:
+        elif subscription.selector.filter or stream.ahead:
             self._filtered[number] = subscription.cursor
 
     def resumed(self, subscription: Subscription, position: int) -> None:
@@ -174,7 +175,7 @@ class ActiveSubscriptions:
                 self._automatic[number] = sends if everything else -1
                 self._batcher.move_cursor(number, Save(self._claims[number], finished))
         for number, saved in self._filtered.items():
-            # Nobody acknowledges what a filter has left out.
+            # Nobody acknowledges what a filter has left out, or what the subscriber has had from another copy.
             passed = self._streams[number].passed
             if passed > saved:
                 self._filtered[number] = passed

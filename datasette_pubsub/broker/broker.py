@@ -26,7 +26,7 @@ from ..live.hub import Hub
 from ..live.publisher import PublishStream
 from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
-from ..storage import log, schema, subscriptions
+from ..storage import log, schema, sources, subscriptions
 from ..storage.append_batch import CommitResult
 from ..storage.catchup import Reader
 from ..storage.filters import Filters
@@ -36,7 +36,7 @@ from .active import ActiveSubscriptions
 from .batcher import Batcher
 from .database import DatabaseFile
 from .health import Health
-from .maintenance import Maintenance
+from .maintenance import Maintenance, UnlimitedFile
 from .own_writes import in_batcher
 from .querying import Querying
 from .subscribing import SubscribeOptions, Subscribing
@@ -98,7 +98,7 @@ class Broker:
             settings,
             self.store,
             self._admission,
-            _UnlimitedFile(self),
+            UnlimitedFile(self),
             read=self.read,
             make_way=self.make_way,
             watch=self._watch,
@@ -109,7 +109,7 @@ class Broker:
             db.connect, self._knows, self.refresh, settings.watch_interval_seconds, self.queries.live.committed
         )
         self._active = ActiveSubscriptions(self._batcher, holder)
-        self._maintenance = Maintenance(self.name, settings, _UnlimitedFile(self), self._active, lambda: self._removed)
+        self._maintenance = Maintenance(self.name, settings, UnlimitedFile(self), self._active, lambda: self._removed)
         self._subscribing = Subscribing(
             settings,
             self.store,
@@ -254,6 +254,8 @@ class Broker:
         return await self._write(fn)
 
     def _committed(self, result: CommitResult) -> None:
+        # A log that takes messages of its own is no copy, or not any more.
+        self.hub.origin = None
         if not len(self.hub):
             # Without subscribers, nothing is done for each message.
             self.hub.skip_to(result.last)
@@ -281,6 +283,15 @@ class Broker:
     async def channels(self) -> list[log.Channel]:
         """All channels of the log, sorted by name, with their counts and newest messages."""
         return await self.read(log.channels)
+
+    async def follows(self) -> dict[str, Any] | None:
+        """The stream that the log follows, and how far behind it is, as JSON; ``None`` for an ordinary log."""
+
+        def read(conn: sqlite3.Connection) -> dict[str, Any] | None:
+            found = sources.followed(conn)
+            return None if found is None else found.as_json(log.head(conn))
+
+        return await self.read(read)
 
     async def selector_of(self, owner: str, name: str) -> Selector:
         """The stored selector of a subscription; an empty one if the subscription does not exist."""
@@ -314,6 +325,7 @@ class Broker:
             {
                 "subscription": found.name,
                 "owner": found.owner,
+                "relay_to": found.relay_to,
                 "channels": sorted(found.selector.channels),
                 "patterns": list(found.selector.patterns),
                 "filter": found.selector.filter,
@@ -340,7 +352,7 @@ class Broker:
         async with self._refreshing:
             known, seen = self.hub.head, self._active.seen
 
-            def read(conn: sqlite3.Connection) -> tuple[Page, tuple[int, list[Claim]]]:
+            def read(conn: sqlite3.Connection) -> tuple[Page, tuple[int, list[Claim]], tuple[str, str | None] | None]:
                 top = log.head(conn)
                 if top <= known or top - known > FILL_IDS:
                     page = Page([], top, top)
@@ -348,16 +360,19 @@ class Broker:
                     everything = Selector(patterns=("*",))
                     page = Reader(everything, keys=True).page(conn, known, self.settings.tail_bytes or 1, FILL_IDS)
                 # Claims are read after the messages, so that every claim committed before a message is among them.
-                return page, subscriptions.newer_claims(conn, seen)
+                # So is the origin: while there is one, all messages before are its messages.
+                return page, subscriptions.newer_claims(conn, seen), sources.origin(conn)
 
-            page, (newest, claims) = await self.store.read(read)
+            page, (newest, claims), origin = await self.store.read(read)
             self._active.see(newest, claims)
             if page.head < known:
                 # The file was restored from a backup: the tail, the cursors and the streams belong to another log.
-                self.hub.rewind(page.head)
+                self.hub.rewind(page.head, origin)
                 self._batcher.forget_log()
                 self._watcher.look()
                 return
+            if page.head >= self.hub.head:  # else the batcher has written since, and knows better
+                self.hub.origin = origin
             # A hole in the ids is from a trim: subscribers read the log then, and report the gap.
             if page.messages and page.messages[-1].id - known == len(page.messages):
                 new = [message for message in page.messages if message.id > self.hub.head]
@@ -383,16 +398,3 @@ class Broker:
     def subscribe(self, asked: SubscribeOptions, encoder: Encoder) -> AbstractAsyncContextManager[Subscriber]:
         """Open a live subscriber until the block ends; see :meth:`Subscribing.open`."""
         return self._subscribing.open(asked, encoder)
-
-
-class _UnlimitedFile:
-    """The file, without a time limit on reads: for maintenance, which no visitor waits for."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-
-    async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._broker.store.read(fn)
-
-    async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._broker.change(fn)

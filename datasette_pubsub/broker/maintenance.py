@@ -12,15 +12,19 @@ import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..broadcast import tables
 from ..broadcast.tables import Lost
 from ..core.errors import PubsubError
-from ..core.settings import Settings
+from ..core.settings import RELAY_OWNER, Settings
 from ..core.validation import utc_text
-from ..storage import retention, schema, subscriptions
+from ..storage import relays, retention, schema, subscriptions
+from ..storage.names import Name
 from .active import ActiveSubscriptions
+
+if TYPE_CHECKING:
+    from .broker import Broker
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -44,6 +48,19 @@ class File(Protocol):
     async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T: ...
 
 
+class UnlimitedFile:
+    """The file, without a time limit on reads: for maintenance, which no visitor waits for."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._broker.store.read(fn)
+
+    async def change(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._broker.change(fn)
+
+
 class Maintenance:
     """Maintains one database until it is ``removed``."""
 
@@ -59,6 +76,9 @@ class Maintenance:
         self._schema_version: int | None = None
         self._schema_seen = float("-inf")
         self._logged: set[tuple[str, str]] = set()
+        #: The relays that retention has outrun, by stream, with their positions then: each is logged once, until a trim
+        #: removes nothing that it lacks although it has gone on.
+        self._outrun: dict[str, int] = {}
 
     async def run_cursors(self) -> None:
         """Save the automatic cursors of active subscriptions periodically, and check the rows of all of them."""
@@ -133,15 +153,46 @@ class Maintenance:
 
     async def _trim(self) -> None:
         """Trim the messages that exceed the retention limits, and delete expired subscriptions."""
-        left = await self._file.read(lambda conn: retention.goals(conn, self._settings))
+
+        def look(conn: sqlite3.Connection) -> tuple[dict[Name, int], dict[str, int], dict[str, int]]:
+            goals = retention.goals(conn, self._settings)
+            relayed = relays.positions(conn) if goals or self._outrun else {}
+            return goals, relayed, relays.unrelayed(conn, goals, relayed)
+
+        left, relayed, lost = await self._file.read(look)
         while left:
             began = time.monotonic()
             await self._file.change(lambda conn: retention.trim(conn, left))
             await asyncio.sleep(time.monotonic() - began)
+        self._log_outrun(relayed, lost)
         if self._settings.subscription_expiry_days and await self._file.read(schema.installed):
             live = self._active.ids
             gone = await self._file.change(
                 lambda conn: retention.expire(conn, self._settings.subscription_expiry_days, live)
             )
-            for name in gone:
-                logger.info("database %s: subscription %s expired", self._name, name)
+            for owner, name in gone:
+                if owner == RELAY_OWNER:
+                    logger.warning(
+                        "database %s: the relay to the stream %s has relayed nothing for subscription_expiry_days (%g "
+                        "days): retention does not hold messages for it any more, until it relays again",
+                        self._name,
+                        name,
+                        self._settings.subscription_expiry_days,
+                    )
+                else:
+                    logger.info("database %s: subscription %s expired", self._name, name)
+
+    def _log_outrun(self, relayed: dict[str, int], lost: dict[str, int]) -> None:
+        """Log each relay that lacks messages which were trimmed, once for each time that it is outrun."""
+        for stream, number in lost.items():
+            if stream not in self._outrun:
+                logger.warning(
+                    "database %s: retention has removed %s that the relay to the stream %s has not relayed; with a "
+                    "greater retention_unread_bytes (now %s) the log keeps them for it",
+                    self._name,
+                    f"{number:,} message{'s' if number > 1 else ''}",
+                    stream,
+                    self._settings.retention_unread_bytes,
+                )
+        stays = {stream: at for stream, at in self._outrun.items() if relayed.get(stream) == at}
+        self._outrun = stays | {stream: relayed[stream] for stream in lost}

@@ -21,7 +21,7 @@ from datasette.utils import named_parameters
 from ..core.errors import InvalidArgument, PayloadTooLarge, PubsubError
 from ..core.standing import StandingQuery
 from ..live_query.query import LiveQuery, Woken
-from ..storage import log, standing
+from ..storage import log, sources, standing
 from ..storage.query import Limits, Question, missing_parameters
 from ..storage.standing import Ran
 
@@ -171,7 +171,11 @@ class StandingQueries:
 
         def compare(conn: sqlite3.Connection) -> tuple[bool, bool]:
             stored = standing.load(conn, query.name)
-            return standing.is_due(stored, query, result), stored is not None and standing.is_stale(stored)
+            due = standing.is_due(stored, query, result)
+            if due:
+                # A run would find it, too, but under the write lock, again and again.
+                sources.check_own(conn)
+            return due, stored is not None and standing.is_stale(stored)
 
         limits = self._limits()
         try:

@@ -24,7 +24,8 @@ from ..core.validation import check_subscription_name
 from ..core.values import ANYWHERE, AckMode, Page, Where
 from ..live.admission import Admission
 from ..live.hub import Hub
-from ..live.subscriber import Subscriber, SubscriberOptions
+from ..live.options import SubscriberOptions
+from ..live.subscriber import Subscriber
 from ..live.tail import Encoder
 from ..storage import last, log, retention, schema, subscriptions
 from ..storage.catchup import CatchUp
@@ -117,11 +118,13 @@ class Subscribing:
             head = await self._head()
             newest = await self._newest(subscription, asked.where, selector, head)
             wanted = await self._first_position(subscription, asked.where) if newest is None else newest.begin
+            #: Whether the log is a copy that is to reach the position; see the theory of :mod:`.live.subscriber`.
+            awaited = wanted > head and self._hub.origin is not None and self._settings.follow_wait_seconds > 0
             position = min(wanted, head)
             catch_up = CatchUp(selector, self._settings.max_send_bytes, self._filters)
             if subscription is not None:
                 if wanted > head:
-                    position = subscription.cursor
+                    position = min(subscription.cursor, head)
                 catch_up.know(subscription.gone)
             elif newest is None and asked.where.position is None and position < head:
                 await self._read(lambda conn: catch_up.forgive(conn, position))
@@ -150,12 +153,14 @@ class Subscribing:
                 waiter,
                 read_page,
                 encoder,
-                position,
+                wanted if awaited else position,
                 SubscriberOptions(
                     send_bytes=self._settings.max_send_bytes,
                     heartbeat_seconds=asked.heartbeat_seconds or self._settings.heartbeat_seconds,
                     automatic=automatic,
-                    ahead=wanted > head or (subscription is not None and subscription.ahead),
+                    ahead=not awaited and (wanted > head or (subscription is not None and subscription.ahead)),
+                    floor=position if awaited else None,
+                    await_seconds=self._settings.follow_wait_seconds,
                     max_unacked=self._settings.max_unacked_messages if asked.ack == "explicit" else None,
                     allowed=asked.allowed,
                     recheck_seconds=self._settings.permission_recheck_seconds,
@@ -166,7 +171,7 @@ class Subscribing:
             )
             if subscription is not None:
                 self._active.begin(subscription, stream, automatic)
-                if not automatic and asked.where.resume is not None:
+                if not automatic and asked.where.resume is not None and not awaited:
                     self._active.resumed(subscription, position)
             self._admission.add(stream)
             try:
@@ -257,7 +262,10 @@ class Subscribing:
         if where.resume is not None:
             return where.resume
         if subscription is not None:
-            return max(subscription.cursor, self._batcher.newest_cursor(subscription.id, subscription.claim))
+            known = max(subscription.cursor, self._batcher.newest_cursor(subscription.id, subscription.claim))
+            # The row of a new one begins at the head at most.
+            asked_for = where.after if subscription.new and self._hub.origin is not None else None
+            return max(known, asked_for or 0)
         if where.after is not None:
             return where.after
         if where.start != "earliest" and where.since is None:

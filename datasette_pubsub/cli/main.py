@@ -223,6 +223,7 @@ def list_subscriptions(file: str, as_json: bool) -> None:
             {
                 "owner": row.owner,
                 "subscription": row.name,
+                "relay_to": row.relay_to,
                 "channels": sorted(row.selector.channels),
                 "patterns": list(row.selector.patterns),
                 "filter": row.selector.filter,
@@ -237,8 +238,8 @@ def list_subscriptions(file: str, as_json: bool) -> None:
         return
     rows = [
         (
-            row.owner or "(anonymous)",
-            row.name,
+            row.owner or "(anonymous)" if row.relay_to is None else "(relay)",
+            row.name if row.relay_to is None else f"relay to the stream {row.relay_to}",
             ", ".join([*sorted(row.selector.channels), *row.selector.patterns])
             + (f" where {row.selector.filter}" if row.selector.filter else ""),
             str(row.cursor),

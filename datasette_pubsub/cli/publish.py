@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 import click
 
-from ..core.errors import Conflict, InvalidArgument, PayloadTooLarge, PubsubError
+from ..core.errors import Conflict, FailedPrecondition, InvalidArgument, PayloadTooLarge, PubsubError
 from ..core.limits import CHUNK_MESSAGES
 from ..core.settings import Settings
 from ..core.validation import check_item
 from ..core.values import Item
 from ..protocol.items import item_of_fields
-from ..storage import log
+from ..storage import log, sources
 from .common import Progress, counted, transaction
 
 #: The most bytes that one read from standard input returns.
@@ -43,9 +43,13 @@ class Publisher:
         self._last_id = 0
 
     def publish(self, items: Sequence[Item]) -> None:
-        """Append messages in one transaction."""
-        with transaction(self._conn):
-            ids, new = log.append(self._conn, items, log.now())
+        """Append messages in one transaction. Raises :class:`FailedPrecondition` for a log that follows a stream."""
+        try:
+            with transaction(self._conn):
+                ids, new = log.append(self._conn, items, log.now())
+        except (Conflict, sqlite3.IntegrityError):
+            sources.check_own(self._conn)
+            raise
         self._new += len(new)
         self._known += len(ids) - len(new)
         self._last_id = ids[-1]
@@ -71,6 +75,8 @@ class Publisher:
         except Conflict as error:
             # The lines that were collected belong to one transaction, so none of them is stored.
             raise click.ClickException(f"{error.message} of its transaction. {self.summary()}") from None
+        except FailedPrecondition as error:
+            raise click.ClickException(f"{error.message}. {self.summary()}") from None
         except PubsubError as error:
             self._flush(items)
             raise click.ClickException(f"{error.message}. {self.summary()}") from None

@@ -143,7 +143,7 @@ class Watcher:
                     ran = standing.run(self._conn, self._query, self._options.limits)
             except sqlite3.IntegrityError as error:
                 # A trigger of the user's refuses the message.
-                raise log.refusal(error) from None
+                raise log.refusal(error, self._conn) from None
             self._tell(ran, first=stored is None)
         elif at_once or (stored is not None and standing.is_stale(stored)):
             with transaction(self._conn):

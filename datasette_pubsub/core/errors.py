@@ -119,7 +119,7 @@ class TooManyRequests(PubsubError):
 
 
 class FailedPrecondition(PubsubError):
-    """The database cannot have a log: it is immutable, in memory, or has a conflicting table."""
+    """The database cannot store this: it is immutable, in memory, a follower, or has a conflicting table."""
 
     status = 409
     code = "failed_precondition"

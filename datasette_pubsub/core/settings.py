@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from .option import option
 
 if TYPE_CHECKING:
     from .standing import StandingQuery
@@ -47,19 +49,6 @@ class Rule:
     bytes: int | None = None
 
 
-def _option(
-    default: Any, unit: str, doc: str, low: float = 0, high: float = float("inf"), *, why: str, bounds: str = ""
-) -> Any:
-    """One option: its meaning (``doc``) and its reason (``why``) go to the docs as they stand here.
-
-    ``bounds`` says in words what ``low`` and ``high`` cannot.
-    """
-    return field(
-        default=default,
-        metadata={"unit": unit, "doc": doc, "low": low, "high": high, "why": why, "bounds": bounds},
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The options of one database: the instance's, overridden by the database's own.
@@ -77,13 +66,13 @@ class Settings:
     datasette-pubsub: option 'max_streams' must be between 1 and inf streams
     """
 
-    enabled: bool = _option(
+    enabled: bool = option(
         True,
         "true or false",
         "whether the plugin is active for this database",
         why="a database that must stay as it is",
     )
-    synchronous: str = _option(
+    synchronous: str = option(
         "full",
         "normal, full or extra",
         "SQLite's synchronous setting on Datasette's write connection; "
@@ -91,7 +80,7 @@ class Settings:
         bounds="`normal`, `full`, `extra`",
         why="an answer means that the message is on disk; `normal` is faster, and weaker",
     )
-    max_payload_bytes: int = _option(
+    max_payload_bytes: int = option(
         1024 * 1024,
         "bytes",
         "largest payload of one message",
@@ -99,7 +88,7 @@ class Settings:
         256 * 1024 * 1024,
         why="a message is read and sent whole; for more, publish a link. The file enforces it for every program",
     )
-    max_batch_messages: int = _option(
+    max_batch_messages: int = option(
         10_000,
         "messages",
         "most messages in one publish request",
@@ -107,7 +96,7 @@ class Settings:
         1_000_000,
         why="a batch is one transaction, and others wait for it",
     )
-    max_body_bytes: int = _option(
+    max_body_bytes: int = option(
         16 * 1024 * 1024,
         "bytes",
         "largest publish request body",
@@ -115,21 +104,21 @@ class Settings:
         1024 * 1024 * 1024,
         why="over HTTP and over Connect, also unpacked: a body is held in memory until it is stored",
     )
-    max_pending_messages: int = _option(
+    max_pending_messages: int = option(
         100_000,
         "messages",
         "most messages waiting for the batcher; further publishes are refused (back-pressure)",
         1,
         why="limits the memory that publishers can fill while the disk is slow; beyond it they get status 429",
     )
-    max_pending_bytes: int = _option(
+    max_pending_bytes: int = option(
         64 * 1024 * 1024,
         "bytes",
         "most payload bytes waiting for the batcher; further publishes are refused (back-pressure)",
         1024,
         why="as above, in bytes",
     )
-    tail_bytes: int = _option(
+    tail_bytes: int = option(
         16 * 1024 * 1024,
         "bytes",
         "newest messages kept in memory for live subscribers",
@@ -137,7 +126,7 @@ class Settings:
         why="live subscribers are served from memory; those that are further behind, from the log. 0 serves "
         "all from the log",
     )
-    max_send_bytes: int = _option(
+    max_send_bytes: int = option(
         256 * 1024,
         "bytes",
         "largest send to a subscriber",
@@ -145,14 +134,14 @@ class Settings:
         16 * 1024 * 1024,
         why="large enough for many messages at once, small enough for the memory of one slow subscriber",
     )
-    max_streams: int = _option(
+    max_streams: int = option(
         10_000,
         "streams",
         "streams open at once on this database",
         1,
         why="each stream is a connection, which the system limits too (`ulimit -n`)",
     )
-    max_channels_per_stream: int = _option(
+    max_channels_per_stream: int = option(
         100,
         "channels and patterns",
         "channels and patterns that one stream may name",
@@ -160,7 +149,7 @@ class Settings:
         10_000,
         why="what one request can make the server match",
     )
-    max_filter_bytes: int = _option(
+    max_filter_bytes: int = option(
         8192,
         "bytes",
         "longest filter of a stream",
@@ -168,7 +157,7 @@ class Settings:
         64 * 1024,
         why="what one request can make the server evaluate for each message",
     )
-    max_last_channels: int = _option(
+    max_last_channels: int = option(
         10_000,
         "channels",
         "channels whose newest messages a stream with `start=last` begins with",
@@ -176,7 +165,7 @@ class Settings:
         1_000_000,
         why="each is looked up in the index, and sent",
     )
-    heartbeat_seconds: float = _option(
+    heartbeat_seconds: float = option(
         15.0,
         "seconds",
         "send a heartbeat on an SSE stream after this long without a message",
@@ -184,7 +173,7 @@ class Settings:
         3600,
         why="below the 30 to 60 seconds after which proxies cut silent connections",
     )
-    send_timeout_seconds: float = _option(
+    send_timeout_seconds: float = option(
         60.0,
         "seconds",
         "disconnect a subscriber that has not accepted data for this long",
@@ -192,7 +181,15 @@ class Settings:
         86400,
         why="a frozen subscriber must not keep its connection for ever",
     )
-    watch_interval_seconds: float = _option(
+    follow_wait_seconds: float = option(
+        60.0,
+        "seconds",
+        "how long a subscriber of a follower waits that is ahead of it, before it is told a gap; 0 tells it at once",
+        0,
+        86400,
+        why="a follower lags by milliseconds, or by the time for which its process or NATS was down",
+    )
+    watch_interval_seconds: float = option(
         0.004,
         "seconds",
         "how often to poll for commits by other processes while there are subscribers",
@@ -200,7 +197,7 @@ class Settings:
         10,
         why="the delay with which messages of other programs arrive; a poll takes microseconds",
     )
-    cursor_save_interval_seconds: float = _option(
+    cursor_save_interval_seconds: float = option(
         1.0,
         "seconds",
         "how often to save the cursors of active subscriptions that were sent something",
@@ -208,7 +205,7 @@ class Settings:
         60,
         why="limits what a subscription with automatic acks may receive twice after a crash of the server",
     )
-    retention_days: float = _option(
+    retention_days: float = option(
         30.0,
         "days",
         "trim messages older than this; 0 keeps them for ever",
@@ -216,21 +213,21 @@ class Settings:
         MAX_DAYS,
         why="a log without an end fills the disk",
     )
-    retention_messages: int = _option(
+    retention_messages: int = option(
         0,
         "messages",
         "keep this many of the newest messages in the log; 0 sets no limit",
         0,
         why="for logs whose size is to be known",
     )
-    retention_bytes: int = _option(
+    retention_bytes: int = option(
         0,
         "bytes",
         "keep this many bytes of the newest payloads in the log; 0 sets no limit",
         0,
         why="for disks whose size is known; payload only, without the overhead of some 100 bytes a message",
     )
-    channel_retention: tuple[tuple[str, Rule], ...] = _option(
+    channel_retention: tuple[tuple[str, Rule], ...] = option(
         (),
         "mapping",
         "retention limits for each channel that matches a GLOB pattern: `days`, `messages` and `bytes`; "
@@ -238,7 +235,7 @@ class Settings:
         bounds="days 0 to 36,500; others 0 or more",
         why="an audit trail and a metric need not live equally long",
     )
-    retention_unread_bytes: int = _option(
+    retention_unread_bytes: int = option(
         0,
         "bytes",
         "keep up to this many payload bytes past the retention limits while a named subscription has not "
@@ -246,7 +243,7 @@ class Settings:
         0,
         why="an absent subscriber must not fill the disk, so there is a limit",
     )
-    trim_interval_seconds: float = _option(
+    trim_interval_seconds: float = option(
         60.0,
         "seconds",
         "how often to trim old messages",
@@ -254,7 +251,7 @@ class Settings:
         86400,
         why="a check costs little, and a log that exceeds its limit for a minute does no harm",
     )
-    subscription_expiry_days: float = _option(
+    subscription_expiry_days: float = option(
         0.0,
         "days",
         "delete subscriptions that were not used for this long; 0 keeps them for ever",
@@ -262,17 +259,17 @@ class Settings:
         MAX_DAYS,
         why="a forgotten name costs one row; with `retention_unread_bytes` it also holds messages",
     )
-    max_unacked_messages: int = _option(
+    max_unacked_messages: int = option(
         10_000,
         "messages",
         "send no more messages to a subscriber with explicit acks while this many are unacknowledged",
         1,
         why="limits what is sent again after a crash",
     )
-    max_snapshot_rows: int = _option(
+    max_snapshot_rows: int = option(
         10_000, "rows", "largest snapshot of a table or query", 1, 1_000_000, why="a snapshot is held in memory"
     )
-    live_query_interval_seconds: float = _option(
+    live_query_interval_seconds: float = option(
         0.5,
         "seconds",
         "run a live query at most this often",
@@ -281,21 +278,21 @@ class Settings:
         why="people read no faster; many commits in a row cost one run. All runs of a database take at most a quarter "
         "of one thread, so that slow queries run less often",
     )
-    max_live_queries: int = _option(
+    max_live_queries: int = option(
         200,
         "queries",
         "different live queries open at once on this database",
         1,
         why="each is kept in memory with its result, and runs again after commits",
     )
-    max_live_queries_per_actor: int = _option(
+    max_live_queries_per_actor: int = option(
         50,
         "queries",
         "different live queries open at once for one actor, or for one address of anonymous visitors",
         1,
         why="one actor must not use up all live queries",
     )
-    max_live_query_bytes: int = _option(
+    max_live_query_bytes: int = option(
         4 * 1024 * 1024,
         "bytes",
         "largest result of a live query, as JSON",
@@ -303,7 +300,7 @@ class Settings:
         256 * 1024 * 1024,
         why="each result is held in memory, and so are as many bytes of its changes for slow subscribers",
     )
-    standing_queries: tuple[StandingQuery, ...] = _option(
+    standing_queries: tuple[StandingQuery, ...] = option(
         (),
         "mapping",
         "standing queries by name: `sql`, `channel` and, if wanted, `key`, `operations`, `params` and `initial` "
@@ -311,7 +308,7 @@ class Settings:
         bounds="a SELECT each",
         why="a program can then wait for a row instead of polling: [Standing queries](queries.md#standing-queries)",
     )
-    channel_permissions: tuple[tuple[str, Any, Any], ...] = _option(
+    channel_permissions: tuple[tuple[str, Any, Any], ...] = option(
         (),
         "mapping",
         "allow blocks for `view` and `publish`, for the channels that match a GLOB pattern; the first "
@@ -319,13 +316,13 @@ class Settings:
         bounds="allow blocks",
         why="channels often have different readers",
     )
-    allow_anonymous_subscriptions: bool = _option(
+    allow_anonymous_subscriptions: bool = option(
         True,
         "true or false",
         "whether visitors who are not logged in may have named subscriptions",
         why="a name is a row, and visitors share theirs",
     )
-    permission_recheck_seconds: float = _option(
+    permission_recheck_seconds: float = option(
         60.0,
         "seconds",
         "how often to re-check permissions of an open stream",
@@ -333,35 +330,35 @@ class Settings:
         86400,
         why="a stream may stay open for days, while permissions change",
     )
-    max_streams_per_actor: int = _option(
+    max_streams_per_actor: int = option(
         2_000,
         "streams",
         "streams open at once for one actor, or for one address of anonymous visitors",
         1,
         why="one actor must not use up all streams",
     )
-    max_subscriptions_per_actor: int = _option(
+    max_subscriptions_per_actor: int = option(
         1_000,
         "subscriptions",
         "named subscriptions of one actor",
         1,
         why="each is a row, and is read whenever they are listed or the log is trimmed",
     )
-    max_anonymous_subscriptions: int = _option(
+    max_anonymous_subscriptions: int = option(
         100,
         "subscriptions",
         "named subscriptions of all anonymous visitors together",
         1,
         why="a name costs a visitor one request and the owner a row; visitors share theirs, so that a few are enough",
     )
-    max_subscription_bytes_per_actor: int = _option(
+    max_subscription_bytes_per_actor: int = option(
         1024 * 1024,
         "bytes",
         "channels, patterns and filters in the named subscriptions of one actor, or of all anonymous visitors together",
         1024,
         why="100 channels with long names are 25 KB, which one request could store",
     )
-    read_time_limit_seconds: float = _option(
+    read_time_limit_seconds: float = option(
         3.0,
         "seconds",
         "longest time for one read of the log for a request",
@@ -370,20 +367,20 @@ class Settings:
         why="a read occupies one of Datasette's three SQL threads, which all pages need; a longer one ends "
         "with status 503",
     )
-    live_tables: bool = _option(
+    live_tables: bool = option(
         True,
         "true or false",
         "whether there are live rows: on the page of a broadcast table, and on `.live` pages of tables and queries",
         why="each open live page requests changed rows, or follows a live query",
     )
-    direct_send: bool = _option(
+    direct_send: bool = option(
         True,
         "true or false",
         "whether the hub sends to waiting subscribers without waking their tasks",
         why="faster with many subscribers; it uses asyncio functions that are meant for event loops, and "
         "turns itself off if they are missing",
     )
-    demo_database: str = _option(
+    demo_database: str = option(
         "",
         "file name",
         "demo database to create and serve, beside the configuration file (instance only)",

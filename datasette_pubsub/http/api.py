@@ -67,7 +67,9 @@ async def channels(scope: Any, receive: Any, send: Any, request: Request, datase
     only_get(request)
     broker = broker_of(datasette, request)
     rows = await permissions.visible_channels(datasette, request.actor, broker)
-    return Response.json({"ok": True, "database": broker.name, "channels": [row.as_json() for row in rows]})
+    follows = await permissions.visible_follows(datasette, request.actor, broker)
+    body = {"ok": True, "database": broker.name, "follows": follows, "channels": [row.as_json() for row in rows]}
+    return Response.json(body)
 
 
 @mapped
@@ -79,7 +81,8 @@ async def subscriptions(scope: Any, receive: Any, send: Any, request: Request, d
     if owner not in (None, "*"):
         raise InvalidArgument("owner must be *, for the subscriptions of all")
     rows = await permissions.visible_subscriptions(datasette, request.actor, broker, owner == "*")
-    return Response.json({"ok": True, "database": broker.name, "subscriptions": rows})
+    follows = await permissions.visible_follows(datasette, request.actor, broker)
+    return Response.json({"ok": True, "database": broker.name, "follows": follows, "subscriptions": rows})
 
 
 @mapped

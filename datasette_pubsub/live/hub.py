@@ -7,7 +7,8 @@ when its position is before the tail, the log. Everything runs on the event loop
 The head moves in three ways, each called by the broker. :meth:`Hub.committed` and :meth:`Hub.fill` move it forward
 with all messages in between: these enter the tail, and the waiters that follow their channels enter the line.
 :meth:`Hub.skip_to` moves it forward without them: the tail starts over, and every waiter wakes to read the log.
-:meth:`Hub.rewind` moves it back, after a restore: every waiter wakes, and a subscriber that is ahead reports a gap.
+:meth:`Hub.rewind` moves it back, after a restore: every waiter wakes, and a subscriber that is ahead reports a gap,
+or waits until the head has reached its position again (:meth:`Hub.await_head`).
 
 The line is *idle* or *serving*. The first waiter that enters an idle line schedules :meth:`Hub._serve`. Each call
 releases up to :data:`SERVED_AT_ONCE` waiters and schedules the next call, until the line is empty and idle again.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from weakref import WeakValueDictionary
 
 from ..core.selector import Selector
@@ -41,11 +42,17 @@ class Hub:
         #: How many times the head has moved back, and where it moved to the last time.
         self.rewinds = 0
         self.rewound_to = 0
+        #: Whether the ids after that will come again, with the same messages.
+        self.returns = False
+        #: What this log is a copy of; ``None`` for an ordinary log. The broker sets it before the head moves.
+        self.origin: Hashable = None
         self.tail = Tail(tail_bytes, evaluate)
         self._on_idle = on_idle
         self._by_channel: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._by_pattern: set[Waiter] = set()
         self._waiters: set[Waiter] = set()
+        #: Waiters of subscribers that are ahead of the head, with their positions.
+        self._awaiting: dict[Waiter, int] = {}
         #: The line: waiters that have something to receive, in their order; and whether :meth:`_serve` is scheduled.
         self._due: deque[Waiter] = deque()
         self._serves = False
@@ -74,6 +81,7 @@ class Hub:
             return
         waiter.leave()
         self._waiters.discard(waiter)
+        self._awaiting.pop(waiter, None)
         self._by_pattern.discard(waiter)
         for channel in waiter.selector.channels:
             waiters = self._by_channel[channel]
@@ -83,6 +91,10 @@ class Hub:
         if not self._waiters:
             self.tail.reset(self.head)
             self._on_idle(True)
+
+    def await_head(self, waiter: Waiter, position: int) -> None:
+        """Wake this waiter when the head has reached a position, whichever channels the messages have."""
+        self._awaiting[waiter] = position
 
     def committed(self, before: int, messages: Sequence[Message]) -> bool:
         """Add newly committed messages; ``before`` was the log's head before them.
@@ -118,6 +130,11 @@ class Hub:
         for channel in {message.channel for message in messages}:
             self._line_up(self._by_channel.get(channel, ()), previous)
             self._line_up([waiter for waiter in self._by_pattern if waiter.selector.matches(channel)], previous)
+        if self._awaiting:
+            reached = [waiter for waiter, position in self._awaiting.items() if position <= head]
+            for waiter in reached:
+                del self._awaiting[waiter]
+            self._line_up(reached, previous)
         if self._due and not self._serves:
             self._serves = True
             asyncio.get_running_loop().call_soon(self._serve)
@@ -152,8 +169,13 @@ class Hub:
         self.tail.reset(head)
         self.wake_all()
 
-    def rewind(self, head: int) -> None:
-        """Move the head back: the log was restored from a backup. Subscribers that are ahead report a gap."""
+    def rewind(self, head: int, origin: Hashable = None) -> None:
+        """Move the head back: the log was restored from a backup. Subscribers that are ahead report a gap.
+
+        ``origin`` is what it is a copy of now. If that is what it was, they wait instead: see :mod:`.subscriber`.
+        """
+        self.returns = origin is not None and origin == self.origin
+        self.origin = origin
         self.head = self.rewound_to = head
         self.rewinds += 1
         self.tail.reset(head)

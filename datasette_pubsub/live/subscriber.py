@@ -7,12 +7,25 @@ and changes nothing but what it says. The steps, the first that applies:
 - ``CHECK``: it is time to re-check permissions.
 - ``SEND``: frames are ready: of messages in the hub's tail, or of an event.
 - ``READ``: the tail cannot serve the position, or not this filter, or a gap has to be reported; a page is read.
-- ``WAIT``: there is nothing to send, or the subscriber must acknowledge first. The hub wakes it.
+- ``WAIT``: there is nothing to send, or the subscriber must acknowledge first, or it is *ahead*. The hub wakes it.
 
 Two drivers take the steps. :meth:`Subscriber.frames`, an iterator in a task of its own, takes all of them. While it
 waits, the hub may call :meth:`Subscriber._serve`, which takes ``SEND`` steps without running that task (the *direct
 send*), until there is nothing to send (``WAIT``: the task waits on) or another step is due (the task is woken). If a
 send does not end at once, the task finishes it. So exactly one driver acts at a time, and both follow the same rules.
+
+A subscriber is *ahead* while its position is one that a copy (:attr:`.hub.Hub.origin`) has not reached yet: it has come
+from another copy of the same log that had more, or the copy's file was restored. It waits, with heartbeats and without
+``Ready``. When the head has reached its position, it goes on after it, and gets nothing twice. It goes back to the
+``floor``, as the subscriber of any other log does at once, and reports a gap of ``AHEAD``:
+
+- when the time for the wait is over;
+- when the log is no copy any more, which the hub knows before it gives out a message of the log's own. After
+  ``promote``, the ids after the floor are those of other messages, which this subscriber has not had;
+- when the log was restored, and is not a copy of the same stream as before. (If it is, the ids that went come again
+  with the same messages, so that a subscriber which is ahead by the restore waits, too.)
+
+Until then nothing moves its cursor: it is settled up to the floor.
 
 Catch-up and live delivery are the same steps, so there is no hand-over between them that could race
 (docs/architecture.md). A subscriber never holds more bytes than one send.
@@ -23,16 +36,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass
 
 from ..asgi.acknowledged import Acknowledged, Delivery
 from ..core.events import AHEAD, End, Gap, Heartbeat, Ready, Revoked
 from ..core.values import Page
 from .hub import Hub
+from .options import Ahead, SubscriberOptions
+from .recheck import Recheck
 from .steps import CHECK, END, WAIT, Step, What
 from .tail import Encoder, Span
+from .unacked import Unacked
 from .waiter import Waiter
 
 #: Reads one page of the log: the messages after a position, at most this many.
@@ -48,31 +62,6 @@ FIRST_MESSAGE_SECONDS = 0.2
 
 #: The shortest wait after a direct send, in seconds: 0 would mean that the task is needed.
 SOON_SECONDS = 0.001
-
-_ALL = 1 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubscriberOptions:
-    """Options of one subscriber. ``send_bytes``: the most bytes of one send.
-
-    ``heartbeat_seconds``: the silence after which a heartbeat is sent. ``automatic``: the cursor follows the bytes that
-    the subscriber's machine has acknowledged. ``ahead``: its position was ahead of the head. ``max_unacked``: the most
-    messages that are sent before :meth:`Subscriber.acknowledged` is called (``None``: no limit). ``allowed`` is called
-    every ``recheck_seconds``, and after ``expires_in`` seconds, to re-check permissions (``None``: never).
-    ``direct_send``: the hub may send for it; see the module. ``read_to``: up to this id, the tail is not used.
-    """
-
-    send_bytes: int
-    heartbeat_seconds: float
-    automatic: bool = False
-    ahead: bool = False
-    max_unacked: int | None = None
-    allowed: Callable[[], Awaitable[bool]] | None = None
-    recheck_seconds: float = 60.0
-    expires_in: float | None = None
-    direct_send: bool = True
-    read_to: int = 0
 
 
 class Subscriber:
@@ -114,17 +103,14 @@ class Subscriber:
         #: Where a gap began, if the wire format has no event for it: the next message reports the gap.
         self._untold: int | None = None
         self._rewinds = hub.rewinds
-        self._max_unacked = options.max_unacked
-        self._allowed = options.allowed
-        self._recheck_seconds = options.recheck_seconds
+        self._await_seconds = options.await_seconds
         #: The loop's clock, kept because asking for the loop costs a system call on Python 3.11.
         self._now = asyncio.get_running_loop().time
-        #: When the actor's token expires, on the loop's clock: permissions are re-checked then.
-        self._expiry = math.inf if options.expires_in is None else self._now() + options.expires_in
-        self._checked = self._now()
-        #: Sends with unacknowledged messages: the last position and the number of messages of each.
-        self._unacked: deque[tuple[int, int]] | None = None if options.max_unacked is None else deque()
-        self._in_flight = 0
+        now = self._now()
+        self._recheck = Recheck(options.allowed, options.recheck_seconds, options.expires_in, now)
+        #: Set while the subscriber is ahead.
+        self._ahead = None if options.floor is None else self._await(options.floor, now + self._await_seconds)
+        self._unacked = Unacked(options.max_unacked)
         self._end: End | None = None
         self._begin: Begin | None = None
         #: The step of a direct send that did not end at once.
@@ -143,7 +129,9 @@ class Subscriber:
     def settled(self) -> int:
         """Up to this id nothing is left to send or to report: the hub's head while the subscriber waits for more."""
         if self._rewinds != self._hub.rewinds:
-            return min(self.position, self._hub.rewound_to)
+            return min(self.position if self._ahead is None else self._ahead.floor, self._hub.rewound_to)
+        if self._ahead is not None:
+            return self._ahead.floor
         if self._untold is not None:
             return self._untold
         waits = self._at_head and not self._waiter.woken
@@ -171,6 +159,11 @@ class Subscriber:
             return "explicit"
         known = self._acknowledged is not None and self._acknowledged.known
         return "tcp-acknowledged" if known else "handed-over"
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it waits until the log has reached its position."""
+        return self._ahead is not None
 
     @property
     def end(self) -> End | None:
@@ -209,17 +202,10 @@ class Subscriber:
 
     def acknowledged(self, cursor: int) -> None:
         """Note that the subscriber has acknowledged every message up to this cursor."""
-        full = not self._room()
-        while self._unacked and self._unacked[0][0] <= cursor:
-            self._in_flight -= self._unacked.popleft()[1]
-        if full and self._room():
+        full = not self._unacked.room
+        self._unacked.acknowledge(cursor)
+        if full and self._unacked.room:
             self._waiter.wake()
-
-    def _room(self) -> int:
-        """How many messages may be sent now."""
-        if self._first_alone:
-            return 1
-        return _ALL if self._max_unacked is None else max(0, self._max_unacked - self._in_flight)
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of each send, until the subscriber is stopped or the iterator is closed.
@@ -232,7 +218,7 @@ class Subscriber:
                 case What.END:
                     break
                 case What.CHECK:
-                    if not await self._recheck(self._now()):
+                    if not await self._recheck.ask(self._now()):
                         self.stop(Revoked())
                     continue
                 case What.WAIT:
@@ -266,15 +252,19 @@ class Subscriber:
         hub, position = self._hub, self.position
         if self._end is not None:
             return END
-        if self._recheck_due(now):
+        if self._recheck.due(now):
             return CHECK
         if self._tell_ahead:
             self._tell_ahead = False
             return Step(What.SEND, self._encoder.event(Gap(AHEAD, position)))
         if self._rewinds != hub.rewinds:
-            return Step(What.SEND, self._rewound())
+            return Step(What.SEND, self._rewound(now))
         self._at_head = False
-        room = self._room()
+        if self._ahead is not None:
+            if hub.origin is not None and position > hub.head and now < self._ahead.until:
+                return WAIT
+            return Step(What.SEND, self._reached(self._ahead.floor))
+        room = 1 if self._first_alone else self._unacked.room
         if not room:
             return WAIT
         if position < hub.tail.base or position < self._read_to or (self._missed and position < hub.head):
@@ -318,6 +308,8 @@ class Subscriber:
         if self._waiter.woken:
             self._resume()
             return b""
+        if self._ahead is not None and self._now() >= self._ahead.until:
+            return b""
         if self._at_head:
             # The subscriber follows no message up to the head.
             self._move(self._hub.head)
@@ -333,43 +325,49 @@ class Subscriber:
             self._untold = None
         if span.data and self._acknowledged is not None:
             self._acknowledged.mark(self.position)
-        if span.messages and self._unacked is not None:
-            self._unacked.append((span.last, span.messages))
-            self._in_flight += span.messages
+        if span.messages:
+            self._unacked.add(span.last, span.messages)
 
     def _wait_seconds(self, now: float) -> float:
         """How long to wait: until the next heartbeat is due, even if waits without a send came in between."""
         if self._idle_since is None:
             self._idle_since = now
-        return max(0.0, min(self._idle_since + self._patience, self._expiry) - now)
-
-    def _recheck_due(self, now: float) -> bool:
-        """Whether it is time to re-check permissions: every ``recheck_seconds``, and when the token expires."""
-        return self._allowed is not None and (now >= self._expiry or now - self._checked >= self._recheck_seconds)
-
-    async def _recheck(self, now: float) -> bool:
-        """Re-check permissions; returns whether the subscriber still has them."""
-        assert self._allowed is not None
-        self._checked = now
-        if now >= self._expiry:
-            self._expiry = math.inf
-        return await self._allowed()
+        until = math.inf if self._ahead is None else self._ahead.until
+        return max(0.0, min(self._idle_since + self._patience, self._recheck.expiry, until) - now)
 
     def _move(self, position: int) -> None:
         if position > self.position:
             self.position = position
 
-    def _rewound(self) -> bytes:
+    def _rewound(self, now: float) -> bytes:
         """The log was restored from a backup: the frame that reports a gap, if this subscriber was ahead of the log."""
-        self._rewinds = self._hub.rewinds
+        hub, ahead = self._hub, self._ahead
+        self._rewinds = hub.rewinds
         self._read_to = 0
-        if self.position <= self._hub.rewound_to:
+        if ahead is None and self.position <= hub.rewound_to:
             return b""
-        self.position = self._hub.rewound_to
+        floor = hub.rewound_to if ahead is None else min(ahead.floor, hub.rewound_to)
+        if not hub.returns or not self._await_seconds:
+            return self._go_back(floor)
+        self._ahead = self._await(floor, now + self._await_seconds if ahead is None else ahead.until)
+        return b""
+
+    def _await(self, floor: int, until: float) -> Ahead:
+        self._hub.await_head(self._waiter, self.position)
+        return Ahead(floor, until)
+
+    def _reached(self, floor: int) -> bytes:
+        """The wait for the head has ended: the frame that reports a gap, unless the head has reached the position."""
+        self._ahead = None
+        reached = self._hub.origin is not None and self.position <= self._hub.head
+        return b"" if reached else self._go_back(floor)
+
+    def _go_back(self, position: int) -> bytes:
+        """What was sent after this position belongs to another log: the frame that reports the gap."""
+        self._ahead = None
+        self.position = position
         self._missed, self._untold = AHEAD, None
-        if self._unacked is not None:
-            self._unacked.clear()
-        self._in_flight = 0
+        self._unacked.clear()
         if self._acknowledged is not None:
             self._acknowledged.rewind(self.position)
         return self._encoder.event(Gap(AHEAD, self.position))

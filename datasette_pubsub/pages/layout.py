@@ -15,12 +15,16 @@ from ..access import permissions, rules
 from ..broker.broker import Broker
 from ..broker.registry import registry
 from ..core.attachment import attached
+from ..core.display import visible
 from ..core.errors import PubsubError
 from ..http.request import check_query
 from ..http.responses import View, error_headers, internal, without_body
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+#: What is written about followers.
+FOLLOWERS = "https://github.com/datasette-pubsub/datasette-pubsub/blob/main/docs/beyond-one-machine.md"
 
 
 def shown(view: View) -> View:
@@ -105,6 +109,24 @@ async def place(datasette: Datasette, request: Request, broker: Broker, channel:
         "publish_path": publish,
         "subscriptions_path": f"{base}/-/subscriptions" if views else None,
         "queries_path": f"{base}/-/queries" if views else None,
+        "follows": await _follows(broker),
+    }
+
+
+async def _follows(broker: Broker) -> dict[str, Any] | None:
+    """What the log of a page follows, for display; ``None`` for an ordinary log."""
+    found = await broker.follows()
+    if found is None:
+        return None
+    address = found["publish_at"] or ""
+    return {
+        "stream": visible(found["stream"]),
+        "behind": f"{found['behind']:,} behind" if found["behind"] else "up to date",
+        "heard_at": found["heard_at"],
+        "publish_at": visible(address) or None,
+        # The address comes from the stream: nothing but a page may be linked.
+        "link": address if address.startswith(("http://", "https://")) else None,
+        "docs": FOLLOWERS,
     }
 
 

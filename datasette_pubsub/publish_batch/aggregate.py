@@ -30,7 +30,7 @@ from ..core.limits import CHUNK_MESSAGES
 from ..core.settings import Settings
 from ..core.validation import check_items
 from ..core.values import Item
-from ..storage import log
+from ..storage import log, sources
 
 #: Checks whether the actor may publish a chunk. Raises :class:`PubsubError`.
 Permit = Callable[[Sequence[Item]], None]
@@ -354,10 +354,14 @@ class _InTransaction(_Aggregate):
         if self._first is None:
             return
         created_at = log.now()
-        log.insert(self._conn, self._first, created_at)
-        if self._spool is not None:
-            log.insert_from(self._conn, _SPOOL, self._spool, created_at)
-            self._empty_spool()
+        try:
+            log.insert(self._conn, self._first, created_at)
+            if self._spool is not None:
+                log.insert_from(self._conn, _SPOOL, self._spool, created_at)
+                self._empty_spool()
+        except sqlite3.IntegrityError:
+            sources.check_own(self._conn)
+            raise
         if self._began:
             self._conn.execute("COMMIT")
 

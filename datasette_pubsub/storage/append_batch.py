@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from ..core.errors import PubsubError
+from ..core.errors import Conflict, PubsubError
 from ..core.values import Item, Message
 from . import log
 
@@ -60,11 +60,11 @@ def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> CommitR
         conn.execute("SAVEPOINT pubsub_alone")
         try:
             found = log.append(conn, publish, log.now())
-        except (PubsubError, sqlite3.IntegrityError) as error:
+        except (Conflict, sqlite3.IntegrityError) as error:
             if not conn.in_transaction:
                 raise
             conn.execute("ROLLBACK TO pubsub_alone")
-            outcomes.append(error if isinstance(error, PubsubError) else log.refusal(error))
+            outcomes.append(log.refusal(error, conn))
         else:
             outcomes.append(found[0])
             new.extend(found[1])

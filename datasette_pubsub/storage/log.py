@@ -18,13 +18,14 @@ from heapq import nlargest
 from itertools import groupby
 from typing import Any
 
-from ..core.errors import Conflict, InvalidArgument
+from ..core.errors import Conflict, FailedPrecondition, InvalidArgument, PubsubError
 from ..core.selector import Selector
 from ..core.validation import utc_text
 from ..core.values import Item, Message
 from .names import OF_CHANNEL, REPLACED, Name, exact, shown, sort_key
 from .objects import LOG, RELEASED
 from .schema import installed
+from .sources import followed
 from .sqlite_codes import has_table
 
 logger = logging.getLogger("datasette_pubsub")
@@ -235,12 +236,18 @@ def _append_one(conn: sqlite3.Connection, item: Item, created_at: str, ids: list
     ids.append(message_id)
 
 
-def refusal(error: sqlite3.IntegrityError) -> InvalidArgument:
-    """The error for the publisher of a message that SQLite refused.
+def refusal(error: sqlite3.IntegrityError | Conflict, conn: sqlite3.Connection | None = None) -> PubsubError:
+    """The error for the publisher of a message that SQLite refused, or that :func:`append` did.
 
+    A log that follows a stream, which ``conn`` is asked for, refuses every message; the error says where to publish.
     The message of a trigger, ours or the user's, is meant for the publisher. SQLite's message about a constraint names
     tables and columns, which the publisher may not know.
     """
+    source = None if conn is None else followed(conn)
+    if source is not None:
+        return FailedPrecondition(source.refusal)
+    if isinstance(error, Conflict):
+        return error
     if error.sqlite_errorname == "SQLITE_CONSTRAINT_TRIGGER":
         return InvalidArgument(str(error))
     logger.info("a publish was refused: %s", error)

@@ -276,14 +276,14 @@ def released(conn: sqlite3.Connection, selector: Selector, after: int) -> dict[N
     return found
 
 
-def expire(conn: sqlite3.Connection, days: float, connected: Iterable[int]) -> list[str]:
-    """Delete subscriptions that were not used for ``days`` and have no subscriber; returns their names."""
+def expire(conn: sqlite3.Connection, days: float, connected: Iterable[int]) -> list[tuple[str, str]]:
+    """Delete subscriptions that were not used for ``days`` and have no subscriber; returns their owners and names."""
     limit = utc_text(datetime.now(UTC) - timedelta(days=days))
     keep = set(connected)
     gone = [
-        (row[0], row[1])
-        for row in conn.execute(f"SELECT id, name FROM {SUBSCRIPTIONS} WHERE last_seen_at < ?", [limit])
+        row[:3]
+        for row in conn.execute(f"SELECT id, owner, name FROM {SUBSCRIPTIONS} WHERE last_seen_at < ?", [limit])
         if row[0] not in keep
     ]
-    conn.executemany(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [(number,) for number, _ in gone])
-    return [name for _, name in gone]
+    conn.executemany(f"DELETE FROM {SUBSCRIPTIONS} WHERE id = ?", [(number,) for number, _, _ in gone])
+    return [(owner, name) for _, owner, name in gone]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from typing import Any
 
+from ..core.errors import FailedPrecondition
 from .objects import SOURCES
 from .sqlite_codes import has_table
 
@@ -36,6 +38,15 @@ class Followed:
         """How many ids a copy with this head is behind the stream, as far as it has heard."""
         return max(0, self.newest - head)
 
+    def as_json(self, head: int) -> dict[str, Any]:
+        """``follows`` in lists, for a copy with this head."""
+        return {
+            "stream": self.stream,
+            "behind": self.behind(head),
+            "heard_at": self.heard_at,
+            "publish_at": self.publish_at,
+        }
+
 
 def followed(conn: sqlite3.Connection) -> Followed | None:
     """The stream that this log follows; ``None`` for an ordinary log."""
@@ -48,3 +59,19 @@ def followed(conn: sqlite3.Connection) -> Followed | None:
             raise
         return None
     return Followed(*row) if row else None
+
+
+def origin(conn: sqlite3.Connection) -> tuple[str, str | None] | None:
+    """What this log is a copy of: the stream, and the log that it was made from; ``None`` for an ordinary log."""
+    found = followed(conn)
+    return None if found is None else (found.stream, found.instance_id)
+
+
+def check_own(conn: sqlite3.Connection) -> None:
+    """Raise :class:`FailedPrecondition`, which says where to publish, if this log follows a stream.
+
+    A publisher's way asks only after the log has refused its messages.
+    """
+    found = followed(conn)
+    if found is not None:
+        raise FailedPrecondition(found.refusal)

@@ -25,7 +25,7 @@ from ..core.result import Identity, Result
 from ..core.standing import StandingQuery
 from ..core.validation import utc_text
 from ..core.values import Item
-from . import log, query, schema
+from . import log, query, schema, sources
 from .objects import LOG, STANDING, TRIGGERS
 from .query import Limits, Question
 from .sqlite_codes import has_table
@@ -122,9 +122,10 @@ def run(conn: sqlite3.Connection, standing: StandingQuery, limits: Limits) -> Ra
     """Run a query, publish what has changed since the stored result, and store the new one.
 
     All this belongs to the write transaction that the caller has begun. Raises
-    :class:`~.core.errors.PubsubError`; the caller must then roll back, and may
-    store the error with :func:`fail`.
+    :class:`~.core.errors.PubsubError`, also for a log that follows a stream; the
+    caller must then roll back, and may store the error with :func:`fail`.
     """
+    sources.check_own(conn)
     stored = load(conn, standing.name)
     reads = check(conn, standing)
     result = _result(conn, standing, limits)

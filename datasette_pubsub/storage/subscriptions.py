@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ..core.errors import NotFound, OutOfRange, TooManyRequests
 from ..core.selector import Selector
-from ..core.settings import Settings
+from ..core.settings import RELAY_OWNER, Settings
 from . import log
 from .names import Name, shown
 from .objects import FILE, NOW, SUBSCRIPTIONS
@@ -60,6 +60,11 @@ class Subscription:
     previous: int = 0
     new: bool = False
     ahead: bool = False
+
+    @property
+    def relay_to(self) -> str | None:
+        """The stream, if this row shows how far a relay is: a process of its own, which resumes without it."""
+        return self.name if self.owner == RELAY_OWNER else None
 
 
 #: Other programs may have stored the text as a blob.

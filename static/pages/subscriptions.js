@@ -53,13 +53,31 @@ class PubsubSubscriptions extends HTMLElement {
       const url = `${this.getAttribute("path")}.json${this.hasAttribute("everyones") ? "?owner=*" : ""}`;
       const response = await fetch(url, { signal: this.#life.signal });
       const answer = await response.json();
-      if (response.ok) this.#show(answer.subscriptions);
+      if (response.ok) {
+        this.#show(answer.subscriptions);
+        this.#sayFollows(answer.follows);
+      }
       else said = `Not up to date: ${answer.error}`;
     } catch {
       said = "Not up to date: no answer from the server";
     }
     if (this.#state.textContent !== said) this.#state.textContent = said;
     this.#again(POLL_MS);
+  }
+
+  /** Update what a follower's page says; another log has another page. */
+  #sayFollows(follows) {
+    const line = this.querySelector(".pubsub-follows");
+    if (!line || !follows) return;
+    const { behind, heard_at: heard } = follows;
+    const text = behind ? `${behind.toLocaleString("en")} behind` : "up to date";
+    const place = line.querySelector(".pubsub-behind");
+    if (place.textContent !== text) place.textContent = text;
+    const time = line.querySelector("time");
+    if (time.dateTime !== heard) {
+      time.dateTime = heard;
+      localise(time);
+    }
   }
 
   #show(subscriptions) {
@@ -76,21 +94,21 @@ class PubsubSubscriptions extends HTMLElement {
     this.querySelector(".zero-results").hidden = subscriptions.length > 0;
   }
 
-  #row({ owner, subscription }) {
+  #row({ owner, subscription, relay_to: relay }) {
     const name = visible(subscription);
     const query = new URLSearchParams({ delete: subscription, owner });
     const remove = element("a", { href: `${this.getAttribute("path")}?${query}`, textContent: "Delete…" });
     remove.setAttribute("aria-label", `Delete ${name}`);
-    const whose = owner ? element("bdi", { textContent: visible(owner) }) : element("em", { textContent: "anonymous" });
+    const whose = relay ? element("em", { textContent: "relay" }) : owner ? element("bdi", { textContent: visible(owner) }) : element("em", { textContent: "anonymous" });
     const cell = (kind, ...children) => element("td", { className: `col-${kind}` }, ...children);
-    const cells = [cell("subscription", element("bdi", { textContent: name }))];
+    const cells = [cell("subscription", relay ? "relay to the stream " : "", element("bdi", { textContent: name }))];
     if (this.hasAttribute("everyones")) cells.push(cell("owner", whose));
     cells.push(cell("reads"), cell("cursor type-int"), cell("lag type-int"), cell("connected"));
     cells.push(cell("seen", timeElement("")), cell("action", remove));
     return element("tr", { dataset: { owner, subscription } }, ...cells);
   }
 
-  #fill(row, { channels, patterns, filter, cursor, lag, lag_is_more: more, connected, last_seen_at: seen }) {
+  #fill(row, { channels, patterns, filter, cursor, lag, lag_is_more: more, connected, last_seen_at: seen, relay_to: relay }) {
     const put = (kind, text) => {
       const cell = row.querySelector(`.col-${kind}`);
       if (cell.textContent !== text) cell.textContent = text;
@@ -98,7 +116,7 @@ class PubsubSubscriptions extends HTMLElement {
     put("cursor", String(cursor));
     // The server counts a lag up to 10,000, and for patterns reads a limited number of messages.
     put("lag", (more ? (lag >= 10000 ? "more than " : "at least ") : "") + lag.toLocaleString("en"));
-    put("connected", connected ? "yes" : "no");
+    put("connected", relay ? "own process" : connected ? "yes" : "no");
     const time = row.querySelector("time");
     if (time.dateTime !== seen) {
       time.dateTime = seen;

@@ -341,7 +341,7 @@ def test_no_name_that_does_not_exist() -> None:
     known = {option.name for option in fields(Settings)} | {error.code for error in error_classes()}
     known |= {field.name for message in db_pb2.DESCRIPTOR.message_types_by_name.values() for field in message.fields}
     known |= set().union(*(asked_for(module, holder) for module in WEB for holder in ("args", "data")))
-    known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds", "lag_is_more"}
+    known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds", "lag_is_more", "relay_to"}
     known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])) | {"pubsub_messages"}
     known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
     # Connect's, and names of Datasette and SQLite.

@@ -86,7 +86,7 @@ def test_subscriptions(serve: Callable[..., Server]) -> None:
     (row,) = json.loads(call("subscriptions", server.path, "--json").stdout)
     assert row.pop("created_at") <= row.pop("last_seen_at")
     reads = {"channels": ["a"], "patterns": ["b/*"], "filter": ""}
-    assert row == {"owner": "", "subscription": "s", **reads, "cursor": 1, "lag": 2}
+    assert row == {"owner": "", "subscription": "s", "relay_to": None, **reads, "cursor": 1, "lag": 2}
     _, line = call("subscriptions", server.path).stdout.splitlines()
     assert line.split()[:6] == ["(anonymous)", "s", "a,", "b/*", "1", "2"]
 

@@ -12,7 +12,8 @@ from datasette_pubsub.core.events import Event
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.values import Message, Page
 from datasette_pubsub.live.hub import Hub
-from datasette_pubsub.live.subscriber import Subscriber, SubscriberOptions
+from datasette_pubsub.live.options import SubscriberOptions
+from datasette_pubsub.live.subscriber import Subscriber
 
 
 class Numbers:
@@ -56,7 +57,13 @@ class World:
             self.hub.fill(self.messages[known:], len(self.messages))
 
     def stream(
-        self, selector: Selector, position: int, size: int, heartbeat: float = 0.005, unacked: int | None = None
+        self,
+        selector: Selector,
+        position: int,
+        size: int,
+        heartbeat: float = 0.005,
+        unacked: int | None = None,
+        **more: Any,
     ) -> Subscriber:
         waiter = self.hub.register(selector)
         self.refresh()
@@ -68,7 +75,7 @@ class World:
             position = found[-1].id if len(found) == min(limit, 3) else head
             return Page(found, position, head)
 
-        options = SubscriberOptions(send_bytes=size, heartbeat_seconds=heartbeat, max_unacked=unacked)
+        options = SubscriberOptions(send_bytes=size, heartbeat_seconds=heartbeat, max_unacked=unacked, **more)
         return Subscriber(self.hub, waiter, read, Numbers(), position, options)
 
 
