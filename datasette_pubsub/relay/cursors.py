@@ -122,7 +122,9 @@ class Cursors:
             shared = self._shared.get(key)
             if shared is None or cursor.cursor > shared.cursor or self._changed(key, cursor, shared):
                 self._shared[key] = cursor
-                body = json.dumps({"owner": key.owner, "name": key.name, **cursor._asdict()})
+                body = json.dumps(
+                    {"owner": key.owner, "name": key.name, "reads": cursor.reads, "cursor": cursor.cursor}
+                )
                 await self._client.publish(f"{self._stream.name}.{_token(key)}", body.encode())
 
     def _changed(self, key: Key, cursor: Cursor, shared: Cursor) -> bool:

@@ -32,6 +32,9 @@ HEADER_BYTES = 2048
 #: How often the position is shown in the file, in seconds, while messages are relayed.
 SHOW_SECONDS = 1.0
 
+#: How often it is shown that the relay is there, in seconds, while nothing moves.
+SEEN_SECONDS = 60.0
+
 #: How long an idle relay waits for a commit before it asks the stream whether it is still as it was, in seconds.
 IDLE_SECONDS = 5.0
 
@@ -131,7 +134,8 @@ class Relay:
         return False
 
     async def _show(self, position: int) -> None:
-        if position > self._shown:
+        # A row that is not used for long would count as forgotten.
+        if position > self._shown or time.monotonic() - self._shown_at > SEEN_SECONDS:
             await self._file.run(logfile.save_position, self._options.stream, position)
             self._shown, self._shown_at = position, time.monotonic()
 
