@@ -14,6 +14,7 @@ from typing import Any
 import httpx._transports.default as transports
 import pytest
 from servers import OPEN, Server
+from zygote import keep_compiled_templates
 
 # A shell starts what stands in the background with SIGINT ignored, and so would be every server that is to end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -23,6 +24,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Every client of httpx reads the certificates of all authorities, though no test's request is encrypted by it: 18 ms of
 # processor time for each of many thousand requests. One context does for all.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
+
+# Datasettes in this process show pages, too.
+keep_compiled_templates()
 
 
 #: The files that take longest, the longest first: no worker has one of them left when the others are done.
