@@ -14,7 +14,7 @@ from typing import Any
 import httpx._transports.default as transports
 import pytest
 from servers import OPEN, Server
-from zygote import keep_compiled_templates
+from zygote import keep_compiled_templates, without_rich
 
 # A shell starts what stands in the background with SIGINT ignored, and so would be every server that is to end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -25,8 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # processor time for each of many thousand requests. One context does for all.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
-# Datasettes in this process show pages, too.
+# Datasettes in this process answer, too.
 keep_compiled_templates()
+without_rich()
 
 
 #: The files that take longest, the longest first: no worker has one of them left when the others are done.
