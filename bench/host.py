@@ -4,7 +4,7 @@
 
 The script counts, and measures no times. A hook call is one call of ``permission_resources_sql``: for each, Datasette
 collects the rules of all plugins. An internal query is one statement on Datasette's internal database. The script
-requests each page four times, and counts the last request. *Without* is the same Datasette with the same files, after
+requests each page twice, and counts the second request. *Without* is the same Datasette with the same files, after
 the plugin was unregistered.
 """
 
@@ -91,7 +91,7 @@ async def count(files: list[str], rules: bool = False) -> list[dict[str, Any]]:
         internal.execute = counted
         for who, actor in ACTORS.items():
             for name, page in PAGES.items():
-                for _ in range(4):
+                for _ in range(2):
                     # Datasette checks the schema of every database once per second, with queries; not while we count.
                     datasette._last_schema_refresh = math.inf if datasette.internal_db_created else 0
                     counter.calls.clear()

@@ -14,6 +14,7 @@ from typing import Any
 import httpx._transports.default as transports
 import pytest
 from servers import OPEN, Server
+from zygote import keep_compiled_templates, without_rich
 
 # A shell starts what stands in the background with SIGINT ignored, and so would be every server that is to end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -24,29 +25,37 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # processor time for each of many thousand requests. One context does for all.
 transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
+# Datasettes in this process answer, too.
+keep_compiled_templates()
+without_rich()
+
 
 #: The files that take longest, the longest first: no worker has one of them left when the others are done.
 LONG = (
-    "test_acked_link",
     "test_acked_link_servers",
-    "test_side_doors",
-    "test_accessibility",
-    "test_live_pages",
-    "test_live_query",
-    "test_live_pages_tabs",
-    "test_host",
-    "test_acked",
-    "test_publish_batch_once",
     "test_node_clients",
-    "test_publish_batch_browser",
-    "test_viewer",
+    "test_acked_link",
+    "test_module",
     "test_servers",
-    "test_docs_examples",
-    "test_cross_site",
-    "test_live_table",
+    "test_health_bounds",
+    "test_health",
+    "test_acked",
+    "test_host",
     "test_live_pages",
-    "test_viewer_find",
+    "test_live_table",
+    "test_viewer",
+    "test_catchup",
+    "test_live_query",
+    "test_publish_batch_browser",
+    "test_live_pages_tabs",
+    "test_cross_site",
     "test_broadcast_rebuild",
+    "test_sharing",
+    "test_standing",
+    "test_docs_examples",
+    "test_publish_form",
+    "test_accessibility",
+    "test_viewer_find",
     "test_node_orms",
     "test_readme",
 )

@@ -79,8 +79,7 @@ class Import:
                 if position >= newest and behind:
                     self._log.say(f"up to date, at {position}")
                 behind = position < newest and (behind or newest - position > PAGE_MESSAGES)
-                # The stream may end with messages that were deleted.
-                if self._once and (position >= newest or not page):
+                if self._once and (position >= newest or (not page and not await stream.has_after(position))):
                     return
 
     def _taken(self, raw: Raw) -> Taken:

@@ -153,6 +153,16 @@ class Stream:
             raise _explained(error) from error
         return found.headers, found.data or b""
 
+    async def has_after(self, sequence: int) -> bool:
+        """Whether the stream has a message after this sequence: its last ones may have been deleted."""
+        try:
+            await self._js.get_msg(self.name, sequence + 1, subject=">", next=True)
+        except NotFoundError:
+            return False
+        except APIError as error:
+            raise _explained(error) from error
+        return True
+
     # -- publishing ---------------------------------------------------------------
 
     async def publish(self, records: Sequence[Record | Trimmed]) -> None:

@@ -23,6 +23,8 @@ from orms import Shop, check, examples, run
 
 pytestmark = pytest.mark.node
 
+#: What was compiled for this machine, by version.
+KEPT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datasette-pubsub-tests"
 
 #: Runs something in a transaction that is rolled back, and notes what it gave or said.
 ATTEMPT = """
@@ -110,26 +112,46 @@ END = {"drizzle": "", "kysely": "await db.destroy();\n", "knex": "await db.destr
 
 
 def compiled() -> Path:
-    """The folder of these clients, with better-sqlite3 as a program for this machine."""
+    """The folder of these clients, with better-sqlite3 as a program for this machine.
+
+    The program is kept for other clones, and for the next ``npm ci``: to compile it takes a minute.
+    """
     folder = prepared("orms")
     module = folder / "node_modules" / "better-sqlite3"
+    program = module / "build" / "Release" / "better_sqlite3.node"
     with (folder / "package.json").open() as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
-        if not (module / "build" / "Release" / "better_sqlite3.node").exists():
-            # Not optimised: that would take two minutes, and nothing here is measured.
-            environment = {**os.environ, "CFLAGS": "-O0", "CXXFLAGS": "-O0 -w", "JOBS": "max"}
-            prefix = Path(shutil.which("node") or "").resolve().parent.parent
-            if (prefix / "include" / "node" / "node.h").exists():
-                # Else the headers would be fetched, too.
-                environment["npm_config_nodedir"] = str(prefix)
-            done = subprocess.run(
-                ["npm", "rebuild", "better-sqlite3"],
-                cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
-            )  # fmt: skip
-            if done.returncode and shutil.which("g++") is None:
-                pytest.skip("better-sqlite3 cannot be fetched as a binary, and there is no g++ to compile it")
-            assert done.returncode == 0, done.stdout + done.stderr
+        if not program.exists():
+            version = json.loads((module / "package.json").read_text())["version"]
+            (machine,) = run(
+                ["node", "-p", "[process.platform, process.arch, process.versions.modules].join('-')"], folder
+            )
+            kept = KEPT / f"better-sqlite3-{version}-{machine}.node"
+            if not kept.exists():
+                _compile(folder)
+                KEPT.mkdir(parents=True, exist_ok=True)
+                new = kept.with_suffix(f".{os.getpid()}")
+                shutil.copyfile(program, new)
+                new.replace(kept)
+            program.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(kept, program)
     return folder
+
+
+def _compile(folder: Path) -> None:
+    # Not optimised: that would take two minutes, and nothing here is measured.
+    environment = {**os.environ, "CFLAGS": "-O0", "CXXFLAGS": "-O0 -w", "JOBS": "max"}
+    prefix = Path(shutil.which("node") or "").resolve().parent.parent
+    if (prefix / "include" / "node" / "node.h").exists():
+        # Else the headers would be fetched, too.
+        environment["npm_config_nodedir"] = str(prefix)
+    done = subprocess.run(
+        ["npm", "rebuild", "better-sqlite3"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    if done.returncode and shutil.which("g++") is None:
+        pytest.skip("better-sqlite3 cannot be fetched as a binary, and there is no g++ to compile it")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from commands import datasette
-from doc_pages import BLOCK, DOCS
+from doc_pages import BLOCK, DOCS, SOON
 from servers import OPEN, Server, sqlite_shell
 
 # -- examples ----------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
     ],
 )
 def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str, page: str) -> None:
-    server = serve(config=OPEN)
+    server = serve(config={**OPEN, **SOON})
     datasette("pubsub", "install", server.path)
     sqlite_shell(server.path, SETUP)
     environment = {**os.environ, "PATH": shell_path}

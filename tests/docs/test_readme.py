@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from browsers import running
+from doc_pages import SOON
 from node_packages import prepared
 from places import ROOT
 from servers import Server, sqlite_shell
@@ -61,7 +62,7 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: 
             lines = code.splitlines()
             assert lines.pop() == "datasette serve data.db --root"
             run("\n".join(lines))
-            server = serve(config={}, options=["--root"])
+            server = serve(config=SOON, options=["--root"])
             token = run("datasette create-token root --secret tests").strip()
             environment["TOKEN"] = token
             continue

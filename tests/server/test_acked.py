@@ -58,7 +58,8 @@ class Taker:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         self.sock.settimeout(DEADLINE)
         self.sock.connect(address)
-        self.data = b""
+        # Not bytes, which are copied as a whole with each part that is added.
+        self.data = bytearray()
         if edge == "sse":
             path = f"/data/-/pubsub/-/stream?channel=a&subscription={name}"
             self.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode())

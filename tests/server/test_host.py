@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from commands import python_module
 from datasette import hookimpl
 from datasette.app import Datasette
 from datasette.permissions import PermissionSQL
@@ -31,8 +32,8 @@ MORE_QUERIES = 2
 @pytest.fixture(scope="module")
 def counted() -> dict[tuple[Any, ...], dict[str, Any]]:
     """Counts by number of databases, log or none, the plugin (with, with rules, without), actor and page."""
-    command = [sys.executable, "bench/host.py", "--json", "1", "16"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    run = python_module("host", "--json", "1", "16", folder=ROOT / "bench")
+    assert run.returncode == 0, run.stderr
     keys = ("databases", "log", "plugin", "actor", "page")
     return {tuple(row[key] for key in keys): row for row in json.loads(run.stdout)}
 

@@ -84,6 +84,20 @@ def test_another_stream_of_that_name(file: Path, nats: NatsServer) -> None:
     )
 
 
+def test_a_stream_that_ends_with_deleted_messages(file: Path, nats: NatsServer) -> None:
+    """The stream's last sequence is never reached; the import ends all the same."""
+    make(nats, [b"1", b"2", b"3"])
+
+    async def delete(stream: JetStreamContext) -> None:
+        await stream.delete_msg("things", 2)
+        await stream.delete_msg("things", 3)
+
+    on_stream(nats.url, delete)
+    for _ in range(2):
+        run("import", nats.url, file, "--stream", "things", "--once", "--channel", "c")
+    assert head(file) == 1
+
+
 def test_it_goes_on_with_what_comes(file: Path, nats: NatsServer, start: Start) -> None:
     make(nats, [b"1"])
     start("import", nats.url, file, "--stream", "things", "--channel", "c")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from commands import datasette
 from live_queries import BY_TOWN, TABLES, Runs, Serve, live, refused, started
 from servers import Sse, sqlite_shell, wait_for
 
@@ -207,9 +206,7 @@ def test_an_owners_trigger_on_the_log_is_not_overlooked(serve: Serve) -> None:
 def test_a_query_of_broadcast_tables_runs_when_they_tell_a_change(serve: Serve, runs: Runs) -> None:
     server = started(serve, options=runs.options)
     for table in ("orders", "customers"):
-        subprocess.run(
-            [sys.executable, "-m", "datasette", "pubsub", "broadcast", str(server.path), table], check=True, timeout=60
-        )
+        datasette("pubsub", "broadcast", server.path, table)
     with live(server, sql=f"SELECT (SELECT ran('q')), * FROM ({BY_TOWN})") as stream:
         stream.event()
         before = runs.of("q")

@@ -8,3 +8,7 @@ from places import ROOT
 
 DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
+
+#: For the servers that the blocks speak to: a curl whose output nobody reads any more ends with the next heartbeat,
+#: and its shell waits for that.
+SOON = {"plugins": {"datasette-pubsub": {"heartbeat_seconds": 1}}}
