@@ -14,6 +14,7 @@ from datasette.events import Event
 from datasette.utils.asgi import Request, Response
 
 from . import lazy
+from .asgi import heap
 from .asgi.deferred import run_deferred
 
 if TYPE_CHECKING:
@@ -246,8 +247,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
         async def wrapped(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "http":
                 if scope["type"] == "lifespan":
-                    # A server starts: its first requests should not wait for modules to load.
-                    lazy.load()
+                    heap.warm(registry(datasette).instance_settings.freeze_heap)
                 await app(scope, receive, send)
                 return
             shutdown.listen(datasette)

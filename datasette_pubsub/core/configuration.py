@@ -83,6 +83,10 @@ def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
     return value
 
 
+#: The options that belong to the instance.
+INSTANCE_ONLY = ("demo_database", "freeze_heap")
+
+
 def read_settings(instance: Any, database: Any = None) -> Settings:
     """Check the plugin's configuration and return the settings of one database.
 
@@ -100,8 +104,8 @@ def read_settings(instance: Any, database: Any = None) -> Settings:
         for name, value in block.items():
             if name not in kinds:
                 raise ConfigError(f"{PLUGIN}: unknown option {name!r}; known: {', '.join(sorted(kinds))}")
-            if name == "demo_database" and level == "database":
-                raise ConfigError(f"{PLUGIN}: option 'demo_database' belongs to the instance, not to a database")
+            if name in INSTANCE_ONLY and level == "database":
+                raise ConfigError(f"{PLUGIN}: option {name!r} belongs to the instance, not to a database")
             if name == "standing_queries" and level == "instance":
                 raise ConfigError(f"{PLUGIN}: option 'standing_queries' belongs to a database, not to the instance")
             values[name] = _check(name, *(kinds[name][0], value, kinds[name][1]))

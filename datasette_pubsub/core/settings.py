@@ -380,6 +380,12 @@ class Settings:
         why="faster with many subscribers; it uses asyncio functions that are meant for event loops, and "
         "turns itself off if they are missing",
     )
+    freeze_heap: bool = option(
+        True,
+        "true or false",
+        "whether Python's garbage collector passes over what is there when the server has started (instance only)",
+        why="it would look at modules and functions again and again; Datasette's own pages are faster, too",
+    )
     demo_database: str = option(
         "",
         "file name",
