@@ -339,6 +339,15 @@ def relay_rows(r: Results) -> list[Row]:
     ]
 
 
+def heap_rows(r: Results) -> list[Row]:
+    """The host's own pages, and single publishes, with the frozen heap and without."""
+    pages, single = (r.ratio("freeze_heap", f"{name}_frozen", f"{name}_ordinary") for name in ("pages", "single"))
+    return [
+        at_least("pages of Datasette with the frozen heap", 1.1, pages, "the rate without"),
+        at_least("one message per request, 32 connections, with it", 1.1, single, "the rate without"),
+    ]
+
+
 #: The sections of the page: the title, the heading of the column of figures, and the rows.
 SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Publishing with SQL", "measured", sql_rows),
@@ -348,6 +357,7 @@ SECTIONS: list[tuple[str, str, Callable[[Results], list[Row]]]] = [
     ("Catch-up, and large numbers", "measured", size_rows),
     ("Live queries", "measured", live_rows),
     ("Filters", "measured", filter_rows),
+    ("The frozen heap", "measured", heap_rows),
     ("Beyond one machine", "measured", relay_rows),
 ]
 

@@ -24,6 +24,7 @@ import measures
 import report
 from direct import direct_send
 from filtered import filtered
+from heap import freeze_heap
 from live import live_queries
 from measures import Sizes, make_programs
 from relay import relay
@@ -35,6 +36,7 @@ PAGE = HERE.parent / "docs" / "performance.md"
 PARTS = {
     **measures.PARTS,
     "direct_send": direct_send,
+    "freeze_heap": freeze_heap,
     "filtered": filtered,
     "live_queries": live_queries,
     "relay": relay,
