@@ -96,7 +96,9 @@ class Now(models.Model):
 
 attempt("auto_now_add", lambda: Now.objects.create(channel="orders", payload="never").pk)
 assert report.pop("auto_now_add") == "IntegrityError: created_at must be UTC like 2026-01-31T12:00:00.000Z"
-assert Plain.objects.filter(created_at__gt=stored.created_at + hour).exists(), "it compares wrongly"
+# Of the same day, whatever time it is: with another day, it would compare rightly by chance.
+evening = stored.created_at.replace(hour=23, minute=59, second=59, microsecond=999_999)
+assert Plain.objects.filter(created_at__gt=evening).exists(), "it compares wrongly"
 with transaction.atomic():
     one = Plain.objects.create(channel="other", payload="x")
     two, three = Message.objects.bulk_create([Message(channel="other", payload=text) for text in "yz"])
