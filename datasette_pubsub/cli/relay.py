@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import signal
 import sqlite3
 import sys
@@ -60,13 +61,16 @@ def _connects(command: Command) -> Command:
 def _servers(
     urls: tuple[str, ...], creds: Path | None, ca: Path | None, cert: Path | None, key: Path | None
 ) -> Servers:
+    from ..relay.addresses import check
     from ..relay.session import Servers
 
     if (cert is None) != (key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together")
     for url in urls:
-        if not url.startswith(("nats://", "tls://")):
-            raise click.UsageError(f"{url} is not the address of a NATS server: nats://host:4222 or tls://host:4222")
+        try:
+            check(url)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
     return Servers(urls, creds, ca, cert, key)
 
 
@@ -92,6 +96,9 @@ def _check_name(stream: str) -> str:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run until it ends or is told to end; ends the process with the exit code that says how."""
     from ..relay.outcomes import Refused, TryAgain
+
+    # Python 3.11 warns at the end of each connection with TLS, which means nothing to an operator.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
     async def main() -> None:
         task = asyncio.ensure_future(work)

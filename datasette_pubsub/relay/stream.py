@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from .outcomes import NoJetStream, Refused, TryAgain, Unmatched
+from .outcomes import NoJetStream, Refused, Silent, TryAgain, Unmatched
 from .record import Record, Trimmed, body, headers, parse, subject
 
 #: The most messages that are asked for in advance, and of one page.
@@ -89,14 +89,14 @@ class _Inbox:
         self._arrived.set()
 
     async def wait(self, seconds: float) -> None:
-        """Wait until there is a message. Raises :class:`TryAgain`."""
+        """Wait until there is a message. Raises :class:`Silent`."""
         while not self.messages:
             self._arrived.clear()
             try:
                 async with asyncio.timeout(seconds):
                     await self._arrived.wait()
             except TimeoutError as error:
-                raise TryAgain("the server does not answer") from error
+                raise Silent("the server does not answer") from error
 
 
 class Stream:
