@@ -29,3 +29,7 @@ class NoJetStream(TryAgain):
 
 class Unmatched(Exception):
     """The stream has another sequence than was expected: look again where it is."""
+
+
+class AlreadyThere(Exception):
+    """There is a stream of this name, with other settings; perhaps somebody else has just made it."""
