@@ -15,7 +15,6 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 from nats_servers import (
     NatsServer,
-    execute,
     head,
     on_stream,
     publish,
@@ -177,7 +176,7 @@ def test_a_relay_does_not_wait_for_a_writer(file: Path, nats: NatsServer, start:
     with locked(file):
         relay = start("relay", file, "--to", nats.url, "--stream", "orders", "--create")
         assert relay.stderr is not None
-        said = []
+        said: list[str] = []
         while not said or not said[-1].startswith("All relayed"):
             said.append(relay.stderr.readline())
     assert [line for line in said if line.startswith(("Waiting", "Error"))] == []
