@@ -103,6 +103,9 @@ def test_what_cannot_be_followed(tmp_path: Path, file: Path, copy: Path, nats: N
     assert refusal(file, nats) == (
         "this log has messages of its own, up to id 10: only an empty log can begin to follow a stream"
     )
+    text = tmp_path / "notes.txt"
+    text.write_text("no database, but notes " * 100)
+    assert refusal(text, nats) == f"{text} is not an SQLite database"
     other = tmp_path / "another.db"
     call("install", other, "--create")
     publish(other, 3)
