@@ -324,7 +324,7 @@ async def _follow(open_file: Open, file: str, name: str, servers: Servers) -> No
                 with transaction(conn):
                     schema.follow(conn, settings, name, found.instance_id, found.publish_at)
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
                     raise
                 raise TryAgain(f"{file} is locked by another program, or the disk is full") from error
 

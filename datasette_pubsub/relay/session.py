@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -39,6 +40,9 @@ CLOSE_SECONDS = 1.0
 
 #: JetStream counts as turned off if it does not answer this often, from the first connection on.
 SILENT_TIMES = 5
+
+#: Where :mod:`.relay.cursors` publishes.
+_OF_CURSORS = re.compile(r'-cursors\.[0-9a-f]{32}"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +229,8 @@ async def _connect(
     async def error(found: Exception) -> None:
         if not failed.done():
             failed.set_result(found)
-        if "permissions violation" in str(found).lower():
+        # Who may not share cursors may follow all the same.
+        if "permissions violation" in str(found).lower() and not _OF_CURSORS.search(str(found)):
             client.denied = str(found).removeprefix("nats: ")
 
     who = login(url)

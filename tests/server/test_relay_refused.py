@@ -210,6 +210,7 @@ def test_without_the_extra(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--to", "http://localhost"), "http://localhost is not the address of a NATS server"),
         (("--to", "nats://x", "--stream", "a.b"), "'a.b' cannot be the name of a stream"),
         (("--to", "nats://x", "--max-age", "7d"), "belong to --create"),
+        (("--to", "nats://x", "--create", "--publish-at", "a b"), "--publish-at is an address, without spaces"),
         (("--to", "nats://x", "--create", "--max-age", "7 weeks"), "write 7d, 12h, 30m or 90s"),
         (("--to", "nats://x", "--create", "--max-age", "0s"), "not between 1s and 100 years"),
     ],
