@@ -60,11 +60,16 @@ def plainly(command: Callable[P, None]) -> Callable[P, None]:
         except PubsubError as error:
             raise click.ClickException(error.message) from None
         except sqlite3.Error as error:
-            file = str(kwargs.get("file", "the database"))
+            file = kwargs.get("file") or _last(kwargs.get("url")) or "the database"
             meaning = _MEANINGS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
             raise click.ClickException(f"{file} {meaning}" if meaning else f"{file}: {error}") from None
 
     return wrapper
+
+
+def _last(words: object) -> str | None:
+    """The file of a command that takes addresses before it."""
+    return str(words[-1]) if isinstance(words, tuple) and words else None
 
 
 def require_log(conn: sqlite3.Connection, file: str) -> None:

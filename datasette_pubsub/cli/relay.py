@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
+import re
 import signal
 import sqlite3
 import sys
@@ -29,6 +31,9 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 #: The exit code that tells a supervisor to try again (``EX_TEMPFAIL`` of sysexits.h).
 TRY_AGAIN = 75
+
+#: How long ``follow`` waits for another program's write before it looks for signals, in seconds.
+PREPARE_SECONDS = 0.5
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -60,13 +65,16 @@ def _connects(command: Command) -> Command:
 def _servers(
     urls: tuple[str, ...], creds: Path | None, ca: Path | None, cert: Path | None, key: Path | None
 ) -> Servers:
+    from ..relay.addresses import check
     from ..relay.session import Servers
 
     if (cert is None) != (key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together")
     for url in urls:
-        if not url.startswith(("nats://", "tls://")):
-            raise click.UsageError(f"{url} is not the address of a NATS server: nats://host:4222 or tls://host:4222")
+        try:
+            check(url)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
     return Servers(urls, creds, ca, cert, key)
 
 
@@ -92,6 +100,9 @@ def _check_name(stream: str) -> str:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run until it ends or is told to end; ends the process with the exit code that says how."""
     from ..relay.outcomes import Refused, TryAgain
+
+    # Python 3.11 warns at the end of each connection with TLS, which means nothing to an operator.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
 
     async def main() -> None:
         task = asyncio.ensure_future(work)
@@ -173,6 +184,8 @@ def add(pubsub: click.Group, open_file: Open) -> None:
         _needs_nats()
         name = _check_name(stream or Path(file).stem)
         servers = _servers(urls, creds, tls_ca, tls_cert, tls_key)
+        if publish_at is not None and not re.fullmatch(r"\S{1,1000}", publish_at):
+            raise click.UsageError("--publish-at is an address, without spaces")
         if not create and (max_age is not None or publish_at is not None or replicas != 1):
             raise click.UsageError("--replicas, --max-age and --publish-at belong to --create")
         with open_file(file, writes=True) as conn:
@@ -292,6 +305,7 @@ async def _relay(path: Path, servers: Servers, options: Any) -> None:
 async def _follow(open_file: Open, file: str, name: str, servers: Servers) -> None:
     from ..relay.follow import Follow, existing
     from ..relay.logfile import LogFile
+    from ..relay.outcomes import TryAgain
     from ..relay.session import Log, sessions
     from ..relay.stream import Stream
 
@@ -302,10 +316,17 @@ async def _follow(open_file: Open, file: str, name: str, servers: Servers) -> No
         """Make the file a copy of this stream. Python's SQLite does it, so before APSW opens the file."""
         found = await existing(Stream(client, name))
         with open_file(file, writes=True, create=True) as conn:
-            settings = settings_of(conn)
-            schema.set_durability(conn, settings)
-            with transaction(conn):
-                schema.follow(conn, settings, name, found.instance_id, found.publish_at)
+            # It blocks the loop, and a signal comes only afterwards.
+            conn.execute(f"PRAGMA busy_timeout = {PREPARE_SECONDS * 1000:.0f}")
+            try:
+                settings = settings_of(conn)
+                schema.set_durability(conn, settings)
+                with transaction(conn):
+                    schema.follow(conn, settings, name, found.instance_id, found.publish_at)
+            except sqlite3.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL):
+                    raise
+                raise TryAgain(f"{file} is locked by another program, or the disk is full") from error
 
     await sessions(servers, f"datasette-pubsub follow {name}", prepare, state)
     async with LogFile.open(Path(file), writes=True) as opened:
@@ -336,5 +357,5 @@ async def _compare(path: Path, name: str, servers: Servers, first: int, last: in
         await sessions(servers, f"datasette-pubsub compare {name}", comparison.run, Log(_say), patient=False)
     compared = f"compared {counted(comparison.compared)}"
     if comparison.differences:
-        raise Refused(f"{compared}: {comparison.differences} of them differ")
+        raise Refused(f"{compared}: {comparison.differences} differ")
     click.echo(f"{compared.capitalize()}: all the same")

@@ -24,6 +24,7 @@ from ..core.settings import RELAY_OWNER
 from ..storage.objects import NOW, SUBSCRIPTIONS
 from . import logfile
 from .logfile import LogFile, transaction
+from .outcomes import Locked
 from .session import Log, beside
 from .stream import Stream
 
@@ -113,7 +114,11 @@ class Cursors:
 
     async def _apply(self, found: dict[Key, Cursor]) -> None:
         if found:
-            head = await self._file.run(move, found)
+            try:
+                head = await self._file.run_soon(move, found)
+            except Locked:
+                # They are moved with the next ones.
+                head = -1
             self._ahead = {key: cursor for key, cursor in found.items() if cursor.cursor > head}
 
     async def _publish(self) -> None:
@@ -137,15 +142,23 @@ def _token(key: Key) -> str:
 
 
 def _parsed(data: bytes) -> tuple[Key, Cursor] | None:
-    """What somebody has shared; ``None`` for what is not a cursor."""
+    """What somebody has shared; ``None`` for what is not a cursor, and would not be stored as one."""
     try:
-        found = json.loads(data)
-        key = Key(str(found["owner"]), str(found["name"]))
-        reads = str(found["reads"])
-        json.loads(reads)
-        return (key, Cursor(reads, int(found["cursor"]))) if key.name else None
-    except (ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(data, parse_constant=_refuse)
+        match found:
+            case {"owner": str(owner), "name": str(name), "reads": str(reads), "cursor": int(cursor)}:
+                # The file takes valid JSON and Unicode alone.
+                (owner + name + reads).encode()
+                if name and cursor >= 0 and isinstance(json.loads(reads, parse_constant=_refuse), dict):
+                    return Key(owner, name), Cursor(reads, cursor)
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+def _refuse(constant: str) -> None:
+    """JSON has no NaN and no infinity, but Python reads them."""
+    raise ValueError(constant)
 
 
 def everyone(conn: Any) -> dict[Key, Cursor]:

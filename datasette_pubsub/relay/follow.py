@@ -40,7 +40,9 @@ class Follow:
         stream = Stream(client, self._name)
         state = await existing(stream)
         head = await self._begin(stream, state)
-        self._log.say(f"following the stream {self._name}, which is at {state.last}, from {head + 1}")
+        self._log.say(
+            f"following the stream {self._name}, which is at {state.last}, from {head + 1}", about="following"
+        )
         shared = Cursors(self._file, client, self._name, self._log)
         await beside(self._follow(stream, state, head), shared.run())
 
@@ -54,17 +56,22 @@ class Follow:
                     newest = max(newest, page[-1].newest)
                     head = await self._append(stream, head, page, newest)
                     heard = time.monotonic()
+                    self._log.works()
                 elif time.monotonic() - heard > HEAR_SECONDS:
                     await self._file.run(logfile.hear, newest)
                     heard = time.monotonic()
                 self._progress(head, newest)
                 if head >= newest and behind:
+                    self._log.works()
                     self._log.say(f"up to date, at {head}")
                 # A few messages that come while it runs are no change of state.
                 behind = head < newest and (behind or newest - head > PAGE_MESSAGES)
 
     async def _begin(self, stream: Stream, state: State) -> int:
         """The head of the file, which is a message of the stream, or before its first one."""
+        origin = await self._file.run(logfile.origin_id)
+        if None not in (origin, state.instance_id) and origin != state.instance_id:
+            raise Refused(f"the stream {self._name} was made from another log than the one that this file copies")
         head = await self._file.run(logfile.head)
         if not head and state.first > 1:
             await self._file.run(logfile.begin_at, state.first)
@@ -72,7 +79,7 @@ class Follow:
         _check_reach(state, head)
         ours = await self._file.run(logfile.row, head)
         found = await stream.message(head) if head and state.first <= head <= state.last else None
-        if ours is not None and found is not None and ours != parse(head, *found):
+        if ours is not None and found is not None and not _same(ours, found):
             raise Refused(f"this file is no copy of the stream {self._name}: the message {head} differs")
         return head
 
@@ -98,6 +105,13 @@ class Follow:
         if await stream.message(expected) is None:
             raise Refused(f"the stream {self._name} has lost its messages {expected} to {found - 1}: begin a new file")
         raise TryAgain("the server left out messages")
+
+
+def _same(ours: Record, found: tuple[dict[str, str] | None, bytes]) -> bool:
+    try:
+        return ours == parse(ours.id, *found)
+    except NotOurs:
+        return False
 
 
 async def existing(stream: Stream) -> State:

@@ -64,23 +64,32 @@ class Import:
                 f"the stream {self._name} is at {state.last}, and its messages were taken up to {position}: it is "
                 "another stream of this name"
             )
-        self._log.say(f"importing the stream {self._name}, which is at {state.last}, from {position + 1}")
+        self._log.say(
+            f"importing the stream {self._name}, which is at {state.last}, from {position + 1}", about="importing"
+        )
         newest = state.last
         behind = True
         if self._once and position >= newest:
             return
         async with aclosing(stream.pages(position + 1)) as pages:
             async for page in pages:
-                if page:
+                if not page:
+                    # The server may be slow, or the stream end with messages that were deleted.
+                    ended = not behind or not await stream.has_after(position)
+                else:
+                    ended = page[-1].newest == page[-1].sequence
                     newest = max(newest, page[-1].newest)
                     taken = [self._taken(raw) for raw in page]
                     position = await self._file.run(_take, self._name, taken, newest)
                 self._progress(position, newest)
-                if position >= newest and behind:
-                    self._log.say(f"up to date, at {position}")
-                behind = position < newest and (behind or newest - position > PAGE_MESSAGES)
-                if self._once and (position >= newest or (not page and not await stream.has_after(position))):
-                    return
+                if ended:
+                    newest = position
+                    if behind:
+                        self._log.works()
+                        self._log.say(f"up to date, at {position}")
+                    if self._once:
+                        return
+                behind = not ended and (behind or newest - position > PAGE_MESSAGES)
 
     def _taken(self, raw: Raw) -> Taken:
         channel = self._channel.replace(SUBJECT, raw.message.subject.replace(".", "/"))

@@ -22,7 +22,7 @@ import apsw.aio
 from ..core.settings import RELAY_OWNER
 from ..storage import retention
 from ..storage.objects import FILE, LOG, NOW, SOURCES, SUBSCRIPTIONS, TRIMS
-from .outcomes import Refused, TryAgain
+from .outcomes import Locked, Refused, Replaced, TryAgain
 from .record import Record, Trimmed
 
 P = ParamSpec("P")
@@ -30,6 +30,10 @@ T = TypeVar("T")
 
 #: How long a statement waits for another writer, in seconds.
 LOCK_SECONDS = 30
+
+#: The same for what may as well be written later, and between two looks at the lock.
+SHORT_LOCK_SECONDS = 0.1
+LOCK_POLL_SECONDS = 0.01
 
 #: How often the file is asked for new commits, in seconds, as by a server.
 POLL_SECONDS = 0.004
@@ -41,8 +45,14 @@ MAX_TRIMMED = 10_000
 class LogFile:
     """The file of a log. Each function runs in APSW's thread, and gets its connection."""
 
-    def __init__(self, conn: Any) -> None:
+    def __init__(self, conn: Any, path: Path) -> None:
         self._conn = conn
+        self._path = path
+        self._opened = os.stat(path)
+        #: How long the present statement waits for another writer; nothing waits when the file is being closed.
+        self._patience: float = LOCK_SECONDS
+        self._waits_since = 0.0
+        self._closing = False
 
     @classmethod
     @asynccontextmanager
@@ -58,28 +68,75 @@ class LogFile:
             conn = await apsw.Connection.as_async(str(path), flags)
         except apsw.CantOpenError as error:
             raise TryAgain(f"the file cannot be opened: {error}") from error
+        file = None
         try:
-            file = cls(conn)
-            await file.run(_prepare)
+            try:
+                file = cls(conn, path)
+            except OSError as error:
+                raise TryAgain("the file is gone") from error
+            await file.run(file._prepare)
             yield file
         finally:
+            if file is not None:
+                file._closing = True
             with contextlib.suppress(apsw.Error):
                 await conn.aclose()
 
     async def run(self, fn: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function of the connection in its thread.
 
-        Raises :class:`TryAgain` for what another program or a full disk causes, and :class:`Refused` for the rest.
+        Raises :class:`Locked` after ``LOCK_SECONDS``, :class:`Replaced` if the path is not this file's any more,
+        :class:`TryAgain` for what a full disk causes, and :class:`Refused` for the rest.
         """
+        return await self._run(LOCK_SECONDS, lambda conn: fn(conn, *args, **kwargs))
+
+    async def run_soon(self, fn: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As :meth:`run`, for what can wait: raises :class:`Locked` after ``SHORT_LOCK_SECONDS``."""
+        return await self._run(SHORT_LOCK_SECONDS, lambda conn: fn(conn, *args, **kwargs))
+
+    async def _run(self, patience: float, fn: Callable[[Any], T]) -> T:
         try:
-            result: T = await self._conn.async_run(fn, self._conn, *args, **kwargs)
+            result: T = await self._conn.async_run(self._within, patience, fn)
         except (apsw.BusyError, apsw.LockedError) as error:
-            raise TryAgain("the file is locked by another program") from error
+            raise Locked("the file is locked by another program") from error
         except (apsw.FullError, apsw.IOError, apsw.NoMemError) as error:
             raise TryAgain(f"the file cannot be written or read: {error}") from error
+        except apsw.ReadOnlyError as error:
+            raise Refused("the file is read-only") from error
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise Refused("the file is damaged; SQLite cannot read it") from error
+        except apsw.SQLError as error:
+            raise Refused("the log is not as datasette-pubsub makes it: run datasette pubsub install") from error
         except apsw.Error as error:
-            raise Refused(f"SQLite refuses: {error}") from error
+            raise Refused(f"the file does not take it: {error}") from error
         return result
+
+    def _within(self, patience: float, fn: Callable[[Any], T]) -> T:
+        """Run a function, in the connection's thread."""
+        self._patience = patience
+        # A deleted file can be written for ever, and the one in its place is another log.
+        try:
+            there = os.path.samestat(self._opened, os.stat(self._path))
+        except OSError:
+            there = False
+        if not there:
+            raise Replaced("the file was replaced or deleted meanwhile")
+        return fn(self._conn)
+
+    def _prepare(self, conn: Any) -> None:
+        conn.set_busy_handler(self._wait)
+        # What a power cut may take back is read from the stream again.
+        conn.pragma("synchronous", "normal")
+
+    def _wait(self, times: int) -> bool:
+        """Wait a moment for another writer; returns whether to try again. (SQLite calls this.)"""
+        now = time.monotonic()
+        if times == 0:
+            self._waits_since = now
+        if self._closing or now - self._waits_since > self._patience:
+            return False
+        time.sleep(LOCK_POLL_SECONDS)
+        return True
 
 
 def has_open(path: Path) -> bool:
@@ -108,12 +165,6 @@ def transaction(conn: Any, mode: str = "IMMEDIATE") -> Iterator[None]:
         if conn.in_transaction:
             conn.execute("ROLLBACK")
         raise
-
-
-def _prepare(conn: Any) -> None:
-    conn.set_busy_timeout(LOCK_SECONDS * 1000)
-    # What a power cut may take back is read from the stream again.
-    conn.pragma("synchronous", "normal")
 
 
 # -- reading ------------------------------------------------------------------
@@ -146,6 +197,19 @@ def row(conn: Any, number: int) -> Record | None:
     return Record(*_utf8(conn, found)) if found else None
 
 
+def rows(conn: Any, after: int, limit: int, max_bytes: int) -> list[Record]:
+    """The next messages after an id: at most ``limit``, and about ``max_bytes`` of payload, but at least one."""
+    records: list[Record] = []
+    size = 0
+    for found in conn.execute(f"SELECT {_COLUMNS} FROM {LOG} WHERE id > ? ORDER BY id LIMIT ?", [after, limit]):
+        record = Record(*_utf8(conn, found))
+        records.append(record)
+        size += len(record.payload) if isinstance(record.payload, bytes) else 8
+        if size > max_bytes:
+            break
+    return records
+
+
 class Page(NamedTuple):
     """The next ids of a log, without a hole, and its head."""
 
@@ -161,22 +225,19 @@ def page(conn: Any, after: int, limit: int, max_bytes: int) -> Page:
     with transaction(conn, "DEFERRED"):
         top = head(conn)
         records: list[Record | Trimmed] = []
-        size = 0
         position = after
-        for found in conn.execute(f"SELECT {_COLUMNS} FROM {LOG} WHERE id > ? ORDER BY id LIMIT ?", [after, limit]):
-            number = found[0]
-            if number > position + 1:
-                if number - position - 1 > MAX_TRIMMED:
+        for record in rows(conn, after, limit, max_bytes):
+            if record.id > position + 1:
+                if record.id - position - 1 > MAX_TRIMMED:
                     raise Refused(
-                        f"retention has removed the messages {position + 1} to {number - 1} before they were relayed, "
-                        f"and at most {MAX_TRIMMED} can be passed over: relay to a new stream, made with --create"
+                        f"retention has removed the messages {position + 1} to {record.id - 1} before they were "
+                        f"relayed, and at most {MAX_TRIMMED} can be passed over: relay to a new stream, made with "
+                        "--create"
                     )
-                records += _trimmed(conn, position + 1, number - 1)
-            record = Record(*_utf8(conn, found))
+                records += _trimmed(conn, position + 1, record.id - 1)
             records.append(record)
-            position = number
-            size += len(record.payload) if isinstance(record.payload, bytes) else 8
-            if size > max_bytes or len(records) >= limit:
+            position = record.id
+            if len(records) >= limit:
                 break
     return Page(records[:limit], top)
 
@@ -184,9 +245,12 @@ def page(conn: Any, after: int, limit: int, max_bytes: int) -> Page:
 def _trimmed(conn: Any, first: int, last: int) -> list[Record | Trimmed]:
     """The ids of a hole, with their channels where the records of retention know them."""
     channels: dict[int, bytes] = {}
+    encoding = conn.pragma("encoding")
     sql = f"SELECT CAST(channel AS BLOB), runs FROM {TRIMS} WHERE last_id >= ? AND first_id <= ?"
     for channel, runs in conn.execute(sql, [first, last]):
-        channels.update((number, channel) for number in retention.unpack(runs) if first <= number <= last)
+        channels.update(
+            (number, _text(encoding, channel)) for number in retention.unpack(runs) if first <= number <= last
+        )
     return [Trimmed(number, channels.get(number, b"")) for number in range(first, last + 1)]
 
 
@@ -195,13 +259,16 @@ def _utf8(conn: Any, found: Any) -> Any:
     encoding = conn.pragma("encoding")
     if encoding == "UTF-8":
         return found
+    payload = _text(encoding, found[2]) if found[3] == "text" else found[2]
+    key = None if found[5] is None else _text(encoding, found[5])
+    return (found[0], _text(encoding, found[1]), payload, found[3], _text(encoding, found[4]), key)
 
-    def text(value: bytes | None) -> bytes | None:
-        codec = "utf-16-le" if encoding == "UTF-16le" else "utf-16-be"
-        return None if value is None else value.decode(codec, "replace").encode()
 
-    payload = text(found[2]) if found[3] == "text" else found[2]
-    return (found[0], text(found[1]), payload, found[3], text(found[4]), text(found[5]))
+def _text(encoding: str, value: bytes) -> bytes:
+    """The bytes of a text of a file of this encoding, in UTF-8."""
+    if encoding == "UTF-8":
+        return value
+    return value.decode("utf-16-le" if encoding == "UTF-16le" else "utf-16-be", "replace").encode()
 
 
 def wait_for_commit(conn: Any, seen: int, seconds: float) -> int:
@@ -232,10 +299,15 @@ def save_position(conn: Any, stream: str, position: int) -> None:
 def append(conn: Any, records: Sequence[Record | Trimmed], newest: int) -> int:
     """Append the next ids of the origin, in one transaction; returns the head.
 
-    Ids that the log has already are passed over. ``newest`` is the newest id of the stream. Raises ``apsw.Error``.
+    Ids that the log has already are passed over. ``newest`` is the newest id of the stream. Raises :class:`Refused` if
+    the file was promoted meanwhile, :class:`TryAgain` if its log has gone back, and ``apsw.Error``.
     """
     with transaction(conn):
+        if conn.execute(f"SELECT 1 FROM {SOURCES} WHERE kind = 'follow'").get is None:
+            raise Refused("this log follows no stream any more")
         top = head(conn)
+        if records[0].id > top + 1:
+            raise TryAgain(f"the log has gone back to {top}: was a backup restored?")
         for kind, run in groupby((each for each in records if each.id > top), _kind):
             if kind == "trimmed":
                 top = _pass_over(conn, [each for each in run if isinstance(each, Trimmed)])
@@ -255,6 +327,12 @@ def append(conn: Any, records: Sequence[Record | Trimmed], newest: int) -> int:
 def hear(conn: Any, newest: int) -> None:
     """Note the newest id of the stream, and that it was heard from now."""
     conn.execute(f"UPDATE {SOURCES} SET newest = ?, heard_at = {NOW} WHERE kind = 'follow'", [newest])
+
+
+def origin_id(conn: Any) -> str | None:
+    """The random id of the log that this one is a copy of, if it is known."""
+    found = conn.execute(f"SELECT instance_id FROM {SOURCES} WHERE kind = 'follow'").get
+    return None if found is None else str(found)
 
 
 def begin_at(conn: Any, first: int) -> None:

@@ -10,6 +10,7 @@ Where ids and sequences have parted, :class:`.outcomes.Refused` says how; docs/b
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from nats.js import api
 from . import cursors, logfile
 from .cursors import Cursors
 from .logfile import LogFile
-from .outcomes import Refused, Unmatched
+from .outcomes import AlreadyThere, Locked, Refused, Unmatched
 from .record import NotOurs, Record, Trimmed, parse
 from .session import Log, at_least, beside, version
 from .stream import PAGE_BYTES, PAGE_MESSAGES, State, Stream, describe
@@ -82,6 +83,8 @@ class Relay:
         self._check_max_payload(client)
         stream = Stream(client, self._options.stream)
         position = await self._matched(stream, client)
+        head = await self._file.run(logfile.head)
+        self._log.say(f"the stream {stream.name} is at {position}, the log at {head}", about="position")
         if self._options.once:
             await self._relay(stream, client, position)
         else:
@@ -96,10 +99,14 @@ class Relay:
             version = await self._file.run(logfile.wait_for_commit, -1, 0)
             page = await self._file.run(logfile.page, position, limit, PAGE_BYTES)
             self._progress(position, page.head)
+            if page.head < position:
+                # A backup was restored into the file.
+                position = await self._matched(stream, client)
             if not page.records:
                 await self._show(position)
                 if behind:
                     behind = False
+                    self._log.works()
                     self._log.say(f"all relayed, up to {position}")
                 if self._options.once:
                     return
@@ -116,6 +123,7 @@ class Relay:
                 # If the server has taken none of them, the answer to the first one alone says why.
                 limit = 1 if position == before else PAGE_MESSAGES
                 continue
+            self._log.works()
             limit = PAGE_MESSAGES
             # A few messages that come while it runs are no change of state.
             behind = behind or len(page.records) >= limit
@@ -136,8 +144,11 @@ class Relay:
     async def _show(self, position: int) -> None:
         # A row that is not used for long would count as forgotten.
         if position > self._shown or time.monotonic() - self._shown_at > SEEN_SECONDS:
-            await self._file.run(logfile.save_position, self._options.stream, position)
-            self._shown, self._shown_at = position, time.monotonic()
+            # Relaying does not wait for a program that writes for long.
+            with contextlib.suppress(Locked):
+                await self._file.run_soon(logfile.save_position, self._options.stream, position)
+                self._shown = position
+            self._shown_at = time.monotonic()
 
     # -- where the stream is --------------------------------------------------------
 
@@ -157,7 +168,8 @@ class Relay:
         if self._options.create is not None and state.config.description != wanted:
             await stream.update(replace(state.config, description=wanted))
         if self._options.create is not None and await Stream(client, cursors.stream_name(stream.name)).state() is None:
-            await stream.create(cursors.settings(stream.name, self._options.create.replicas))
+            with contextlib.suppress(AlreadyThere):
+                await stream.create(cursors.settings(stream.name, self._options.create.replicas))
         last = state.last
         found = await stream.message(last) if state.messages else None
         # The head is read after the stream's state: another relay may have published what was committed meanwhile.
@@ -181,7 +193,6 @@ class Relay:
             raise Refused(
                 f"the stream {stream.name} was made from another log: its message {last} differs from this one's"
             )
-        self._log.say(f"the stream {stream.name} is at {last}, the log at {head}")
         return last
 
     async def _create(self, stream: Stream, client: Client) -> None:
@@ -195,21 +206,22 @@ class Relay:
                 "cannot make a stream that begins later than 1: 2.10 can"
             )
         own = await self._file.run(logfile.instance_id)
-        await stream.create(
-            api.StreamConfig(
-                name=stream.name,
-                description=describe(own, self._options.publish_at),
-                subjects=[f"{stream.name}.>"],
-                retention=api.RetentionPolicy.LIMITS,
-                storage=api.StorageType.FILE,
-                num_replicas=new.replicas,
-                max_age=new.max_age,
-                max_bytes=new.max_bytes,
-                first_seq=first if first > 1 else None,
-                deny_delete=True,
-            )
+        config = api.StreamConfig(
+            name=stream.name,
+            description=describe(own, self._options.publish_at),
+            subjects=[f"{stream.name}.>"],
+            retention=api.RetentionPolicy.LIMITS,
+            storage=api.StorageType.FILE,
+            num_replicas=new.replicas,
+            max_age=new.max_age,
+            max_bytes=new.max_bytes,
+            first_seq=first if first > 1 else None,
+            deny_delete=True,
         )
-        self._log.say(f"made the stream {stream.name}, beginning with {first}")
+        # Another relay may have made it meanwhile.
+        with contextlib.suppress(AlreadyThere):
+            await stream.create(config)
+            self._log.say(f"made the stream {stream.name}, beginning with {first}")
 
     # -- what cannot work -------------------------------------------------------------
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.errors import AuthorizationError, Error
 
-from .outcomes import NoJetStream, Refused, TryAgain, Unmatched
+from .addresses import login, shown
+from .outcomes import NoJetStream, Refused, Replaced, Silent, TryAgain, Unmatched
 
 #: How long to wait before the next connection, in seconds: the first time, and at most.
 FIRST_WAIT_SECONDS = 0.1
@@ -34,8 +35,14 @@ PING_SECONDS = 5
 
 CONNECT_SECONDS = 5
 
+#: How long closing a connection may take, in seconds: asyncio never finishes it after some failures of TLS.
+CLOSE_SECONDS = 1.0
+
 #: JetStream counts as turned off if it does not answer this often, from the first connection on.
 SILENT_TIMES = 5
+
+#: Where :mod:`.relay.cursors` publishes.
+_OF_CURSORS = re.compile(r'-cursors\.[0-9a-f]{32}"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +73,18 @@ class Log:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
-        self._last = ""
+        #: What was said since it last worked.
+        self._said: set[str] = set()
 
-    def say(self, text: str) -> None:
-        """Print a line, unless it is the last one again."""
-        if text != self._last:
-            self._last = text
+    def say(self, text: str, about: str = "") -> None:
+        """Print a line, unless it, or one about the same, was printed since it last worked."""
+        if (about or text) not in self._said:
+            self._said.add(about or text)
             self._write(text)
+
+    def works(self) -> None:
+        """What is said from now on is said again: messages go through."""
+        self._said.clear()
 
 
 async def sessions(
@@ -80,8 +92,8 @@ async def sessions(
 ) -> None:
     """Connect and run ``work`` with the connection until it returns; begin again when it is lost.
 
-    Raises :class:`Refused`, and :class:`TryAgain` if not ``patient`` and nothing
-    succeeds for ``PATIENCE_SECONDS``.
+    Raises :class:`Refused`, :class:`Replaced`, and :class:`TryAgain` if not
+    ``patient`` and nothing succeeds for ``PATIENCE_SECONDS``.
     """
     context = servers.context()
     wait = FIRST_WAIT_SECONDS
@@ -100,6 +112,8 @@ async def sessions(
             silent += 1
             if silent >= SILENT_TIMES and not answered:
                 raise Refused(reason) from error
+        except Replaced:
+            raise
         except TryAgain as error:
             reason = str(error)
             answered = True
@@ -131,9 +145,11 @@ async def _session(
     async def gone() -> None:
         lost.set()
 
-    client = Client()
+    begun = False
+    client = _Client(url, context is not None, servers.tls_cert is not None)
     try:
         await _connect(client, servers, url, context, name, gone)
+        begun = True
         log.say(f"connected to {shown(url)}, NATS {version(client)}")
         task = asyncio.ensure_future(work(client))
         ended = asyncio.ensure_future(lost.wait())
@@ -146,21 +162,64 @@ async def _session(
             ended.cancel()
             task.cancel()
             await asyncio.gather(task, ended, return_exceptions=True)
+    except (Silent, TimeoutError) as error:
+        if client.denied is not None:
+            raise Refused(f"{shown(url)} does not permit it: {client.denied}") from error
+        raise
     except AuthorizationError as error:
         raise Refused(f"{shown(url)} refuses these credentials") from error
-    except ssl.SSLCertVerificationError as error:
-        raise Refused(f"{shown(url)}: {error.verify_message}: give its authority with --tls-ca") from error
+    except ssl.SSLError as error:
+        raise _explained(url, error) from error
     except Error as error:
-        if "uthorization" in str(error) or "uthentication" in str(error):
-            raise Refused(f"{shown(url)} refuses these credentials") from error
+        if not begun and type(error) is Error:
+            # What the server itself, or nats-py, says against a new connection; subclasses are for its loss.
+            raise Refused(f"{shown(url)} refuses the connection: {error}") from error
         raise
     finally:
         with contextlib.suppress(Error, OSError, TimeoutError):
-            await client.close()
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await client.close()
+
+
+def _explained(url: str, error: ssl.SSLError) -> Exception:
+    """What a failure of TLS means for the command."""
+    reason = error.reason or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        advice = "" if "mismatch" in error.verify_message else ": give its authority with --tls-ca"
+        return Refused(f"{shown(url)}: {error.verify_message}{advice}")
+    if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")):
+        return Refused(f"{shown(url)} refuses the certificate of --tls-cert")
+    return error
+
+
+class _Client(Client):
+    """A connection that sends nobody's password in the clear to a server that was to have TLS."""
+
+    def __init__(self, url: str, secure: bool, has_certificate: bool) -> None:
+        super().__init__()
+        self._url = url
+        self._secure = secure
+        self._has_certificate = has_certificate
+        #: What the server has said that this user may not do, if it has.
+        self.denied: str | None = None
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # nats-py begins TLS only if the server's first line, which anybody on the way may change, says so.
+        if initial_connection and self._secure and not info.get("tls_required"):
+            raise Refused(f"{shown(self._url)} has no TLS: give an address with nats:// and no --tls options")
+        if initial_connection and info.get("tls_verify") and not self._has_certificate:
+            raise Refused(f"{shown(self._url)} wants a certificate: give it with --tls-cert and --tls-key")
+        await super()._process_info(info, initial_connection)
+
+    def _connect_command(self) -> bytes:
+        try:
+            return super()._connect_command()
+        except Exception as error:
+            raise Refused("the file of --creds has no credentials of NATS") from error
 
 
 async def _connect(
-    client: Client,
+    client: _Client,
     servers: Servers,
     url: str,
     context: ssl.SSLContext | None,
@@ -173,7 +232,11 @@ async def _connect(
     async def error(found: Exception) -> None:
         if not failed.done():
             failed.set_result(found)
+        # Who may not share cursors may follow all the same.
+        if "permissions violation" in str(found).lower() and not _OF_CURSORS.search(str(found)):
+            client.denied = str(found).removeprefix("nats: ")
 
+    who = login(url)
     connecting = asyncio.ensure_future(
         client.connect(
             [url],
@@ -183,6 +246,9 @@ async def _connect(
             ping_interval=PING_SECONDS,
             max_outstanding_pings=2,
             flush_timeout=CONNECT_SECONDS,
+            user=who.user,
+            password=who.password,
+            token=who.token,
             user_credentials=str(servers.creds) if servers.creds else None,
             tls=context,
             disconnected_cb=gone,
@@ -224,9 +290,3 @@ def at_least(client: Client, major: int, minor: int) -> bool:
     """Whether the server has this version, or a newer one."""
     found = client.connected_server_version
     return (found.major, found.minor) >= (major, minor)
-
-
-def shown(url: str) -> str:
-    """An address without a password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 4222}"

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from nats.js import api
 from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
 
-from .outcomes import NoJetStream, Refused, TryAgain, Unmatched
+from .outcomes import AlreadyThere, NoJetStream, Refused, Silent, TryAgain, Unmatched
 from .record import Record, Trimmed, body, headers, parse, subject
 
 #: The most messages that are asked for in advance, and of one page.
@@ -37,6 +37,7 @@ EXPIRES_SECONDS = 5.0
 
 #: Error codes of JetStream (https://github.com/nats-io/nats-server/blob/main/server/errors.json).
 WRONG_LAST_SEQUENCE = 10071
+NAME_IN_USE = 10058
 NOT_ENABLED = (10039, 10076)
 
 #: How a stream says which log it was made from: its description is the one thing that every version keeps.
@@ -89,14 +90,14 @@ class _Inbox:
         self._arrived.set()
 
     async def wait(self, seconds: float) -> None:
-        """Wait until there is a message. Raises :class:`TryAgain`."""
+        """Wait until there is a message. Raises :class:`Silent`."""
         while not self.messages:
             self._arrived.clear()
             try:
                 async with asyncio.timeout(seconds):
                     await self._arrived.wait()
             except TimeoutError as error:
-                raise TryAgain("the server does not answer") from error
+                raise Silent("the server does not answer") from error
 
 
 class Stream:
@@ -130,10 +131,12 @@ class Stream:
         )
 
     async def create(self, config: api.StreamConfig) -> None:
-        """Make the stream. Raises :class:`Refused` if the server cannot."""
+        """Make the stream. Raises :class:`Refused` if the server cannot, and :class:`AlreadyThere`."""
         try:
             await self._js.add_stream(config)
         except APIError as error:
+            if error.err_code == NAME_IN_USE:
+                raise AlreadyThere from error
             raise _explained(error) from error
 
     async def update(self, config: api.StreamConfig) -> None:
@@ -195,7 +198,7 @@ class Stream:
     # -- reading ------------------------------------------------------------------
 
     async def pages(self, first: int, page_bytes: int = PAGE_BYTES) -> AsyncGenerator[list[Raw], None]:
-        """The messages from this sequence on, in order, as they come, for ever; an empty page says: still there.
+        """The messages from this sequence on, in order, as they come, for ever; an empty page says: nothing new.
 
         Raises :class:`TryAgain` when the consumer is lost, with the connection or with the server.
         """
@@ -229,16 +232,18 @@ class Stream:
                     asked, left = True, PAGE_MESSAGES
                 await inbox.wait(2 * EXPIRES_SECONDS)
                 page: list[Raw] = []
+                expired = False
                 while inbox.messages and len(page) < PAGE_MESSAGES:
                     message = inbox.messages.popleft()
                     if message.headers and "Status" in message.headers and not message.reply:
-                        _check_status(message)
+                        expired = _check_status(message)
                         asked = False
                     else:
                         page.append(_raw(message))
                         left -= 1
                 asked = asked and left > 0
-                yield page
+                if page or expired:
+                    yield page
         finally:
             if not self._client.is_closed:
                 await subscription.unsubscribe()
@@ -252,12 +257,14 @@ def _raw(message: Msg) -> Raw:
     return Raw(sequence, sequence + int(tokens[base + 3]), int(tokens[base + 2]), message)
 
 
-def _check_status(message: Msg) -> None:
-    """A request for messages has ended: without enough of them, or since the consumer is gone."""
+def _check_status(message: Msg) -> bool:
+    """Whether a request for messages has ended since there are no more. Raises :class:`TryAgain` if it failed."""
     assert message.headers
     status, text = message.headers["Status"], message.headers.get("Description", "")
-    if status in ("404", "408") or (status == "409" and ("MaxBytes" in text or "Batch Completed" in text)):
-        return
+    if status in ("404", "408"):
+        return True
+    if status == "409" and ("MaxBytes" in text or "Batch Completed" in text):
+        return False
     raise TryAgain(f"the server ends the reading: {status} {text}")
 
 

@@ -231,7 +231,8 @@ def readers(conn: sqlite3.Connection) -> list[str]:
     found: list[str] = []
     sources = list(TABLES)
     while sources:
-        named = re.compile("|".join(rf"(?<!\w){re.escape(_in_quotes(name))}(?!\w)" for name in sources), re.IGNORECASE)
+        quoted = (re.escape(name.replace('"', '""')) for name in sources)
+        named = re.compile("|".join(rf"(?<!\w){name}(?!\w)" for name in quoted), re.IGNORECASE)
         sources = [
             name
             for name, (sql, kind) in others.items()
@@ -242,10 +243,6 @@ def readers(conn: sqlite3.Connection) -> list[str]:
 
 
 _VIRTUAL = re.compile(r"\s*CREATE\s+VIRTUAL\s", re.IGNORECASE)
-
-
-def _in_quotes(name: str) -> str:
-    return name.replace('"', '""')
 
 
 def install(
@@ -316,10 +313,12 @@ def follow(
 ) -> None:
     """Make this log a copy of a stream's, inside the caller's transaction, or check that it is one.
 
-    Raises :class:`SchemaConflict` if the log has had messages of its own, or
-    follows another stream.
+    Raises :class:`SchemaConflict` if the log has had messages of its own,
+    follows another stream, or is not in UTF-8.
     """
     install(conn, settings)
+    if conn.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
+        raise SchemaConflict("this file is in UTF-16, which cannot hold every message: begin with a new file")
     found = sources.followed(conn)
     if found is None:
         (seq,) = conn.execute(f"SELECT max(seq) FROM sqlite_sequence WHERE name = '{LOG}'").fetchone()

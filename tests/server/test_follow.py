@@ -103,6 +103,9 @@ def test_what_cannot_be_followed(tmp_path: Path, file: Path, copy: Path, nats: N
     assert refusal(file, nats) == (
         "this log has messages of its own, up to id 10: only an empty log can begin to follow a stream"
     )
+    text = tmp_path / "notes.txt"
+    text.write_text("no database, but notes " * 100)
+    assert refusal(text, nats) == f"{text} is not an SQLite database"
     other = tmp_path / "another.db"
     call("install", other, "--create")
     publish(other, 3)
@@ -157,7 +160,7 @@ def test_verify_finds_what_differs(file: Path, copy: Path, nats: NatsServer) -> 
     call("install", copy)
     done = run(*words, code=1)
     assert "The message 4 differs\nThe message 7 differs\n" in done.stderr
-    assert done.stderr.splitlines()[-1] == "Error: compared 10 messages: 2 of them differ"
+    assert done.stderr.splitlines()[-1] == "Error: compared 10 messages: 2 differ"
     assert run(*words, "--from", "5", "--to", "6").stdout == "Compared 2 messages: all the same\n"
     execute(file, "DROP TRIGGER vpubsub_update")
     execute(file, "UPDATE vpubsub SET key = 'other' WHERE id = 2")

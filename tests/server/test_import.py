@@ -137,3 +137,18 @@ def test_a_hundred_thousand_messages_and_twenty_kills(file: Path, nats: NatsServ
     with contextlib.closing(sqlite3.connect(file)) as conn:
         rows = conn.execute("SELECT id, CAST(payload AS INTEGER), key FROM vpubsub ORDER BY id").fetchall()
     assert rows == [(each, each, f"nats:things:{each}") for each in range(1, number + 1)]
+
+
+def test_large_messages_are_all_taken(file: Path, nats: NatsServer) -> None:
+    """Pages end at their size, and not where the stream does."""
+    make(nats, [bytes([65 + number % 26]) * 1_000_000 for number in range(60)])
+    run("import", nats.url, file, "--stream", "things", "--channel", "c", "--once")
+    assert head(file) == 60
+
+
+def test_the_last_message_was_deleted(file: Path, nats: NatsServer) -> None:
+    make(nats, [b"1", b"2", b"3"])
+    on_stream(nats.url, lambda stream: stream.delete_msg("things", 3))
+    done = run("import", nats.url, file, "--stream", "things", "--channel", "c", "--once")
+    assert "Up to date, at 2\n" in done.stderr
+    assert head(file) == 2

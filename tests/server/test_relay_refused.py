@@ -20,6 +20,7 @@ from nats_servers import (
     head,
     on_stream,
     publish,
+    query,
     read_line,
     relay_once,
     rows,
@@ -28,6 +29,9 @@ from nats_servers import (
     trim,
     wait_for_head,
 )
+
+from datasette_pubsub.relay.session import Log
+from datasette_pubsub.relay.stream import State, Stream, describe
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -171,7 +175,7 @@ def test_wrong_credentials(tmp_path: Path, file: Path) -> None:
         address = nats.url.removeprefix("nats://")
         for user in ("", "relay:wrong@"):
             text = refusal(file, nats, "--create", url=f"nats://{user}{address}")
-            assert text == f"nats://{address} refuses these credentials"
+            assert text == f"nats://{address} refuses the connection: nats: 'Authorization Violation'"
         run("relay", file, "--to", f"nats://relay:right@{address}", "--stream", "orders", "--create", "--once")
 
 
@@ -206,6 +210,7 @@ def test_without_the_extra(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--to", "http://localhost"), "http://localhost is not the address of a NATS server"),
         (("--to", "nats://x", "--stream", "a.b"), "'a.b' cannot be the name of a stream"),
         (("--to", "nats://x", "--max-age", "7d"), "belong to --create"),
+        (("--to", "nats://x", "--create", "--publish-at", "a b"), "--publish-at is an address, without spaces"),
         (("--to", "nats://x", "--create", "--max-age", "7 weeks"), "write 7d, 12h, 30m or 90s"),
         (("--to", "nats://x", "--create", "--max-age", "0s"), "not between 1s and 100 years"),
     ],
@@ -256,3 +261,43 @@ def test_several_addresses_are_tried(tmp_path: Path, file: Path, nats: NatsServe
     wait_for_head(copy, 10)
     same(file, copy, nats)
     assert (head(copy), len(rows(copy))) == (10, 10)
+
+
+# -- two relays, and the log ----------------------------------------------------
+
+
+def test_two_relays_make_the_stream_at_once(file: Path, nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each saw none; the second one finds the stream of the first, which had other settings."""
+    publish(file, 3)
+    state = Stream.state
+    looks: list[str] = []
+
+    async def there_is_none(stream: Stream) -> State | None:
+        looks.append(stream.name)
+        if looks.count(stream.name) > 1:
+            return await state(stream)
+        if stream.name == "orders":
+            found = describe(str(query(file, "SELECT instance_id FROM _pubsub_file")[0][0]), "https://other.example/")
+            config = StreamConfig(name="orders", subjects=["orders.>"], description=found)
+        else:
+            config = StreamConfig(name="orders-cursors", subjects=["orders-cursors.>"])
+        await stream._js.add_stream(config)
+        return None
+
+    monkeypatch.setattr(Stream, "state", there_is_none)
+    done = call("relay", file, "--to", nats.url, "--stream", "orders", "--create", "--once")
+    assert "Made the stream" not in done.stderr
+    assert "All relayed, up to 3" in done.stderr
+
+
+def test_a_line_for_each_change_of_state() -> None:
+    said: list[str] = []
+    log = Log(said.append)
+    for number in range(3):
+        log.say("waiting: one")
+        log.say("waiting: the other")
+        log.say(f"the stream is at {number}", about="position")
+    assert said == ["waiting: one", "waiting: the other", "the stream is at 0"]
+    log.works()
+    log.say("waiting: one")
+    assert said[3:] == ["waiting: one"]

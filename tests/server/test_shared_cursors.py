@@ -161,3 +161,36 @@ def test_a_durable_reader_moves(
     wait_for(lambda: cursor(copy, "worker") == 12, "the cursor has come")
     with Sse(f"{follower.pubsub}/-/stream", **words) as stream:
         assert [each["messageId"] for each in stream.messages(8)] == [str(each) for each in range(13, 21)]
+
+
+def test_what_is_no_cursor_does_no_harm(file: Path, nats: NatsServer, start: Start) -> None:
+    """Followers may publish cursors, and one of them must not end the relay of all."""
+    publish(file, 10)
+    relay_once(file, nats)
+    relay = start("relay", file, "--to", nats.url, "--stream", "orders")
+    read_line(relay, "All relayed, up to 10")
+    good = '{"owner": "", "name": "good", "reads": "{}", "cursor": 99999999999999999999}'
+
+    async def others(stream: JetStreamContext) -> None:
+        for number, body in enumerate(
+            (
+                '{"owner": "", "name": "infinite", "reads": "{}", "cursor": 1e999}',
+                '{"owner": "", "name": "negative", "reads": "{}", "cursor": -5}',
+                '{"owner": "", "name": "half \\ud800", "reads": "{}", "cursor": 5}',
+                '{"owner": "", "name": "no object", "reads": "NaN", "cursor": 5}',
+                '{"owner": "", "name": "constant", "reads": "{\\"a\\": NaN}", "cursor": 5}',
+                '{"owner": "", "name": "", "reads": "{}", "cursor": 5}',
+                '{"owner": null, "name": "null", "reads": "{}", "cursor": 5}',
+                "[" * 100_000,
+                "[]",
+                good,
+            )
+        ):
+            await stream.publish(f"orders-cursors.{number}", body.encode())
+
+    on_stream(nats.url, others)
+    assert "somebody else publishes into the stream orders-cursors" in read_line(relay, "passed over").lower()
+    wait_for(lambda: cursor(file, "good") == 10, "the good one has come, up to the head")
+    assert query(file, "SELECT name FROM pubsub_subscriptions WHERE owner = ''") == [("good",)]
+    relay.terminate()
+    assert relay.wait(30) == 0
