@@ -77,6 +77,11 @@ def absolute(measure: str, target: str, value: float | None, met: Callable[[floa
     return Row(measure, figure, target, verdict(None if value is None else met(value)))
 
 
+def figure(measure: str, value: float | None, show: str) -> Row:
+    """A row without a target."""
+    return Row(measure, "not measured" if value is None else show.format(value), "", "")
+
+
 def combine(requests: Row, streams: Row) -> Row:
     """One row from two with the same target: publishing by requests, and over publish streams."""
     met, missed = verdict(True), verdict(False)
@@ -319,23 +324,19 @@ def filter_rows(r: Results) -> list[Row]:
 
 def relay_rows(r: Results) -> list[Row]:
     """The relay and a follower, with NATS on the same machine."""
-    plain = "plain publishing by the same client, without headers, one answer for 1,000 messages"
-    memory = [median(r.values("relay", name)) for name in ("relay_mb", "follow_mb")]
-    latency = [median(r.values("relay", name)) for name in ("latency_ms", "latency_p99_ms")]
-    rate = median(r.values("relay", "follow"))
+    plain = "× plain publishing by the same client: no headers, one answer for 1,000 messages"
+
+    def median_of(name: str) -> float | None:
+        return median(r.values("relay", name))
+
     return [
-        at_least("messages through the relay, catching up", 0.5, r.ratio("relay", "relay", "plain"), plain),
-        absolute("messages into a follower, catching up", "≥ 10,000/s", rate, lambda v: v >= 10_000, "{:,.0f}/s"),
-        absolute(
-            "commit at the origin to a reader at the follower, median",
-            "≤ 20 ms",
-            latency[0],
-            lambda v: v <= 20,
-            "{:.1f} ms",
-        ),
-        absolute("the same, 99 of 100", "≤ 50 ms", latency[1], lambda v: v <= 50, "{:.1f} ms"),
-        absolute("memory of the relay, catching up", "≤ 150 MB", memory[0], lambda v: v <= 150, "{:.0f} MB"),
-        absolute("memory of the follower, catching up", "≤ 150 MB", memory[1], lambda v: v <= 150, "{:.0f} MB"),
+        figure("messages through the relay, catching up", r.ratio("relay", "relay", "plain"), "{:.2f} " + plain),
+        figure("the same", median_of("relay"), "{:,.0f}/s"),
+        figure("messages into a follower, catching up", median_of("follow"), "{:,.0f}/s"),
+        figure("commit at the origin to a reader at the follower, median", median_of("latency_ms"), "{:.1f} ms"),
+        figure("the same, 99 of 100", median_of("latency_p99_ms"), "{:.1f} ms"),
+        figure("memory of the relay, catching up", median_of("relay_mb"), "{:.0f} MB"),
+        figure("memory of the follower, catching up", median_of("follow_mb"), "{:.0f} MB"),
     ]
 
 
@@ -343,8 +344,8 @@ def heap_rows(r: Results) -> list[Row]:
     """The host's own pages, and single publishes, with the frozen heap and without."""
     pages, single = (r.ratio("freeze_heap", f"{name}_frozen", f"{name}_ordinary") for name in ("pages", "single"))
     return [
-        at_least("pages of Datasette with the frozen heap", 1.1, pages, "the rate without"),
-        at_least("one message per request, 32 connections, with it", 1.1, single, "the rate without"),
+        figure("pages of Datasette with the frozen heap", pages, "{:.2f} × the rate without"),
+        figure("one message per request, 32 connections, with it", single, "{:.2f} × the rate without"),
     ]
 
 
