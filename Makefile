@@ -14,10 +14,10 @@ demo: $(VENV)/demo-installed
 test: system-packages $(VENV)/test-installed
 	$(MAKE) check
 
-# Four at a time: the tests mostly wait for servers, browsers and clients. The longest first: see tests/conftest.py.
+# Five at a time: the tests mostly wait for servers, browsers and clients. The longest first: see tests/conftest.py.
 # Python may keep what it has compiled, or each of some hundred processes compiles the package anew.
 check: lint types generated proto
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 
 lint:
 	$(BIN)/ruff check .
