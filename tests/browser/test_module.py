@@ -5,17 +5,25 @@ from __future__ import annotations
 import functools
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import browsers as chromium
 import httpx
+import pytest
 from browsers import Watched, first, payloads
 from module_page import MODULE, follow, seen, until
-from playwright.sync_api import Route
+from playwright.sync_api import Browser, Route
 from servers import DEADLINE, OPEN, Server, wait_for
 
 pytestmark = chromium.NEEDED
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Many tabs at once: see ``WITH_WINDOWS``."""
+    with chromium.running(chromium.WITH_WINDOWS) as found:
+        yield found
 
 
 # -- the network and the server fail -----------------------------------------
