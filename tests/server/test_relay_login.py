@@ -11,6 +11,7 @@ from pathlib import Path
 import nkeys
 import pytest
 from commands import call, run
+from nats_credentials import make
 from nats_servers import NatsServer, publish, running
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
@@ -172,6 +173,19 @@ def test_credentials_files(tmp_path: Path, file: Path) -> None:
         assert refusal(file, nats.url, "--creds", found) == (
             f"{nats.url} refuses the connection: nats: 'Authorization Violation'"
         )
+
+
+def test_credentials_of_an_account(tmp_path: Path, file: Path) -> None:
+    """The file that NATS's own tool makes for a user of an account."""
+    mine, others = tmp_path / "mine.creds", tmp_path / "others.creds"
+    make(others)
+    with running(tmp_path / "nats", more=make(mine)) as nats:
+        publish(file, 3)
+        assert "All relayed, up to 3" in relayed(file, nats.url, "--creds", mine)
+        for more in ((), ("--creds", others)):
+            assert refusal(file, nats.url, *more) == (
+                f"{nats.url} refuses the connection: nats: 'Authorization Violation'"
+            )
 
 
 def test_what_this_user_may_not_do(tmp_path: Path, file: Path) -> None:
