@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from measures import Sizes, Values, alternate, wait_idle
-from server import Server, remove_database
+from measures import Sizes, Values, alternate, server_of_new_file, wait_idle
+from server import Server
 from subscribers import PAYLOAD, connect, subscribe_request, wait_ready
 
 
@@ -22,9 +22,7 @@ def direct_send(folder: Path, sizes: Sizes) -> Values:
     with ExitStack() as stack:
         measures = []
         for name, on in (("direct", "true"), ("tasks", "false")):
-            path = folder / f"{name}.db"
-            remove_database(path)
-            server = stack.enter_context(Server(path, direct_send=on))
+            server = stack.enter_context(server_of_new_file(folder, name, direct_send=on))
             server.publish("all", PAYLOAD)
             request = subscribe_request(server.database, "all", "sse")
             socks = [stack.enter_context(connect(server.port, request)) for _ in range(sizes.direct_subscribers)]

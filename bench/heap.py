@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from measures import Sizes, Values, alternate, publish_rate, wait_idle
-from server import Server, remove_database
+from measures import Sizes, Values, alternate, publish_rate, server_of_new_file, wait_idle
+from server import Server
 
 #: The heap is frozen a second after the start.
 SETTLE_SECONDS = 1.5
@@ -21,9 +21,7 @@ def freeze_heap(folder: Path, sizes: Sizes) -> Values:
     with ExitStack() as stack:
         servers = []
         for name, on in (("frozen", "true"), ("ordinary", "false")):
-            path = folder / f"{name}.db"
-            remove_database(path)
-            server = stack.enter_context(Server(path, freeze_heap=on))
+            server = stack.enter_context(server_of_new_file(folder, name, freeze_heap=on))
             server.publish("all", "x")
             servers.append(server)
         time.sleep(SETTLE_SECONDS)

@@ -93,14 +93,13 @@ def file_with_log(folder: Path, name: str, messages: int, channels: int) -> Path
 
 def publish_rate(server: Server, channel: str, requests: int, batch: int = 100, connections: int = 4) -> float:
     """Acknowledged messages per second, published by load.c."""
+    from loading import load
     from targets import Project
-
-    import bench
 
     project = Project(server.url, server.database, None, server.pid, "raw")
     publish = project.publish(channel, [PAYLOAD] * batch, push=False)
     with tempfile.TemporaryDirectory() as folder:
-        report = bench.load(project, publish, connections, requests, Path(folder))
+        report = load(project, publish, connections, requests, Path(folder))
     return float(report["requests"] * batch / report["seconds"])
 
 
