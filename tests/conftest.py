@@ -134,6 +134,15 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def nats(tmp_path: Path) -> Iterator[Any]:
+    """A NATS server with JetStream."""
+    from nats_servers import running
+
+    with running(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start commands that go on until they are told to end."""
     from commands import PUBSUB

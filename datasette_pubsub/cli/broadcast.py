@@ -20,7 +20,8 @@ from ..broadcast.definition import OPERATIONS, Broadcast, Trigger, default_chann
 from ..broadcast.shape import shape_of
 from ..core.errors import InvalidArgument
 from ..storage import schema
-from .common import counted, plainly, require_log, settings_of, transaction, visible
+from ..storage.transaction import transaction
+from .common import counted, plainly, require_log, settings_of, visible
 
 #: Opens a file, for writing or not.
 Opener = Callable[[str, bool], closing[sqlite3.Connection]]

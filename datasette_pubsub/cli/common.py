@@ -10,8 +10,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
 import click
@@ -88,18 +87,6 @@ def settings_of(conn: sqlite3.Connection) -> Settings:
     """The default settings with the payload limit of the file, which a server's option may have set."""
     limit = schema.max_payload_bytes(conn)
     return Settings() if limit is None else Settings(max_payload_bytes=limit)
-
-
-@contextmanager
-def transaction(conn: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    conn.execute(begin)
-    try:
-        yield
-        conn.execute("COMMIT")
-    except BaseException:
-        if conn.in_transaction:
-            conn.execute("ROLLBACK")
-        raise
 
 
 def visible(text: str) -> str:

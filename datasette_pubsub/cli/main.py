@@ -27,8 +27,9 @@ from ..storage import lag, last, log, schema, subscriptions
 from ..storage.catchup import CatchUp
 from ..storage.filters import Filters
 from ..storage.names import Name, shown
+from ..storage.transaction import transaction
 from . import broadcast, live, relay, watch
-from .common import LOCK_SECONDS, counted, plainly, print_table, require_log, settings_of, transaction
+from .common import LOCK_SECONDS, counted, plainly, print_table, require_log, settings_of
 from .publish import Publisher
 from .tail import before_newest, follow_log, json_line, plain_line, print_last, print_up_to
 from .trim import Trimmer, limits

@@ -20,7 +20,8 @@ from ..core.validation import check_item
 from ..core.values import Item
 from ..protocol.items import item_of_fields
 from ..storage import log, sources
-from .common import Progress, counted, transaction
+from ..storage.transaction import transaction
+from .common import Progress, counted
 
 #: The most bytes that one read from standard input returns.
 READ_BYTES = 1024 * 1024

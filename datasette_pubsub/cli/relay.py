@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..storage import log, schema
-from .common import Progress, counted, plainly, require_log, settings_of, transaction
+from ..storage.transaction import transaction
+from .common import Progress, counted, plainly, require_log, settings_of
 
 if TYPE_CHECKING:
     from ..relay.session import Servers
@@ -288,29 +289,29 @@ def add(pubsub: click.Group, open_file: Open) -> None:
 async def _relay(path: Path, servers: Servers, options: Any) -> None:
     from ..relay.logfile import LogFile
     from ..relay.relay import Relay
-    from ..relay.session import Log, sessions
+    from ..relay.session import Reporter, sessions
 
     shown = _Shown("Relayed")
-    state = Log(shown.say)
+    reporter = Reporter(shown.say)
     async with LogFile.open(path, writes=True) as file:
-        relay = Relay(file, options, state, shown.at)
+        relay = Relay(file, options, reporter, shown.at)
         try:
             await sessions(
-                servers, f"datasette-pubsub relay {options.stream}", relay.run, state, patient=not options.once
+                servers, f"datasette-pubsub relay {options.stream}", relay.run, reporter, patient=not options.once
             )
         finally:
-            state.say(f"relayed {counted(relay.published)}")
+            reporter.say(f"relayed {counted(relay.published)}")
 
 
 async def _follow(open_file: Open, file: str, name: str, servers: Servers) -> None:
     from ..relay.follow import Follow, existing
     from ..relay.logfile import LogFile
     from ..relay.outcomes import TryAgain
-    from ..relay.session import Log, sessions
+    from ..relay.session import Reporter, sessions
     from ..relay.stream import Stream
 
     shown = _Shown("Has")
-    state = Log(shown.say)
+    reporter = Reporter(shown.say)
 
     async def prepare(client: Any) -> None:
         """Make the file a copy of this stream. Python's SQLite does it, so before APSW opens the file."""
@@ -328,33 +329,33 @@ async def _follow(open_file: Open, file: str, name: str, servers: Servers) -> No
                     raise
                 raise TryAgain(f"{file} is locked by another program, or the disk is full") from error
 
-    await sessions(servers, f"datasette-pubsub follow {name}", prepare, state)
+    await sessions(servers, f"datasette-pubsub follow {name}", prepare, reporter)
     async with LogFile.open(Path(file), writes=True) as opened:
-        follow = Follow(opened, name, state, shown.at)
-        await sessions(servers, f"datasette-pubsub follow {name}", follow.run, state)
+        follow = Follow(opened, name, reporter, shown.at)
+        await sessions(servers, f"datasette-pubsub follow {name}", follow.run, reporter)
 
 
 async def _import(path: Path, name: str, channel: str, servers: Servers, once: bool) -> None:
     from ..relay.importer import Import
     from ..relay.logfile import LogFile
-    from ..relay.session import Log, sessions
+    from ..relay.session import Reporter, sessions
 
     shown = _Shown("Has")
-    state = Log(shown.say)
+    reporter = Reporter(shown.say)
     async with LogFile.open(path, writes=True) as file:
-        work = Import(file, name, channel, state, once, shown.at)
-        await sessions(servers, f"datasette-pubsub import {name}", work.run, state, patient=not once)
+        work = Import(file, name, channel, reporter, once, shown.at)
+        await sessions(servers, f"datasette-pubsub import {name}", work.run, reporter, patient=not once)
 
 
 async def _compare(path: Path, name: str, servers: Servers, first: int, last: int) -> None:
     from ..relay.check import Comparison
     from ..relay.logfile import LogFile
     from ..relay.outcomes import Refused
-    from ..relay.session import Log, sessions
+    from ..relay.session import Reporter, sessions
 
     async with LogFile.open(path, writes=False) as file:
         comparison = Comparison(file, name, _say, first, last)
-        await sessions(servers, f"datasette-pubsub compare {name}", comparison.run, Log(_say), patient=False)
+        await sessions(servers, f"datasette-pubsub compare {name}", comparison.run, Reporter(_say), patient=False)
     compared = f"compared {counted(comparison.compared)}"
     if comparison.differences:
         raise Refused(f"{compared}: {comparison.differences} differ")

@@ -14,7 +14,8 @@ from ..core.selector import Selector
 from ..core.settings import Rule, Settings
 from ..storage import log, retention
 from ..storage.names import Name
-from .common import Progress, counted, transaction
+from ..storage.transaction import transaction
+from .common import Progress, counted
 
 
 def limits(days: float | None, messages: int | None, size: int | None, patterns: tuple[str, ...]) -> Settings:

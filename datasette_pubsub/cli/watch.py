@@ -16,8 +16,9 @@ from ..core.standing import OPERATIONS, StandingQuery
 from ..storage import log, schema, standing
 from ..storage.sqlite_codes import is_busy
 from ..storage.standing import Ran
+from ..storage.transaction import transaction
 from .broadcast import Opener, prepare
-from .common import LOCK_SECONDS, counted, plainly, require_log, settings_of, transaction, visible
+from .common import LOCK_SECONDS, counted, plainly, require_log, settings_of, visible
 from .following import Following, Options, Snapshots, here, query_options, translated
 
 #: Errors of the query itself, which are stored for the page; others are about the file.

@@ -43,7 +43,7 @@ from ..core.events import AHEAD, End, Gap, Heartbeat, Ready, Revoked
 from ..core.values import Page
 from .hub import Hub
 from .options import Ahead, SubscriberOptions
-from .recheck import Recheck
+from .revalidation import Revalidation
 from .steps import CHECK, END, WAIT, Step, What
 from .tail import Encoder, Span
 from .unacked import Unacked
@@ -107,7 +107,7 @@ class Subscriber:
         #: The loop's clock, kept because asking for the loop costs a system call on Python 3.11.
         self._now = asyncio.get_running_loop().time
         now = self._now()
-        self._recheck = Recheck(options.allowed, options.recheck_seconds, options.expires_in, now)
+        self._revalidation = Revalidation(options.allowed, options.recheck_seconds, options.expires_in, now)
         #: Set while the subscriber is ahead.
         self._ahead = None if options.floor is None else self._await(options.floor, now + self._await_seconds)
         self._unacked = Unacked(options.max_unacked)
@@ -218,7 +218,7 @@ class Subscriber:
                 case What.END:
                     break
                 case What.CHECK:
-                    if not await self._recheck.ask(self._now()):
+                    if not await self._revalidation.ask(self._now()):
                         self.stop(Revoked())
                     continue
                 case What.WAIT:
@@ -252,7 +252,7 @@ class Subscriber:
         hub, position = self._hub, self.position
         if self._end is not None:
             return END
-        if self._recheck.due(now):
+        if self._revalidation.due(now):
             return CHECK
         if self._tell_ahead:
             self._tell_ahead = False
@@ -333,7 +333,7 @@ class Subscriber:
         if self._idle_since is None:
             self._idle_since = now
         until = math.inf if self._ahead is None else self._ahead.until
-        return max(0.0, min(self._idle_since + self._patience, self._recheck.expiry, until) - now)
+        return max(0.0, min(self._idle_since + self._patience, self._revalidation.expiry, until) - now)
 
     def _move(self, position: int) -> None:
         if position > self.position:

@@ -22,10 +22,11 @@ from nats.js import api
 
 from ..core.settings import RELAY_OWNER
 from ..storage.objects import NOW, SUBSCRIPTIONS
+from ..storage.transaction import transaction
 from . import logfile
-from .logfile import LogFile, transaction
+from .logfile import LogFile
 from .outcomes import Locked
-from .session import Log, beside
+from .session import Reporter, beside
 from .stream import Stream
 
 #: How often what has moved in the file is published, in seconds.
@@ -68,11 +69,11 @@ def settings(stream: str, replicas: int) -> api.StreamConfig:
 class Cursors:
     """The cursors of one file, for as long as a connection lasts."""
 
-    def __init__(self, file: LogFile, client: Client, stream: str, log: Log) -> None:
+    def __init__(self, file: LogFile, client: Client, stream: str, reporter: Reporter) -> None:
         self._file = file
         self._client = client
         self._stream = Stream(client, stream_name(stream))
-        self._log = log
+        self._reporter = reporter
         #: The newest that was published by anybody.
         self._shared: dict[Key, Cursor] = {}
         #: What the file's log has not reached yet.
@@ -82,7 +83,7 @@ class Cursors:
         """Share cursors, for ever. Without a stream for them, say so, and do nothing."""
         state = await self._stream.state()
         if state is None:
-            self._log.say(f"cursors are not shared: there is no stream {self._stream.name}")
+            self._reporter.say(f"cursors are not shared: there is no stream {self._stream.name}")
             await asyncio.Event().wait()
             return
         begun = asyncio.Event()
@@ -104,7 +105,7 @@ class Cursors:
                 for raw in page:
                     parsed = _parsed(raw.message.data)
                     if parsed is None:
-                        self._log.say(f"somebody else publishes into the stream {self._stream.name}: passed over")
+                        self._reporter.say(f"somebody else publishes into the stream {self._stream.name}: passed over")
                     else:
                         found[parsed[0]] = parsed[1]
                 self._shared.update(found)

@@ -17,7 +17,7 @@ from .cursors import Cursors
 from .logfile import LogFile
 from .outcomes import Refused, TryAgain
 from .record import NotOurs, Record, Trimmed, parse
-from .session import Log, beside
+from .session import Reporter, beside
 from .stream import PAGE_MESSAGES, Raw, State, Stream
 
 #: How often the file notes that the stream was heard from, in seconds, while nothing arrives.
@@ -28,11 +28,11 @@ class Follow:
     """One follower. ``progress`` is called with the head of the file and the newest id of the stream."""
 
     def __init__(
-        self, file: LogFile, name: str, log: Log, progress: Callable[[int, int], None] = lambda *_: None
+        self, file: LogFile, name: str, reporter: Reporter, progress: Callable[[int, int], None] = lambda *_: None
     ) -> None:
         self._file = file
         self._name = name
-        self._log = log
+        self._reporter = reporter
         self._progress = progress
 
     async def run(self, client: Client) -> None:
@@ -40,10 +40,10 @@ class Follow:
         stream = Stream(client, self._name)
         state = await existing(stream)
         head = await self._begin(stream, state)
-        self._log.say(
+        self._reporter.say(
             f"following the stream {self._name}, which is at {state.last}, from {head + 1}", about="following"
         )
-        shared = Cursors(self._file, client, self._name, self._log)
+        shared = Cursors(self._file, client, self._name, self._reporter)
         await beside(self._follow(stream, state, head), shared.run())
 
     async def _follow(self, stream: Stream, state: State, head: int) -> None:
@@ -56,14 +56,14 @@ class Follow:
                     newest = max(newest, page[-1].newest)
                     head = await self._append(stream, head, page, newest)
                     heard = time.monotonic()
-                    self._log.works()
+                    self._reporter.works()
                 elif time.monotonic() - heard > HEAR_SECONDS:
                     await self._file.run(logfile.hear, newest)
                     heard = time.monotonic()
                 self._progress(head, newest)
                 if head >= newest and behind:
-                    self._log.works()
-                    self._log.say(f"up to date, at {head}")
+                    self._reporter.works()
+                    self._reporter.say(f"up to date, at {head}")
                 # A few messages that come while it runs are no change of state.
                 behind = head < newest and (behind or newest - head > PAGE_MESSAGES)
 

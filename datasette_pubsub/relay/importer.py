@@ -16,10 +16,11 @@ from nats.aio.client import Client
 
 from ..core.validation import utc_text
 from ..storage.objects import LOG, NOW, SOURCES
+from ..storage.transaction import transaction
 from .follow import existing
-from .logfile import LogFile, transaction
+from .logfile import LogFile
 from .outcomes import Refused
-from .session import Log
+from .session import Reporter
 from .stream import PAGE_MESSAGES, Raw, Stream
 
 #: Stands for the message's subject in ``--channel``, with slashes for dots.
@@ -43,14 +44,14 @@ class Import:
         file: LogFile,
         name: str,
         channel: str,
-        log: Log,
+        reporter: Reporter,
         once: bool = False,
         progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self._file = file
         self._name = name
         self._channel = channel
-        self._log = log
+        self._reporter = reporter
         self._once = once
         self._progress = progress
 
@@ -64,7 +65,7 @@ class Import:
                 f"the stream {self._name} is at {state.last}, and its messages were taken up to {position}: it is "
                 "another stream of this name"
             )
-        self._log.say(
+        self._reporter.say(
             f"importing the stream {self._name}, which is at {state.last}, from {position + 1}", about="importing"
         )
         newest = state.last
@@ -85,8 +86,8 @@ class Import:
                 if ended:
                     newest = position
                     if behind:
-                        self._log.works()
-                        self._log.say(f"up to date, at {position}")
+                        self._reporter.works()
+                        self._reporter.say(f"up to date, at {position}")
                     if self._once:
                         return
                 behind = not ended and (behind or newest - position > PAGE_MESSAGES)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -22,6 +22,7 @@ import apsw.aio
 from ..core.settings import RELAY_OWNER
 from ..storage import retention
 from ..storage.objects import FILE, LOG, NOW, SOURCES, SUBSCRIPTIONS, TRIMS
+from ..storage.transaction import transaction
 from .outcomes import Locked, Refused, Replaced, TryAgain
 from .record import Record, Trimmed
 
@@ -108,7 +109,7 @@ class LogFile:
         except apsw.SQLError as error:
             raise Refused("the log is not as datasette-pubsub makes it: run datasette pubsub install") from error
         except apsw.Error as error:
-            raise Refused(f"the file does not take it: {error}") from error
+            raise Refused(f"the log refuses it: {error}") from error
         return result
 
     def _within(self, patience: float, fn: Callable[[Any], T]) -> T:
@@ -151,20 +152,6 @@ def has_open(path: Path) -> bool:
             if os.path.samestat(wanted, os.fstat(int(each))):
                 return True
     return False
-
-
-@contextmanager
-def transaction(conn: Any, mode: str = "IMMEDIATE") -> Iterator[None]:
-    """Run the block in one transaction."""
-    conn.execute(f"BEGIN {mode}")
-    try:
-        yield
-        conn.execute("COMMIT")
-    except BaseException:
-        # On a full disk, SQLite itself has ended the transaction.
-        if conn.in_transaction:
-            conn.execute("ROLLBACK")
-        raise
 
 
 # -- reading ------------------------------------------------------------------
@@ -222,7 +209,7 @@ def page(conn: Any, after: int, limit: int, max_bytes: int) -> Page:
 
     Raises :class:`Refused` if more than ``MAX_TRIMMED`` ids in a row have no message.
     """
-    with transaction(conn, "DEFERRED"):
+    with transaction(conn, "BEGIN"):
         top = head(conn)
         records: list[Record | Trimmed] = []
         position = after

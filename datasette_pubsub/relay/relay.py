@@ -23,7 +23,7 @@ from .cursors import Cursors
 from .logfile import LogFile
 from .outcomes import AlreadyThere, Locked, Refused, Unmatched
 from .record import NotOurs, Record, Trimmed, parse
-from .session import Log, at_least, beside, version
+from .session import Reporter, at_least, beside, version
 from .stream import PAGE_BYTES, PAGE_MESSAGES, State, Stream, describe
 
 #: What a message takes beside its payload, at most, in bytes: the server's ``max_payload`` counts the headers too.
@@ -67,11 +67,15 @@ class Relay:
     """One relay. ``progress`` is called with the position and the head."""
 
     def __init__(
-        self, file: LogFile, options: RelayOptions, log: Log, progress: Callable[[int, int], None] = lambda *_: None
+        self,
+        file: LogFile,
+        options: RelayOptions,
+        reporter: Reporter,
+        progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self._file = file
         self._options = options
-        self._log = log
+        self._reporter = reporter
         self._progress = progress
         self._shown_at = 0.0
         self._shown = 0
@@ -84,12 +88,12 @@ class Relay:
         stream = Stream(client, self._options.stream)
         position = await self._matched(stream, client)
         head = await self._file.run(logfile.head)
-        self._log.say(f"the stream {stream.name} is at {position}, the log at {head}", about="position")
+        self._reporter.say(f"the stream {stream.name} is at {position}, the log at {head}", about="position")
         if self._options.once:
             await self._relay(stream, client, position)
         else:
             await beside(
-                self._relay(stream, client, position), Cursors(self._file, client, stream.name, self._log).run()
+                self._relay(stream, client, position), Cursors(self._file, client, stream.name, self._reporter).run()
             )
 
     async def _relay(self, stream: Stream, client: Client, position: int) -> None:
@@ -106,8 +110,8 @@ class Relay:
                 await self._show(position)
                 if behind:
                     behind = False
-                    self._log.works()
-                    self._log.say(f"all relayed, up to {position}")
+                    self._reporter.works()
+                    self._reporter.say(f"all relayed, up to {position}")
                 if self._options.once:
                     return
                 if not await self._commit(version):
@@ -123,7 +127,7 @@ class Relay:
                 # If the server has taken none of them, the answer to the first one alone says why.
                 limit = 1 if position == before else PAGE_MESSAGES
                 continue
-            self._log.works()
+            self._reporter.works()
             limit = PAGE_MESSAGES
             # A few messages that come while it runs are no change of state.
             behind = behind or len(page.records) >= limit
@@ -164,7 +168,8 @@ class Relay:
         own = await self._file.run(logfile.instance_id)
         if state.instance_id not in (None, own):
             raise Refused(f"the stream {stream.name} was made from another log")
-        wanted = describe(own, self._options.publish_at)
+        # A relay that was not told where to publish leaves what another one has said.
+        wanted = describe(own, self._options.publish_at or state.publish_at)
         if self._options.create is not None and state.config.description != wanted:
             await stream.update(replace(state.config, description=wanted))
         if self._options.create is not None and await Stream(client, cursors.stream_name(stream.name)).state() is None:
@@ -221,7 +226,7 @@ class Relay:
         # Another relay may have made it meanwhile.
         with contextlib.suppress(AlreadyThere):
             await stream.create(config)
-            self._log.say(f"made the stream {stream.name}, beginning with {first}")
+            self._reporter.say(f"made the stream {stream.name}, beginning with {first}")
 
     # -- what cannot work -------------------------------------------------------------
 

@@ -41,6 +41,9 @@ CLOSE_SECONDS = 1.0
 #: JetStream counts as turned off if it does not answer this often, from the first connection on.
 SILENT_TIMES = 5
 
+#: What OpenSSL says of a certificate for another name or address (X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_…).
+_WRONG_NAME = (62, 64)
+
 #: Where :mod:`.relay.cursors` publishes.
 _OF_CURSORS = re.compile(r'-cursors\.[0-9a-f]{32}"')
 
@@ -68,7 +71,7 @@ class Servers:
         return context
 
 
-class Log:
+class Reporter:
     """Prints one line for each change of state."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -88,7 +91,7 @@ class Log:
 
 
 async def sessions(
-    servers: Servers, name: str, work: Callable[[Client], Awaitable[None]], log: Log, *, patient: bool = True
+    servers: Servers, name: str, work: Callable[[Client], Awaitable[None]], reporter: Reporter, *, patient: bool = True
 ) -> None:
     """Connect and run ``work`` with the connection until it returns; begin again when it is lost.
 
@@ -105,7 +108,7 @@ async def sessions(
         turn += 1
         connected = time.monotonic()
         try:
-            await _session(servers, url, context, name, work, log)
+            await _session(servers, url, context, name, work, reporter)
             return
         except NoJetStream as error:
             reason = str(error)
@@ -127,7 +130,7 @@ async def sessions(
             wait, began = FIRST_WAIT_SECONDS, time.monotonic()
         if not patient and time.monotonic() - began > PATIENCE_SECONDS:
             raise TryAgain(reason)
-        log.say(f"waiting: {reason}")
+        reporter.say(f"waiting: {reason}")
         await asyncio.sleep(wait * random.uniform(0.5, 1.0))
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
@@ -138,7 +141,7 @@ async def _session(
     context: ssl.SSLContext | None,
     name: str,
     work: Callable[[Client], Awaitable[None]],
-    log: Log,
+    reporter: Reporter,
 ) -> None:
     lost = asyncio.Event()
 
@@ -150,7 +153,7 @@ async def _session(
     try:
         await _connect(client, servers, url, context, name, gone)
         begun = True
-        log.say(f"connected to {shown(url)}, NATS {version(client)}")
+        reporter.say(f"connected to {shown(url)}, NATS {version(client)}")
         task = asyncio.ensure_future(work(client))
         ended = asyncio.ensure_future(lost.wait())
         try:
@@ -185,7 +188,7 @@ def _explained(url: str, error: ssl.SSLError) -> Exception:
     """What a failure of TLS means for the command."""
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
-        advice = "" if "mismatch" in error.verify_message else ": give its authority with --tls-ca"
+        advice = "" if error.verify_code in _WRONG_NAME else ": give its authority with --tls-ca"
         return Refused(f"{shown(url)}: {error.verify_message}{advice}")
     if "ALERT" in reason and any(word in reason for word in ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED")):
         return Refused(f"{shown(url)} refuses the certificate of --tls-cert")
@@ -232,7 +235,8 @@ async def _connect(
     async def error(found: Exception) -> None:
         if not failed.done():
             failed.set_result(found)
-        # Who may not share cursors may follow all the same.
+        # The protocol has no code for it, only this text, of which a follower without its cursors takes no notice:
+        # https://docs.nats.io/reference/reference-protocols/nats-protocol#okerr
         if "permissions violation" in str(found).lower() and not _OF_CURSORS.search(str(found)):
             client.denied = str(found).removeprefix("nats: ")
 

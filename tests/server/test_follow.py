@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,33 +12,26 @@ from commands import call, run
 from nats.js import JetStreamContext
 from nats_servers import (
     NatsServer,
+    Start,
     execute,
     head,
     on_stream,
     publish,
+    read_line,
     relay_once,
     rows,
-    running,
     same,
     wait_for_head,
 )
 
-Start = Callable[..., subprocess.Popen[str]]
-
 ADDRESS = "https://origin.example/data/-/pubsub"
-
-
-@pytest.fixture
-def nats(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with running(tmp_path / "nats") as server:
-        yield server
 
 
 @pytest.fixture
 def copy(tmp_path: Path, file: Path, nats: NatsServer, start: Start) -> Path:
     """A copy of ten messages, whose follow has ended."""
     publish(file, 10)
-    relay_once(file, nats, "--publish-at", ADDRESS)
+    relay_once(file, nats, "--publish-at", ADDRESS, "--max-age", "7d")
     found = tmp_path / "copy.db"
     follow_to(found, nats, start, 10)
     return found
@@ -49,6 +40,8 @@ def copy(tmp_path: Path, file: Path, nats: NatsServer, start: Start) -> Path:
 def follow_to(copy: Path, nats: NatsServer, start: Start, number: int) -> None:
     """Follow until the copy has this head."""
     follow = start("follow", nats.url, copy, "--stream", "orders")
+    # Python is still loading modules before, and a signal would end it there.
+    read_line(follow, "Following the stream orders")
     wait_for_head(copy, number)
     follow.terminate()
     assert follow.wait(30) == 0
@@ -71,6 +64,23 @@ def test_a_copy_takes_the_next_id_alone(copy: Path) -> None:
             conn.execute("INSERT OR REPLACE INTO vpubsub (id, channel, payload) VALUES (10, 'c', 'p')")
     assert head(copy) == 10
     assert call("publish", copy, "c", "p", code=1).stderr.count(refused) == 1
+
+
+def test_where_to_publish_stays_until_it_is_changed(
+    tmp_path: Path, file: Path, copy: Path, nats: NatsServer, start: Start
+) -> None:
+    """Also when a relay runs with --create that was not told the address; and its other settings stay, too."""
+
+    async def settings(stream: JetStreamContext) -> tuple[object, ...]:
+        config = (await stream.stream_info("orders")).config
+        return config.subjects, config.max_age, config.deny_delete, config.num_replicas
+
+    before = on_stream(nats.url, settings)
+    for more, address in (((), ADDRESS), (("--publish-at", "https://other.example"), "https://other.example")):
+        relay_once(file, nats, *more)
+        assert on_stream(nats.url, settings) == before
+        follow_to(copy, nats, start, 10)
+        assert f"publish at {address}" in call("publish", copy, "c", "p", code=1).stderr
 
 
 def test_install_keeps_a_copy(copy: Path) -> None:

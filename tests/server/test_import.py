@@ -5,24 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 import sqlite3
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import run
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
-from nats_servers import NatsServer, head, on_stream, running, wait_for_head
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def nats(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with running(tmp_path / "nats") as server:
-        yield server
+from nats_servers import NatsServer, Start, head, on_stream, wait_for_head
 
 
 def make(nats: NatsServer, bodies: list[bytes], subject: str = "things.x.y") -> None:
@@ -45,8 +35,8 @@ def test_messages_get_ids_of_their_own(file: Path, nats: NatsServer) -> None:
     with contextlib.closing(sqlite3.connect(file)) as conn:
         found = conn.execute("SELECT id, channel, payload, key FROM vpubsub WHERE id > 1").fetchall()
         (count,) = conn.execute(
-            "SELECT count(*) FROM vpubsub WHERE created_at BETWEEN datetime('now', '-1 minute') AND "
-            "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 second')"
+            "SELECT count(*) FROM vpubsub WHERE created_at BETWEEN "
+            "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 minute') AND strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 second')"
         ).fetchone()
     channel = "from/things/x/y"
     assert found == [

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from links import Publisher
-from nats_servers import relay_once, running, wait_for_head
+from nats_servers import Start, relay_once, running, wait_for_head
 from servers import Server, Sse
-
-Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.mark.parametrize("moves", [8, pytest.param(100, marks=pytest.mark.slow)])

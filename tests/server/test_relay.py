@@ -7,14 +7,22 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from commands import run
-from nats_servers import both_servers, execute, head, publish, relay_once, rows, running, same, trim, wait_for_head
-
-Start = Callable[..., subprocess.Popen[str]]
+from nats_servers import (
+    Start,
+    both_servers,
+    execute,
+    head,
+    publish,
+    relay_once,
+    rows,
+    running,
+    same,
+    trim,
+    wait_for_head,
+)
 
 ODD = [
     ("eu/new", '{"a": 1}', "order 1"),

@@ -6,15 +6,15 @@ import contextlib
 import os
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from commands import call, run
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 from nats_servers import (
     NatsServer,
+    Start,
     head,
     on_stream,
     publish,
@@ -22,22 +22,13 @@ from nats_servers import (
     read_line,
     relay_once,
     rows,
-    running,
     same,
     trim,
     wait_for_head,
 )
 from servers import wait_for
 
-Start = Callable[..., subprocess.Popen[str]]
-
 GONE = "Error: the file was replaced or deleted meanwhile; try again"
-
-
-@pytest.fixture
-def nats(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with running(tmp_path / "nats") as server:
-        yield server
 
 
 @contextlib.contextmanager

@@ -16,9 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nats_servers import NatsServer, both_servers, head, relay_once, running, wait_for_head
-
-Start = Callable[..., subprocess.Popen[str]]
+from nats_servers import NatsServer, Start, both_servers, head, relay_once, running, wait_for_head
 
 #: Publishes odd messages in transactions of a random size until it is killed or has this many: FILE SEED COUNT.
 ORIGIN = """

@@ -7,7 +7,6 @@ import importlib.util
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from nats.js.api import RetentionPolicy, StreamConfig, StreamSource
 from nats_servers import (
     OLDEST,
     NatsServer,
+    Start,
     head,
     on_stream,
     publish,
@@ -30,16 +30,8 @@ from nats_servers import (
     wait_for_head,
 )
 
-from datasette_pubsub.relay.session import Log
+from datasette_pubsub.relay.session import Reporter
 from datasette_pubsub.relay.stream import State, Stream, describe
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def nats(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with running(tmp_path / "nats") as server:
-        yield server
 
 
 def refusal(file: Path, nats: NatsServer, *more: str, url: str = "") -> str:
@@ -292,12 +284,12 @@ def test_two_relays_make_the_stream_at_once(file: Path, nats: NatsServer, monkey
 
 def test_a_line_for_each_change_of_state() -> None:
     said: list[str] = []
-    log = Log(said.append)
+    reporter = Reporter(said.append)
     for number in range(3):
-        log.say("waiting: one")
-        log.say("waiting: the other")
-        log.say(f"the stream is at {number}", about="position")
+        reporter.say("waiting: one")
+        reporter.say("waiting: the other")
+        reporter.say(f"the stream is at {number}", about="position")
     assert said == ["waiting: one", "waiting: the other", "the stream is at 0"]
-    log.works()
-    log.say("waiting: one")
+    reporter.works()
+    reporter.say("waiting: one")
     assert said[3:] == ["waiting: one"]

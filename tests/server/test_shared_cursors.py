@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from nats.js import JetStreamContext
 from nats_servers import (
     NatsServer,
+    Start,
     execute,
     head,
     on_stream,
@@ -20,20 +19,11 @@ from nats_servers import (
     query,
     read_line,
     relay_once,
-    running,
     wait_for_head,
 )
 from servers import Server, Sse, wait_for
 
-Start = Callable[..., subprocess.Popen[str]]
-
 READS = json.dumps({"channels": ["c"], "patterns": []})
-
-
-@pytest.fixture
-def nats(tmp_path: Path):  # type: ignore[no-untyped-def]
-    with running(tmp_path / "nats") as server:
-        yield server
 
 
 def cursor(file: Path, name: str, owner: str = "") -> object:

