@@ -101,15 +101,21 @@ def _check_name(stream: str) -> str:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run until it ends or is told to end; ends the process with the exit code that says how."""
     from ..relay.outcomes import Refused, TryAgain
+    from ..relay.session import end
 
     # Python 3.11 warns at the end of each connection with TLS, which means nothing to an operator.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
     async def main() -> None:
         task = asyncio.ensure_future(work)
-        loop = asyncio.get_running_loop()
+        told = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, task.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, told.set)
+        waiting = asyncio.ensure_future(told.wait())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if told.is_set():
+            await end(task)
+        await end(waiting)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 

@@ -38,6 +38,9 @@ CONNECT_SECONDS = 5
 #: How long closing a connection may take, in seconds: asyncio never finishes it after some failures of TLS.
 CLOSE_SECONDS = 1.0
 
+#: How long a task that was cancelled may take before it is cancelled again, in seconds.
+CANCEL_SECONDS = 0.2
+
 #: JetStream counts as turned off if it does not answer this often, from the first connection on.
 SILENT_TIMES = 5
 
@@ -162,9 +165,7 @@ async def _session(
                 raise TryAgain(f"the connection to {shown(url)} is lost")
             await task
         finally:
-            ended.cancel()
-            task.cancel()
-            await asyncio.gather(task, ended, return_exceptions=True)
+            await end(task, ended)
     except (Silent, TimeoutError) as error:
         if client.denied is not None:
             raise Refused(f"{shown(url)} does not permit it: {client.denied}") from error
@@ -267,8 +268,7 @@ async def _connect(
             raise failed.result()
         await connecting
     finally:
-        connecting.cancel()
-        await asyncio.gather(connecting, return_exceptions=True)
+        await end(connecting)
 
 
 async def beside(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, None]) -> None:
@@ -279,9 +279,26 @@ async def beside(work: Coroutine[Any, Any, None], other: Coroutine[Any, Any, Non
         for task in done:
             await task
     finally:
-        for task in tasks:
+        await end(*tasks)
+
+
+async def end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks until they have ended, whatever they raise, and although this is cancelled meanwhile.
+
+    Once is not enough: nats-py passes over a cancellation while it sends, and ``asyncio.wait_for`` of Python 3.11
+    over one that comes with the result (https://github.com/python/cpython/issues/86296).
+    """
+    told = False
+    while pending := {task for task in tasks if not task.done()}:
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        except asyncio.CancelledError:
+            told = True
+    await asyncio.gather(*tasks, return_exceptions=True)
+    if told:
+        raise asyncio.CancelledError
 
 
 def version(client: Client) -> str:

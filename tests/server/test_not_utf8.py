@@ -12,7 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from commands import datasette
-from servers import Server, Sse, wait_for
+from servers import ENDS_SECONDS, Server, Sse, wait_for
 
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Settings
@@ -134,7 +134,7 @@ def test_every_page_and_stream_of_a_server(serve: Callable[..., Server], tmp_pat
             return [(row["cursor"], row["lag"]) for row in rows if row["subscription"] == name] == [(last, 0)]
 
         wait_for(cursor, "the cursor is at the last message, and nothing is behind it")
-    assert server.stop() < 3
+    assert server.stop() < ENDS_SECONDS
 
 
 def test_the_command_line(tmp_path: Path) -> None:

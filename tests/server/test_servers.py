@@ -22,15 +22,12 @@ from typing import Any
 import httpx
 import pytest
 from places import ROOT
-from servers import DEADLINE, OPEN, Server, Sse, free_port, wait_for
+from servers import DEADLINE, ENDS_SECONDS, OPEN, Server, Sse, free_port, wait_for
 
 BLOCKS = dict(
     re.findall(r"<!-- server: ([^\n]+) -->\n```\w+\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
 )
 SERVERS = ["datasette", "uvicorn", "hypercorn", "gunicorn", "granian"]
-
-#: How long a server may take to end while streams are open, in seconds.
-SECONDS = 3.0
 
 #: Where streams are ended by the server, before its application is told.
 SILENT = {("granian", signal.SIGINT), ("granian", signal.SIGTERM), ("gunicorn", signal.SIGINT)}
@@ -212,7 +209,7 @@ def test_a_server(tmp_path: Path, name: str, number: signal.Signals) -> None:
         ends = [stream.rest() for stream in open_streams]
         for stream in open_streams:
             stream.close()
-        assert took < SECONDS, f"{took} s; {server.log.read_text()}"
+        assert took < ENDS_SECONDS, f"{took} s; {server.log.read_text()}"
         if (name, number) not in SILENT:
             assert b"event: bye" in ends[0]
             assert b'"code": "unavailable"' in ends[1]

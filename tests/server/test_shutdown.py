@@ -9,10 +9,9 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from servers import Server
+from servers import ENDS_SECONDS, Server
 
 EACH = 100
-SECONDS = 3.0
 
 
 def open_stream(server: Server, request: bytes) -> socket.socket:
@@ -64,7 +63,7 @@ def test_the_server_ends_soon_and_closes_every_stream(
     for sock in rpc_streams:
         assert b"the last message" in read_until(sock, b"the last message")
     took = server.stop(number)
-    assert took < SECONDS, f"took {took} s"
+    assert took < ENDS_SECONDS, f"took {took} s"
     for sock in event_streams:
         end = read_to_end(sock)
         assert b"event: bye" in end

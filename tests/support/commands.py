@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from click.testing import CliRunner, Result
 from servers import DEADLINE
@@ -87,10 +87,24 @@ def failure(*arguments: Any, text: str | None = None) -> str:
 
 
 def next_line(process: subprocess.Popen[str]) -> str:
-    """The next line that a process prints; for one that prints no two at once."""
+    """The next line that a process prints."""
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], DEADLINE)[0], "nothing was printed"
-    return process.stdout.readline()
+    return line_of(process.stdout, "nothing was printed")
+
+
+def line_of(pipe: IO[str], otherwise: str) -> str:
+    """The next line that comes through a pipe; empty at its end. Fails with a text if none comes for ``DEADLINE``.
+
+    Byte by byte: what a buffer had read ahead, ``select`` would not know of.
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        assert select.select([pipe], [], [], DEADLINE)[0], f"{otherwise}: {line!r}"
+        byte = os.read(pipe.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode()
 
 
 def payloads(*arguments: Any) -> list[str]:

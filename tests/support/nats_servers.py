@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
@@ -19,7 +18,7 @@ from typing import TypeVar
 
 import nats
 import pytest
-from commands import run
+from commands import line_of, run
 from nats.js import JetStreamContext
 from servers import DEADLINE, wait_for
 
@@ -203,8 +202,7 @@ def read_line(process: subprocess.Popen[str], text: str) -> str:
     """The next line of a process's log that has this text."""
     assert process.stderr is not None
     while True:
-        assert select.select([process.stderr], [], [], DEADLINE)[0], f"no line said: {text}"
-        line = process.stderr.readline()
+        line = line_of(process.stderr, f"no line said: {text}")
         assert line, f"the process ended without: {text}"
         if text in line:
             return line

@@ -25,6 +25,9 @@ from zygote import ENVIRONMENT, Forked, zygote
 #: How long anything that must happen may take before a test gives up, in seconds.
 DEADLINE = 30.0
 
+#: How long a server may take to end while streams are open, in seconds: 3 on a machine with nothing else to do.
+ENDS_SECONDS = 10.0
+
 
 #: Everyone may publish; tests of permissions use their own configuration.
 OPEN = {"permissions": {"publish-message": True}}
