@@ -107,6 +107,8 @@ class Batcher:
         self._closed = False
         #: The newest id that the batcher has written, or 0. The event loop tells the hub a moment later.
         self.last = 0
+        #: Whether a transaction runs: its messages may be in the file before :attr:`last` says so.
+        self.writing = False
         #: Whether the newest transaction has failed.
         self._failed = False
         #: Whether another write waits: set by :meth:`make_way`, cleared before the next session is queued behind it.
@@ -265,12 +267,14 @@ class Batcher:
                     return
                 continue
             self._writing = taken
+            self.writing = True
             try:
                 result = transaction(partial(_write_one, taken, cursors, self._holder), _since(taken))
             except Exception as error:
                 result = _known(error)
             if isinstance(result, CommitResult) and result.last:
                 self.last = result.last
+            self.writing = False
             try:
                 self._loop.call_soon_threadsafe(self._finish, taken, cursors, result)
             except RuntimeError:

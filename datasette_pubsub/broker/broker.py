@@ -12,8 +12,10 @@ import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..core.attachment import attached
 from ..core.errors import FailedPrecondition, PayloadTooLarge
 from ..core.selector import Selector
 from ..core.settings import Settings
@@ -30,11 +32,12 @@ from ..storage import log, schema, sources, subscriptions
 from ..storage.append_batch import CommitResult
 from ..storage.catchup import Reader
 from ..storage.filters import Filters
-from ..storage.lag import Lags
-from ..storage.subscriptions import Claim, Subscription
+from ..storage.lag import lags
+from ..storage.subscriptions import Claim
 from .active import ActiveSubscriptions
 from .batcher import Batcher
 from .database import DatabaseFile
+from .file_events import FileEvents
 from .health import Health
 from .maintenance import Maintenance, UnlimitedFile
 from .own_writes import in_batcher
@@ -106,7 +109,12 @@ class Broker:
             removed=lambda: self._removed,
         )
         self._watcher = Watcher(
-            db.connect, self._knows, self.refresh, settings.watch_interval_seconds, self.queries.live.committed
+            db.connect,
+            self._knows,
+            self.refresh,
+            settings.watch_interval_seconds,
+            self.queries.live.committed,
+            attached(datasette, FileEvents, FileEvents),
         )
         self._active = ActiveSubscriptions(self._batcher, holder)
         self._maintenance = Maintenance(self.name, settings, UnlimitedFile(self), self._active, lambda: self._removed)
@@ -309,18 +317,6 @@ class Broker:
 
         Each says whether a subscriber is connected to any process, and its lag in the channels that ``verdicts`` allow.
         """
-
-        def read(conn: sqlite3.Connection) -> list[tuple[Subscription, tuple[int, bool]]]:
-            if not schema.installed(conn):
-                return []
-            own = subscriptions.everyone(conn) if owner is None else subscriptions.of_owner(conn, owner)
-            budget = Lags(self.filters)
-            return [(found, budget.lag(conn, seen(found.selector), found.cursor)) for found in own]
-
-        def seen(selector: Selector) -> Selector:
-            allowed = frozenset(filter(verdicts.allows, selector.channels))
-            return Selector(allowed, selector.patterns, verdicts, selector.filter)
-
         return [
             {
                 "subscription": found.name,
@@ -337,15 +333,19 @@ class Broker:
                 "created_at": found.created_at,
                 "last_seen_at": found.last_seen_at,
             }
-            for found, lag in await self.read(read)
+            for found, lag in await self.read(partial(lags, filters=self.filters, owner=owner, verdicts=verdicts))
         ]
 
-    def _knows(self, conn: sqlite3.Connection) -> bool:
-        """Whether the hub needs no refresh: it has every message, or the batcher will give it, and no claim is new."""
+    def _knows(self, conn: sqlite3.Connection) -> bool | None:
+        """Whether the hub needs no refresh: it has every message, or the batcher will give it, and no claim is new.
+
+        ``None`` while the batcher writes, which may be what was seen.
+        """
         if self._active.behind(subscriptions.claims(conn)):
             return False
-        head = log.head(conn)
-        return head == self.hub.head or (head == self._batcher.last and head > self.hub.head)
+        writing, head = self._batcher.writing, log.head(conn)
+        known = head == self.hub.head or (head == self._batcher.last and head > self.hub.head)
+        return known or (None if writing else False)
 
     async def refresh(self) -> None:
         """Bring the hub up to the log's head."""

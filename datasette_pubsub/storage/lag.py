@@ -1,4 +1,4 @@
-"""The lags of subscriptions with filters: how many messages after a cursor pass; bounded for a list of them."""
+"""The lags of subscriptions, with and without filters: how many messages after a cursor pass; bounded for a list."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import sqlite3
 from dataclasses import dataclass, field
 
 from ..core.selector import Selector
-from . import log
+from ..core.verdicts import Verdicts
+from . import log, subscriptions
 from .catchup import Reader
 from .filters import Filters
 from .log import LAG_MESSAGES, LagBudget
+from .schema import installed
+from .subscriptions import Subscription
 
 #: The most bytes of payload that the lags of one list read for filters: about a tenth of a second's work.
 LAG_BYTES = 16 * 1024 * 1024
@@ -57,6 +60,22 @@ class Lags:
                 return found, True
             after = page.position
         return found, False
+
+
+def lags(
+    conn: sqlite3.Connection, filters: Filters, owner: str | None, verdicts: Verdicts
+) -> list[tuple[Subscription, tuple[int, bool]]]:
+    """The subscriptions of one owner, or of all (``None``), each with its lag in the channels that may be seen."""
+    if not installed(conn):
+        return []
+    budget = Lags(filters)
+    own = subscriptions.everyone(conn) if owner is None else subscriptions.of_owner(conn, owner)
+    return [(found, budget.lag(conn, _allowed(found.selector, verdicts), found.cursor)) for found in own]
+
+
+def _allowed(selector: Selector, verdicts: Verdicts) -> Selector:
+    channels = frozenset(filter(verdicts.allows, selector.channels))
+    return Selector(channels, selector.patterns, verdicts, selector.filter)
 
 
 def exact(conn: sqlite3.Connection, selector: Selector, after: int, filters: Filters) -> int:

@@ -71,7 +71,7 @@ async def test_what_the_batcher_wrote_is_not_read_again_and_what_others_wrote_is
         await broker.publish([Item("a", "installs the log")])
         waiter = broker.hub.register(Selector.of(["a"]))
         await broker.log_head()
-        looks: list[bool] = []
+        looks: list[bool | None] = []
         with closing(broker._db.connect()) as conn:
             for number in range(20):
                 (last,) = await broker.publish([Item("a", str(number))])
