@@ -1,26 +1,37 @@
-"""The figures of a run: read from its results, and put beside their targets."""
+"""The figures of a run: read from its results, each with its spread over the repeats and the project's target."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from measures import median_ratio
+
+class Spread(NamedTuple):
+    """The median over the repeats, and the lowest and highest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    def show(self, form: str) -> str:
+        """The median, and the range if there are several repeats."""
+        low, high = form.format(self.low), form.format(self.high)
+        return f"{form.format(self.median)}{f' ({low} to {high})' if low != high else ''}"
 
 
 class Row(NamedTuple):
-    """One line of the page: the measure, its figure, the target, and whether the figure meets the target."""
+    """One line of the page; ``target`` and ``met`` are for the developers, on the terminal."""
 
     measure: str
     figure: str
-    target: str
-    verdict: str
+    baseline: str = ""
+    target: str = ""
+    met: bool | None = None
 
 
-def verdict(met: bool | None) -> str:
-    """The page's word for whether a target is met; an empty text if there is no figure."""
-    return {True: "met", False: "**missed**", None: ""}[met]
+def spread(values: list[float] | None) -> Spread | None:
+    """The spread of one value for each repeat; ``None`` for no values."""
+    return Spread(statistics.median(values), min(values), max(values)) if values else None
 
 
 class Results:
@@ -34,18 +45,28 @@ class Results:
         found = self.parts.get(part)
         return found["measured"].get(name) if found else None
 
-    def ratio(self, part: str, name: str, other: str) -> float | None:
-        """The median over the repeats of the ratio of one measure to another."""
+    def ratio(self, part: str, name: str, other: str) -> Spread | None:
+        """The ratios of one measure to another within each repeat."""
         values, others = self.values(part, name), self.values(part, other)
-        return median_ratio(values, others) if values and others else None
+        return spread([a / b for a, b in zip(values, others, strict=True)]) if values and others else None
 
-    def peer_ratio(self, part: str, table: str, name: str, other: str) -> float | None:
-        """The median ratio of two rows in a table of the comparison with the peers."""
+    def peer_ratio(self, part: str, table: str, name: str, other: str) -> Spread | None:
+        """The ratios of two rows in a table of the comparison with the peers, within each repeat."""
         row, of = self.peer_row(part, table, name), self.peer_row(part, table, other)
         if row is None or of is None:
             return None
-        common = [repeat for repeat in row["values"] if of["values"].get(repeat)]
-        return statistics.median(row["values"][r] / of["values"][r] for r in common) if common else None
+        return spread([row["values"][r] / of["values"][r] for r in row["values"] if of["values"].get(r)])
+
+    def peer_values(self, part: str, table: str, name: str) -> Spread | None:
+        """The values of one row in a table of the comparison."""
+        row = self.peer_row(part, table, name)
+        return spread(list(row["values"].values())) if row else None
+
+    def peer_note(self, part: str, table: str, name: str, word: str) -> Spread | None:
+        """A number of the notes of a row, which follows this word: a percentile in milliseconds, for each repeat."""
+        row = self.peer_row(part, table, name)
+        notes = [note.split() for note in row["notes"].values()] if row else []
+        return spread([float(words[words.index(word) + 1]) for words in notes if word in words])
 
     def peer_row(self, part: str, table: str, name: str) -> dict[str, Any] | None:
         """One row of a table of the comparison with the peers."""
@@ -56,43 +77,26 @@ class Results:
         return None
 
 
-def at_least(measure: str, target: float, ratio: float | None, baseline: str) -> Row:
-    """A row for a ratio to a baseline, with a lower limit."""
-    figure = "not measured" if ratio is None else f"{ratio:.2f}"
-    return Row(measure, figure, f"≥ {target:g} × {baseline}", verdict(None if ratio is None else ratio >= target))
+def figure(measure: str, found: Spread | None, form: str, *, least: float = 0, most: float = 0) -> list[Row]:
+    """A row for an absolute figure, with a lower or an upper target if there is one; none if it was not measured."""
+    return [] if found is None else [_row(measure, found, form, "", least, most)]
 
 
-def at_most(measure: str, target: float, ratio: float | None, baseline: str) -> Row:
-    """A row for a ratio to a baseline, with an upper limit."""
-    figure = "not measured" if ratio is None else f"{ratio:.2f}"
-    return Row(measure, figure, f"≤ {target:g} × {baseline}", verdict(None if ratio is None else ratio <= target))
+def ratio(measure: str, found: Spread | None, baseline: str, *, least: float = 0, most: float = 0) -> list[Row]:
+    """A row for a ratio to a baseline."""
+    return [] if found is None else [_row(measure, found, "{:.2f}", baseline, least, most)]
 
 
-def absolute(measure: str, target: str, value: float | None, met: Callable[[float], bool], show: str) -> Row:
-    """A row for an absolute value."""
-    figure = "not measured" if value is None else show.format(value)
-    return Row(measure, figure, target, verdict(None if value is None else met(value)))
+def _row(measure: str, found: Spread, form: str, baseline: str, least: float, most: float) -> Row:
+    if not least and not most:
+        return Row(measure, found.show(form), baseline)
+    target = f"at least {form.format(least)}" if least else f"at most {form.format(most)}"
+    return Row(measure, found.show(form), baseline, target, found.median >= least if least else found.median <= most)
 
 
-def figure(measure: str, value: float | None, show: str) -> Row:
-    """A row without a target."""
-    return Row(measure, "not measured" if value is None else show.format(value), "", "")
-
-
-def combine(requests: Row, streams: Row) -> Row:
-    """One row from two with the same target: publishing by requests, and over publish streams."""
-    met, missed = verdict(True), verdict(False)
-    verdicts = {"by requests": requests.verdict, "by streams": streams.verdict}
-    by = [how for how, each in verdicts.items() if each == met]
-    both = met if len(by) == 2 else f"met {by[0]}" if by else missed if missed in verdicts.values() else ""
-    return requests._replace(figure=f"{requests.figure}, {streams.figure}", verdict=both)
-
-
-def percentile(values: list[float] | None, fraction: float) -> float | None:
-    """The value that this fraction of the values lies below; ``None`` for no values."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * fraction))] if values else None
-
-
-def median(values: list[float] | None) -> float | None:
-    """The median, ``None`` for no values."""
-    return statistics.median(values) if values else None
+def percentile(values: list[float] | None, fraction: float) -> Spread | None:
+    """The value that this fraction of the values lies below."""
+    if not values:
+        return None
+    found = sorted(values)[min(len(values) - 1, int(len(values) * fraction))]
+    return Spread(found, found, found)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import statistics
 import subprocess
 import tempfile
 import time
@@ -49,6 +48,7 @@ class Sizes:
     live_queries: int = 51
     live_pages: int = 100
     relayed: int = 1_000_000
+    mixed_seconds: float = 600.0
     load_requests: int = 1_000  # of 100 messages each: about a second, longer than a checkpoint or saving the cursors
 
 
@@ -349,8 +349,3 @@ PARTS: dict[str, Callable[[Path, Sizes], Values]] = {
 def make_programs() -> None:
     """Compile the load generator and the subscribers, which are written in C."""
     subprocess.run(["make", "-s", "-C", str(HERE / "peers")], check=True)
-
-
-def median_ratio(values: list[float], others: list[float]) -> float:
-    """The median of the ratios within each repeat."""
-    return statistics.median(a / b for a, b in zip(values, others, strict=True))

@@ -3,6 +3,7 @@
 
 The command writes the results of each part to the results file as soon as the
 part is done. ``--resume`` skips parts that the file contains; PART measures one.
+``--short`` measures what says most, in five minutes, and writes no page.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from filtered import filtered
 from heap import freeze_heap
 from live import live_queries
 from measures import Sizes, make_programs
+from mixed import mixed
 from relay import relay
 from server import HERE, Server, environment, raise_open_files, remove_database
 
@@ -39,6 +41,7 @@ PARTS = {
     "freeze_heap": freeze_heap,
     "filtered": filtered,
     "live_queries": live_queries,
+    "mixed": mixed,
     "relay": relay,
 }
 
@@ -53,6 +56,11 @@ PEER_PARTS = {
         *("--formats", "raw,connect,connect-proto"),
     ],
 }
+
+#: What ``--short`` measures: nothing in it depends on the sizes.
+SHORT_PARTS = ["other_process", "peers_publish", "peers_pipeline", "peers_latency", "peers_fanout"]
+
+SHORT = Sizes(repeats=3, commits=150, idle_seconds=2.0)
 
 TINY = Sizes(
     repeats=1,
@@ -73,6 +81,7 @@ TINY = Sizes(
     filtered_messages=300,
     filtered_repeats=1,
     relayed=3_000,
+    mixed_seconds=1.0,
     load_requests=4,
 )
 
@@ -89,7 +98,7 @@ def running_peers(folder: Path) -> Iterator[None]:
         subprocess.run([script, "down"], check=True, env=environ, stdout=subprocess.DEVNULL)
 
 
-def compare_with_peers(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+def compare_with_peers(name: str, folder: Path, repeats: int, short: bool) -> dict[str, Any]:
     """Measure one scenario of the project and the peers; the tables of bench.py."""
     path = folder / "data.db"
     remove_database(path)
@@ -101,6 +110,8 @@ def compare_with_peers(name: str, folder: Path, repeats: int) -> dict[str, Any]:
         command = [sys.executable, str(HERE / "peers" / "bench.py"), *PEER_PARTS[name], "--project", server.url]
         command += ["--db", server.database, "--pid", str(server.pid), "--peers-dir", str(peers_folder)]
         command += ["--repeats", str(repeats), "--dir", str(folder), "--json", str(output)]
+        if short:
+            command += ["--short", "--peers", "redis-pubsub" if name == "peers_fanout" else "redis"]
         subprocess.run(command, check=True)
     remove_database(path)
     tables: dict[str, Any] = json.loads(output.read_text())
@@ -116,7 +127,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="use tiny sizes and no peers, to check that the scripts run"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="how often to repeat each measure (5)")
+    parser.add_argument("--short", action="store_true", help="measure what says most, in five minutes; write no page")
+    parser.add_argument("--repeats", type=int, default=5, help="how often to repeat each measure (5; 3 with --short)")
     parser.add_argument("--dir", type=Path, help="folder for the databases; choose the disk that you want to measure")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results (results.json)")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write (docs/performance.md)")
@@ -131,9 +143,11 @@ def main() -> None:
     options = parse_options()
     folder = options.dir or Path(tempfile.gettempdir()) / "pubsub-bench"
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
-    sizes = TINY if options.tiny else Sizes(repeats=options.repeats)
-    wanted = options.parts or [*PARTS, *([] if options.tiny else PEER_PARTS)]
+    results: dict[str, Any] = {}
+    if options.results.exists() and not options.short:
+        results = json.loads(options.results.read_text())
+    sizes = TINY if options.tiny else SHORT if options.short else Sizes(repeats=options.repeats)
+    wanted = options.parts or (SHORT_PARTS if options.short else [*PARTS, *([] if options.tiny else PEER_PARTS)])
     if not options.render:
         make_programs()
         raise_open_files()
@@ -145,13 +159,16 @@ def main() -> None:
         if name in PARTS:
             measured: Any = PARTS[name](folder, sizes)
         else:
-            measured = compare_with_peers(name, folder, options.repeats)
+            measured = compare_with_peers(name, folder, sizes.repeats, options.short)
         seconds = time.monotonic() - began
         results[name] = {"environment": environment(), "seconds": round(seconds, 1), "measured": measured}
-        options.results.write_text(json.dumps(results, indent=1) + "\n")
+        if not options.short:
+            options.results.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{name}: {seconds:.0f} s", flush=True)
-    options.page.write_text(report.page(results))
-    print(f"wrote {options.page}")
+    print(f"\n{report.environment_text(results)}\n\n{report.targets(results)}")
+    if not options.short:
+        options.page.write_text(report.page(results))
+        print(f"\nwrote {options.page}")
 
 
 if __name__ == "__main__":

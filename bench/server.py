@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
 from pathlib import Path
@@ -111,6 +112,14 @@ class Server:
         raise RuntimeError("no RssAnon in /proc")
 
 
+def python_text() -> str:
+    """This Python: its version, whether its compiler optimised it by a profile, and whether it has the lock."""
+    optimised = "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
+    lock = getattr(sys, "_is_gil_enabled", lambda: True)()
+    how = "built with profile-guided optimisation" if optimised else "built without profile-guided optimisation"
+    return f"Python {sys.version.split()[0]} ({how}{'' if lock else ', free-threaded'})"
+
+
 def environment() -> dict[str, Any]:
     """The machine, the versions and the durability of a run."""
     import datasette
@@ -124,7 +133,7 @@ def environment() -> dict[str, Any]:
     kernel = os.uname().release.split("-")[0]
     return {
         "machine": f"{os.cpu_count()} cores of {model}, {memory} GiB, Linux {kernel}",
-        "python": sys.version.split()[0],
+        "python": python_text(),
         "sqlite": sqlite3.sqlite_version,
         "datasette": datasette.__version__,
         "uvicorn": uvicorn.__version__,

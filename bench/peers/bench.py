@@ -23,7 +23,7 @@ from pathlib import Path
 
 from loading import HERE, SETTLE_SECONDS
 from peers import PEERS, open_peer
-from scenarios import Bench
+from scenarios import SHORT, Bench, Shapes
 from targets import PAYLOAD, EmptyRoute, Project, ProjectConnect, ProjectStream, Target
 
 DEFAULT_PEERS_DIR = Path(tempfile.gettempdir()) / "pubsub-bench-peers"
@@ -104,6 +104,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(PEERS), help=f"any of {', '.join(PEERS)}; empty: none")
     parser.add_argument("--peers-dir", type=Path, help="BENCH_PEERS_DIR of peers.sh")
     parser.add_argument("--repeats", type=int, default=5, help="how often to measure each system (5)")
+    parser.add_argument("--short", action="store_true", help="only the shapes that say most")
     parser.add_argument("--dir", help="folder that limits writes to; use the disk of the project's database")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every value to this file")
     options = parser.parse_args()
@@ -157,7 +158,7 @@ def main() -> None:
         print(f"  {target.name:20} {target.durability}")
     print()
     with tempfile.TemporaryDirectory(prefix="pubsub-bench-", dir=options.dir) as folder:
-        bench = Bench(targets, options.repeats, Path(folder))
+        bench = Bench(targets, options.repeats, Path(folder), SHORT if options.short else Shapes())
         chosen = ["publish", "pipeline", "fanout", "latency", "limits"]
         for scenario in chosen if options.scenario == "all" else [options.scenario]:
             getattr(bench, scenario)()

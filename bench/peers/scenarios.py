@@ -47,11 +47,26 @@ SQLITE_PAGE_ROWS = 1000
 CHANNELS = 10
 
 
+@dataclass(frozen=True)
+class Shapes:
+    """What the scenarios measure: connections and messages per request, subscribers, and rates."""
+
+    publish: tuple[tuple[int, int], ...] = PUBLISH_SHAPES
+    fanout: tuple[tuple[int, int], ...] = FANOUT_SHAPES
+    subscribers: tuple[int, ...] = FANOUT_SUBSCRIBERS
+    rates: tuple[int, ...] = LATENCY_RATES
+
+
+#: Those that say most.
+SHORT = Shapes(((32, 1), (4, 100), (4, 1000)), ((4, 100),), (100, 1000), (200,))
+
+
 @dataclass
 class Bench:
     targets: list[Target]
     repeats: int
     folder: Path
+    shapes: Shapes = Shapes()
     tables: list[Table] = field(default_factory=list)
     requests: dict[tuple[Any, ...], int] = field(default_factory=dict)  # calibrated counts
     slow: set[tuple[Any, ...]] = field(default_factory=set)  # calibrated runs above SLOW_SECONDS
@@ -76,7 +91,9 @@ class Bench:
     # publish
 
     def publish(self) -> None:
-        tables = {shape: self.table(f"publish {shape[0]} conn x {shape[1]}", "messages/s") for shape in PUBLISH_SHAPES}
+        tables = {
+            shape: self.table(f"publish {shape[0]} conn x {shape[1]}", "messages/s") for shape in self.shapes.publish
+        }
         for table in tables.values():
             self.rows_in_order(table, "publish")
         for repeat, target in self.interleaved("publish"):
@@ -128,10 +145,10 @@ class Bench:
     # fanout
 
     def fanout(self) -> None:
-        for subscribers in FANOUT_SUBSCRIBERS:
+        for subscribers in self.shapes.subscribers:
             tables = {
                 shape: self.table(f"fan-out to {subscribers}, {shape[0]} conn x {shape[1]}", "deliveries/s")
-                for shape in FANOUT_SHAPES
+                for shape in self.shapes.fanout
             }
             for table in tables.values():
                 self.rows_in_order(table, "fanout")
@@ -197,7 +214,7 @@ class Bench:
 
     def latency(self) -> None:
         seconds = max(1.0, LATENCY_SECONDS / self.repeats)
-        for rate in LATENCY_RATES:
+        for rate in self.shapes.rates:
             name = f"latency at {rate}/s"
             tables = {
                 "receive": self.table(f"{name}, publish to receive", "p50 ms"),

@@ -13,13 +13,23 @@ from places import ROOT
 def test_measurements_run_and_make_a_page(tmp_path: Path) -> None:
     results, page = tmp_path / "results.json", tmp_path / "performance.md"
     command = [sys.executable, "bench/run.py", "--tiny", "--dir", str(tmp_path), "--results", str(results)]
-    subprocess.run(
-        [*command, "--page", str(page), "catch_up", "filtered", "live_queries", "relay"],
+    done = subprocess.run(
+        [*command, "--page", str(page), "catch_up", "filtered", "mixed", "live_queries", "relay"],
         cwd=ROOT,
         check=True,
         timeout=240,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     measured = json.loads(results.read_text())["catch_up"]["measured"]
     assert set(measured) == {"sse", "connect-json", "connect-proto", "select"}
     assert all(value > 0 for values in measured.values() for value in values)
-    assert page.read_text().count(" met |") + page.read_text().count("**missed**") >= 6
+    text = page.read_text()
+    titles = [line for line in text.splitlines() if line.startswith("#")]
+    assert "### Live queries" in titles
+    assert "### Fan-out" not in titles, "a section of which nothing was measured"
+    assert titles[-1] == "## Limits"
+    assert text.count(" messages/s |") == 3
+    assert "missed" not in text
+    told = [line for line in done.stdout.splitlines() if line.startswith(("met ", "missed "))]
+    assert sum("one subscriber that catches up" in line for line in told) == 3
