@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 from datasette.utils import is_url, tilde_encode, truncate_url
@@ -25,13 +27,43 @@ class Cell:
     href: str | None = None
 
 
-def cell(value: Any, most: int, row_base: str | None = None) -> Cell:
-    """The cell of a value; texts are cut after ``most`` characters, 0: never.
+@dataclass(frozen=True, slots=True)
+class RowLinks:
+    """Where the values of a table's rows lead.
 
-    ``row_base``: the address of the table whose rows this value leads to.
+    ``base`` is the table's address, and ``key`` the columns that lead to a row's own page; empty if they do not.
+    ``others`` has the address of the table that a column refers to.
     """
-    if row_base is not None and value not in (None, "") and not isinstance(value, bytes):
-        return Cell(cell(value, most).text, "pk", f"{row_base}/{tilde_encode(str(value))}")
+
+    base: str = ""
+    key: tuple[str, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def cells(self, columns: Sequence[str], row: Sequence[Any], most: int) -> list[Cell]:
+        """The cells of a row; texts are cut after ``most`` characters, 0: never."""
+        values = dict(zip(columns, row, strict=True))
+        own = [_step(values[name]) for name in self.key]
+        path = f"{self.base}/{','.join(own)}" if own and all(own) else None
+        cells = []
+        for name, value in zip(columns, row, strict=True):
+            found = cell(value, most)
+            if path and self.key[0] == name:
+                found = Cell(found.text, "pk", path)
+            elif path and isinstance(value, bytes):
+                found = Cell(found.text, found.type, f"{path}.blob?{urlencode({'_blob_column': name})}")
+            elif name in self.others and (step := _step(value)):
+                found = Cell(found.text, found.type, f"{self.others[name]}/{step}")
+            cells.append(found)
+        return cells
+
+
+def _step(value: Any) -> str:
+    """A value of a key in an address; empty if it cannot stand there."""
+    return "" if value is None or isinstance(value, bytes) else tilde_encode(str(value))
+
+
+def cell(value: Any, most: int) -> Cell:
+    """The cell of a value that leads nowhere else; texts are cut after ``most`` characters, 0: never."""
     kind = "none" if value is None else type(value).__name__
     if value is None or value == "":
         return Cell(EMPTY, kind)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from datasette.resources import TableResource
 from datasette.utils.asgi import Request, Response
 from markupsafe import Markup
 
@@ -22,7 +23,7 @@ from ..broker.registry import registry
 from ..core.errors import NotFound, PubsubError
 from ..http.live import OWN
 from ..storage.query import as_json
-from .cells import cell
+from .cells import RowLinks
 from .layout import error_page, policy, silence
 
 if TYPE_CHECKING:
@@ -147,9 +148,9 @@ async def page(datasette: Datasette, request: Request, source: Source, found: Ro
 async def _context(datasette: Datasette, request: Request, source: Source, found: Rows) -> dict[str, Any]:
     database, db = source.database, datasette.get_database(source.database)
     value, pairs = source.asked(request)
-    heading, sql, key = "SQL query", source.sql, None
+    heading, sql, links = "SQL query", source.sql, RowLinks()
     if source.table:
-        heading, sql, key = source.table, None, await _key(datasette, source, found)
+        heading, sql, links = source.table, None, await _links(datasette, request, source, found)
     elif source.query_name:
         stored = await datasette.get_query(database, source.query_name)
         heading = (stored.title if stored else None) or source.query_name
@@ -164,20 +165,28 @@ async def _context(datasette: Datasette, request: Request, source: Source, found
         "parameters": [pair for pair in pairs if not pair[0].startswith("_hide_sql")],
         "base": f"{datasette.urls.database(database)}/-/pubsub",
         "follow": json.dumps({source.kind: value, "params": pairs}),
-        "key": key,
-        "row_base": datasette.urls.table(database, source.table) if key else None,
+        "row_links": links,
+        "links_json": json.dumps({"base": links.base, "key": links.key, "others": links.others}),
         "page": source.address(datasette, request),
-        "links": {form: source.address(datasette, request, form) for form in ("json", "csv")},
+        "exports": {form: source.address(datasette, request, form) for form in ("json", "csv")},
     }
 
 
-async def _key(datasette: Datasette, source: Source, found: Rows) -> str | None:
-    """The column that leads to a row's own page, if it is one column."""
-    db = datasette.get_database(source.database)
-    if await db.view_exists(source.table):
-        return None
-    keys = await db.primary_keys(source.table) or ["rowid"]
-    return keys[0] if len(keys) == 1 and keys[0] in found.columns else None
+async def _links(datasette: Datasette, request: Request, source: Source, found: Rows) -> RowLinks:
+    """Where the values of a table's rows lead: to the row itself, and to the rows that it refers to."""
+    db, table = datasette.get_database(source.database), str(source.table)
+    if await db.view_exists(table):
+        return RowLinks()
+    key = tuple(await db.primary_keys(table) or ["rowid"])
+    others: dict[str, str] = {}
+    for reference in await db.foreign_keys_for_table(table):
+        other = reference["other_table"]
+        keys = await db.primary_keys(other)
+        if reference["column"] not in found.columns or len(keys) != 1 or reference["other_column"] not in (None, *keys):
+            continue
+        if await datasette.allowed(action="view-table", resource=TableResource(db.name, other), actor=request.actor):
+            others[reference["column"]] = datasette.urls.table(db.name, other)
+    return RowLinks(datasette.urls.table(db.name, table), key if set(key) <= set(found.columns) else (), others)
 
 
 def _rows(context: dict[str, Any], found: Rows, most: int, max_bytes: int) -> dict[str, Any]:
@@ -187,16 +196,10 @@ def _rows(context: dict[str, Any], found: Rows, most: int, max_bytes: int) -> di
     whole = None
     if sum(map(len, texts)) <= max_bytes:
         whole = f'{{"columns":{json.dumps(list(found.columns))},"rows":[{b",".join(texts).decode()}]}}'
-    key, base = context["key"], context["row_base"]
+    links: RowLinks = context["row_links"]
     return {
         "columns": list(found.columns),
-        "rows": [
-            [
-                cell(value, most, base if column == key else None)
-                for column, value in zip(found.columns, row, strict=True)
-            ]
-            for row in rows
-        ],
+        "rows": [links.cells(found.columns, row, most) for row in rows],
         "truncated": found.truncated,
         "truncate": most,
         # Inside of a script element, only this could end it.

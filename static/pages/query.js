@@ -6,7 +6,7 @@
  *
  * Attributes: `base` (the address of the database's channels), `follow` (JSON: what is asked, as `query` takes it),
  * `silence` (after how many seconds of it a connection is dead), `truncate` (after how many characters texts are cut),
- * `key` and `row-base` (the column that leads to the page of a row, below this address).
+ * `links` (JSON: where values lead, as ResultTable takes it).
  */
 
 import { apply, parse } from "../client/result.js";
@@ -50,8 +50,7 @@ class PubsubQuery extends HTMLElement {
     this.#said = this.querySelector(".pubsub-said");
     this.#table = new ResultTable(this.querySelector(".pubsub-result"), {
       truncate: Number(this.getAttribute("truncate")),
-      key: this.getAttribute("key"),
-      rowBase: this.getAttribute("row-base"),
+      links: JSON.parse(this.getAttribute("links")),
     });
     const served = this.querySelector(".pubsub-rows");
     if (served) {

@@ -26,19 +26,18 @@ export class ResultTable {
   /** Rows that are shown as gone, by identity: the element, and since when. */ #gone = new Map();
   #table;
   #truncate;
-  #key;
-  #rowBase;
+  #links;
 
   /**
    * @param {HTMLTableElement} table
-   * @param {{truncate: number, key: string | null, rowBase: string | null}} how after how many characters texts are cut;
-   *   the column that leads to a row's own page, below which address
+   * @param {{truncate: number, links: {base: string, key: string[], others: Object<string, string>}}} how after how many
+   *   characters texts are cut; and where values lead: the table's address, the columns that lead to a row's own page
+   *   below it, and the addresses of the tables that columns refer to
    */
-  constructor(table, { truncate, key, rowBase }) {
+  constructor(table, { truncate, links }) {
     this.#table = table;
     this.#truncate = truncate;
-    this.#key = key;
-    this.#rowBase = rowBase;
+    this.#links = links;
   }
 
   /** Take what the server has rendered. */
@@ -98,7 +97,7 @@ export class ResultTable {
       if (moved.has(at)) found.remove();
       if (changed.has(at)) {
         row.forEach((value, place) => {
-          if (!same(value, this.#rows[before][place])) this.#fill(found.cells[place], place, value);
+          if (!same(value, this.#rows[before][place])) this.#fill(found.cells[place], place, row);
         });
         mark(found, "update");
       }
@@ -144,23 +143,31 @@ export class ResultTable {
 
   #made(row) {
     const made = document.createElement("tr");
-    row.forEach((value, place) => {
+    row.forEach((_, place) => {
       const cell = element("td", { dataset: { column: this.columns[place] } });
-      this.#fill(cell, place, value);
+      this.#fill(cell, place, row);
       made.append(cell);
     });
     return made;
   }
 
-  #fill(cell, place, value) {
-    const kind = typeOf(value);
+  #fill(cell, place, row) {
+    const value = row[place];
+    const column = this.columns[place];
+    const { base, key, others } = this.#links;
+    const steps = key.map((name) => step(row[this.columns.indexOf(name)]));
+    const path = steps.length && steps.every(Boolean) ? `${base}/${steps.join(",")}` : null;
+    let kind = typeOf(value);
     let { text, href } = shown(value, this.#truncate);
-    let name = kind;
-    if (this.columns[place] === this.#key && text !== EMPTY && kind !== "bytes") {
-      href = `${this.#rowBase}/${tildeEncode(value?.number ?? String(value))}`;
-      name = "pk";
+    if (path && column === key[0]) {
+      href = path;
+      kind = "pk";
+    } else if (path && kind === "bytes") {
+      href = `${path}.blob?${new URLSearchParams({ _blob_column: column })}`;
+    } else if (Object.hasOwn(others, column) && step(value)) {
+      href = `${others[column]}/${step(value)}`;
     }
-    cell.className = `type-${name}`;
+    cell.className = `type-${kind}`;
     cell.replaceChildren(href === undefined ? text : element("a", { href, textContent: text }));
   }
 }
@@ -171,6 +178,11 @@ function typeOf(value) {
   if (typeof value === "string") return "str";
   if (value.$base64) return "bytes";
   return /^-?\d+$/.test(value.number ?? String(value)) ? "int" : "float";
+}
+
+/** A value of a key in an address; empty if it cannot stand there. */
+function step(value) {
+  return value === null || value === undefined || value.$base64 ? "" : tildeEncode(value.number ?? String(value));
 }
 
 /** How a value is shown: its text, and the address it leads to. */
