@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .access import permissions, rules, rulings, table_rules
     from .broadcast import tables as broadcast_tables
     from .broker import own_writes, shutdown
+    from .broker import registry as brokers
     from .broker.registry import Registry
     from .demo import weather
     from .http import responses
@@ -35,6 +36,7 @@ else:
     bridge = lazy.LazyModule("publish_batch.bridge")
     broadcast = lazy.LazyModule("pages.broadcast")
     broadcast_tables = lazy.LazyModule("broadcast.tables")
+    brokers = lazy.LazyModule("broker.registry")
     own_writes = lazy.LazyModule("broker.own_writes")
     compat = lazy.LazyModule("compat")
     responses = lazy.LazyModule("http.responses")
@@ -83,9 +85,7 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
 
 def registry(datasette: Datasette) -> Registry:
     """The registry of this Datasette's brokers."""
-    from .broker.registry import registry as known
-
-    return known(datasette)
+    return brokers.registry(datasette)
 
 
 @dataclass

@@ -9,21 +9,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 #: The names of the modules that hold views, filled by :func:`view`.
 _OF_VIEWS: set[str] = set()
 
 
-class LazyModule(ModuleType):
-    """Stands in for a module of this package and loads it on the first access to an attribute."""
+class LazyModule:
+    """Stands in for a module of this package and loads it on the first access to an attribute.
+
+    What is found is kept: functions, classes and context variables, which no module rebinds. Every request to Datasette
+    makes a dozen accesses, and ``import_module()`` takes longer than what most of them call.
+    """
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{__package__}.{name}")
+        self._name = f"{__package__}.{name}"
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self.__name__), name)
+        found = getattr(import_module(self._name), name)
+        setattr(self, name, found)
+        return found
 
 
 def view(module: str, name: str) -> Callable[..., Awaitable[Any]]:

@@ -94,9 +94,13 @@ async def once(key: Hashable, answer: Callable[[], Awaitable[T]]) -> T:
     return found
 
 
+#: ``json.dumps()`` with these options makes an encoder at each call.
+_sorted_json = json.JSONEncoder(sort_keys=True, default=repr).encode
+
+
 def identity(actor: Actor) -> str | None:
     """A text with all properties of an actor. Two actors are equal if their texts are."""
-    return None if actor is None else json.dumps(actor, sort_keys=True, default=repr)
+    return None if actor is None else _sorted_json(actor)
 
 
 # -- rules of others -----------------------------------------------------------

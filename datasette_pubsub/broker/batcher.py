@@ -118,7 +118,8 @@ class Batcher:
         self._wake_session: SimpleQueue[None] = SimpleQueue()
         #: The submissions that the write thread is writing.
         self._writing: list[_Submission] = []
-        self._loop: asyncio.AbstractEventLoop
+        #: Kept, since asking for the loop is a system call on Python 3.11; ``None`` until :meth:`run`.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
 
     async def publish(self, items: Sequence[Item]) -> Sequence[int]:
@@ -152,7 +153,7 @@ class Batcher:
         """
         if self._closed:
             raise Unavailable("the server is shutting down; nothing was published")
-        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[list[Outcome]] = (self._loop or asyncio.get_running_loop()).create_future()
         self._waiting.append(_Submission(publishes, messages, size, done))
         self._messages += messages
         self._bytes += size
@@ -216,7 +217,7 @@ class Batcher:
 
     async def run(self) -> None:
         """Write everything that waits, for ever. Cancelled at shutdown, after :meth:`drain`."""
-        self._loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         while True:
             await self._work.wait()
@@ -227,7 +228,7 @@ class Batcher:
                 await self._write_all()
             self._idle.set()
             if self._cursors and not self._closed:
-                self._loop.call_later(CURSOR_RETRY_SECONDS, self._wake)
+                loop.call_later(CURSOR_RETRY_SECONDS, self._wake)
 
     async def _write_all(self) -> None:
         self._others = False
@@ -275,6 +276,7 @@ class Batcher:
             if isinstance(result, CommitResult) and result.last:
                 self.last = result.last
             self.writing = False
+            assert self._loop is not None
             try:
                 self._loop.call_soon_threadsafe(self._finish, taken, cursors, result)
             except RuntimeError:

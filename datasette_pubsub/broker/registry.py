@@ -50,7 +50,7 @@ class Registry:
         return MOMENT_SECONDS if broker is None else min(MOMENT_SECONDS, broker.settings.permission_recheck_seconds / 2)
 
     def begin(self) -> None:
-        """Remember the event loop; called on it by the startup hook."""
+        """Remember the event loop; called on it by the startup hook, which may run on another loop than requests."""
         self.loop = asyncio.get_running_loop()
 
     def settings(self, name: str) -> Settings:
@@ -87,7 +87,9 @@ class Registry:
         """
         if not name:
             raise InvalidArgument("db_name is required")
-        self.loop = asyncio.get_running_loop()
+        if self.loop is None or not self.loop.is_running():
+            # Not at each request: asking for the loop is a system call on Python 3.11.
+            self.begin()
         broker = self.find(name)
         if broker is None:
             raise NotFound(f"database not found: {name}")

@@ -5,7 +5,7 @@ An invalid request raises a :class:`~.core.errors.PubsubError` that says what is
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -108,8 +108,7 @@ TOO_SLOW = "pubsub.too_slow"
 
 def in_time(receive: Any) -> Any:
     """An ASGI ``receive`` that requires the whole body within ``BODY_SECONDS``: a limit for slow requests."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + BODY_SECONDS
+    end = time.monotonic() + BODY_SECONDS
     complete = False
 
     async def bounded() -> Any:
@@ -117,7 +116,7 @@ def in_time(receive: Any) -> Any:
         if complete:
             return await receive()
         try:
-            message = await within(receive(), max(0.0, end - loop.time()))
+            message = await within(receive(), max(0.0, end - time.monotonic()))
         except TimeoutError:
             return {"type": TOO_SLOW}
         complete = message["type"] != "http.request" or not message.get("more_body", False)

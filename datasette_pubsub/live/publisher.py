@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -85,7 +86,7 @@ class PublishStream:
         Raises :class:`~.core.errors.PermissionDenied` if the publisher may publish to no channel.
         """
         self._verdicts = await self._rights()
-        self._checked = asyncio.get_running_loop().time()
+        self._checked = time.monotonic()
         if self._verdicts is None or self._verdicts.publish.nothing:
             raise PermissionDenied(f"permission denied: publish-message on database {self._database}")
 
@@ -117,7 +118,7 @@ class PublishStream:
         self._more.set()
 
     async def _current(self) -> Rights:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if self._verdicts is None or now - self._checked >= self._settings.permission_recheck_seconds:
             self._checked = now
             self._verdicts = await self._rights()

@@ -40,7 +40,7 @@ from ..gen.db_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
-from ..http.request import SMALL_BODY_BYTES, TOO_SLOW, BodyLimit, content_type, in_time, is_large
+from ..http.request import SMALL_BODY_BYTES, TOO_SLOW, BodyLimit, content_type, header, in_time, is_large
 from ..http.responses import STREAM_HEADERS, cors_headers, preflight, with_signature
 from ..protocol.connect_frames import ConnectEncoder
 from . import live_query
@@ -282,7 +282,7 @@ async def view(scope: Any, receive: Any, send: Any, request: Request, datasette:
         except UnicodeDecodeError:
             error = {"code": "invalid_argument", "message": f"header {name.decode('latin-1')} is not UTF-8"}
             return Response.json(error, status=400)
-    is_grpc = re.match(r"application/grpc(\+|;|$)", request.headers.get("content-type", ""))
+    is_grpc = re.match(r"application/grpc(\+|;|$)", header(request, b"content-type"))
     if is_grpc and "http.response.trailers" not in scope.get("extensions", {}):
         # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
         headers = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
