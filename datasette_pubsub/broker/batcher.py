@@ -24,13 +24,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import islice
 from queue import Empty, SimpleQueue
 
@@ -38,8 +36,7 @@ from ..core.errors import PubsubError, TooManyRequests, Unavailable
 from ..core.settings import Settings
 from ..core.validation import check_items
 from ..core.values import Item
-from ..storage import subscriptions
-from ..storage.append_batch import CommitResult, Outcome, append
+from ..storage.append_batch import Batch, CommitResult, Outcome
 from ..storage.subscriptions import Save
 
 logger = logging.getLogger("datasette_pubsub")
@@ -63,9 +60,9 @@ LINGER_SECONDS = 0.01
 #: How long after a failure the kept cursors are tried again, in seconds, if nothing else is written before.
 CURSOR_RETRY_SECONDS = 1.0
 
-#: Runs a function in a transaction on the write connection; returns errors instead of raising them.
+#: Writes a batch in one transaction on the write thread; returns errors instead of raising them.
 #: The number is the time since which the oldest of its publishes has waited, by the monotonic clock.
-Transaction = Callable[[Callable[[sqlite3.Connection], "CommitResult"], float], "CommitResult | PubsubError"]
+Transaction = Callable[[Batch, float], CommitResult | PubsubError]
 
 #: Runs a session on the write thread; the number is as for a transaction. Raises :class:`PubsubError`.
 Write = Callable[[Callable[[Transaction], None], float], Awaitable[None]]
@@ -270,7 +267,8 @@ class Batcher:
             self._writing = taken
             self.writing = True
             try:
-                result = transaction(partial(_write_one, taken, cursors, self._holder), _since(taken))
+                publishes = [publish for submission in taken for publish in submission.publishes]
+                result = transaction(Batch(publishes, cursors.values(), self._holder), _since(taken))
             except Exception as error:
                 result = _known(error)
             if isinstance(result, CommitResult) and result.last:
@@ -377,13 +375,3 @@ def _since(taken: list[_Submission]) -> float:
 def _refuse(submission: _Submission, error: PubsubError) -> None:
     if not submission.done.done():
         submission.done.set_exception(error)
-
-
-def _write_one(
-    taken: list[_Submission], cursors: dict[int, Save], holder: str, conn: sqlite3.Connection
-) -> CommitResult:
-    """Write the publishes and cursors of one transaction."""
-    result = append(conn, [publish for submission in taken for publish in submission.publishes])
-    if cursors:
-        subscriptions.save(conn, holder, cursors.values())
-    return replace(result, claims=subscriptions.claims(conn)) if result.last else result

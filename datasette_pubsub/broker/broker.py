@@ -51,8 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("datasette_pubsub")
 
-#: If the head jumps by more ids than this, the messages are not read into the tail; subscribers read them from the log,
-#: each at its own pace.
+#: If the head jumps by more ids than this, the messages are not read into the tail: subscribers read them from the log.
 FILL_IDS = 5_000
 
 #: How long the shutdown waits for the batcher, in seconds; an operator expects Ctrl+C to end the server within three.
@@ -210,6 +209,7 @@ class Broker:
         self.close_streams()
         if not await self._batcher.drain(DRAIN_SECONDS):
             logger.warning("database %s: not everything was written within %s s", self.name, DRAIN_SECONDS)
+        await self.store.close_own()
 
     # -- writing ------------------------------------------------------------
 

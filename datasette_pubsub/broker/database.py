@@ -22,11 +22,12 @@ from ..broadcast import tables
 from ..core.errors import FailedPrecondition, PubsubError, Unavailable
 from ..core.settings import Settings
 from ..storage import schema
-from ..storage.append_batch import CommitResult
+from ..storage.append_batch import Batch, CommitResult
 from ..storage.sqlite_codes import is_busy, primary
 from ..storage.time_limit import time_limit
 from .batcher import Transaction
-from .own_writes import OwnWrites
+from .own_connection import OwnConnection
+from .own_writes import OwnWrites, in_batcher
 from .sqlite_errors import explain, lacks_a_part
 from .write_thread import BUSY_MS, WriteThread, waiting_less
 
@@ -67,6 +68,8 @@ class DatabaseFile:
         self.other_writes = 0
         self._own_writes = OwnWrites()
         self._thread = WriteThread(self._name, db)
+        #: The batcher's own connection, beside the write connection.
+        self._own = OwnConnection(datasette, db, settings.max_payload_bytes)
 
     @property
     def writable(self) -> bool:
@@ -127,6 +130,9 @@ class DatabaseFile:
                 await self._thread.run(lambda conn: conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone(), _now())
             if not await self._thread.end():
                 return False
+            # In a thread: the last connection that may write moves the write-ahead log into the file. It must do so
+            # before the new file is opened, whose log has the same path.
+            await asyncio.to_thread(self._own.close)
             found = self._at_path()
             leave()
             old, pending = compat.leave_connections(self._db)
@@ -138,6 +144,20 @@ class DatabaseFile:
                 with contextlib.suppress(sqlite3.Error):
                     conn.close()
         return found is not None
+
+    async def close_own(self) -> None:
+        """Close the batcher's own connection, after its last session. Waits at most ``OWN_SECONDS`` for the thread."""
+        if not self._own.is_open:
+            return
+        token = in_batcher.set(True)
+        try:
+            async with asyncio.timeout(OWN_SECONDS):
+                await self._thread.run(lambda conn: self._own.close(), _now())
+        except TimeoutError:
+            # Others have been writing; Datasette closes it with the database.
+            pass
+        finally:
+            in_batcher.reset(token)
 
     def revive(self) -> bool:
         """Start the write thread again if it has died; returns whether it had."""
@@ -153,7 +173,12 @@ class DatabaseFile:
     # -- the log --------------------------------------------------------------
 
     def prepare_write(self, conn: sqlite3.Connection) -> None:
-        """Set durability and install the log on Datasette's write connection; a failure is kept in ``conflict``."""
+        """Set durability and install the log on Datasette's write connection; a failure is kept in ``conflict``.
+
+        Nothing is done for the batcher's own connection, which gets its settings from this one.
+        """
+        if self._own.opening:
+            return
         self.conflict = None
         try:
             if self._file is None:
@@ -257,18 +282,35 @@ class DatabaseFile:
         :class:`PubsubError`.
         """
 
-        def transaction(fn: Callable[[sqlite3.Connection], CommitResult], since: float) -> CommitResult | PubsubError:
-            return self._transaction(connection[0], fn, since)
-
-        connection: list[sqlite3.Connection] = []
-
         def run(conn: sqlite3.Connection) -> None:
-            connection.append(conn)
-            session(transaction)
+            self._own.begin(conn, self.other_writes, lambda: self._written == self._file and self.absence() is None)
+            session(lambda batch, since: self._write_batch(conn, batch, since))
 
         result = await self._thread.run(run, since)
         if isinstance(result, PubsubError):
             raise result
+
+    def _write_batch(self, conn: sqlite3.Connection, batch: Batch, since: float) -> CommitResult | PubsubError:
+        """Write a batch on the batcher's own connection if it may, else on the write connection."""
+
+        def run(
+            own: sqlite3.Connection, fn: Callable[[sqlite3.Connection], CommitResult]
+        ) -> CommitResult | PubsubError:
+            with waiting_less(own, since):
+                obstacle = self._obstacle(conn, since)
+                return self._commit(own, fn) if obstacle is None else obstacle
+
+        commits = self.commits
+        try:
+            result = self._own.write(batch, run)
+        except sqlite3.Error as error:
+            return explain(error, self._name, conn)
+        if result is not None:
+            return result
+        if self.commits != commits:
+            # Something failed after the commit: a second one would store everything twice.
+            return Unavailable(f"database {self._name} could not be asked; whether this was stored is not known")
+        return self._transaction(conn, batch, since)
 
     def _transaction(
         self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], T], since: float
@@ -276,20 +318,17 @@ class DatabaseFile:
         """Run one transaction on the write thread; returns errors instead of raising them."""
         try:
             with waiting_less(conn, since):
-                return self._write_one(conn, fn, since)
+                obstacle = self._obstacle(conn, since)
+                return self._commit(conn, fn) if obstacle is None else obstacle
         except PubsubError as error:
             return error
         except sqlite3.Error as error:
             return explain(error, self._name, conn)
 
-    def _write_one(
-        self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], T], since: float
-    ) -> T | PubsubError:
-        obstacle = self._obstacle(conn, since)
-        if obstacle is not None:
-            return obstacle
+    def _commit(self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], T]) -> T | PubsubError:
         conn.execute("BEGIN IMMEDIATE")
         try:
+            self._own_writes.enter(conn)
             result = fn(conn)
             conn.commit()
             self.commits += 1

@@ -277,10 +277,16 @@ def forget_write_thread(db: Database) -> None:
     Datasette starts a thread only if it knows of none. If the attribute is missing, :func:`write_thread_died` is
     ``False``.
     """
-    # The dead thread has left its connection open, perhaps inside a transaction.
-    for conn in [conn for conn in getattr(db, "_all_connections", []) if conn.isolation_level == "IMMEDIATE"]:
-        db._all_connections.remove(conn)
-        conn.close()
+    # The dead thread has left its connections open, perhaps inside a transaction.
+    for conn in list(getattr(db, "_all_connections", [])):
+        try:
+            writes = conn.isolation_level == "IMMEDIATE"
+        except sqlite3.ProgrammingError:
+            # It is closed: a thread that is told to end closes its connection.
+            writes = True
+        if writes:
+            db._all_connections.remove(conn)
+            conn.close()
     db._write_thread = None
 
 

@@ -78,7 +78,10 @@ def check_item(item: Item, settings: Settings) -> int:
         raise InvalidArgument("payload is NULL", field="payload")
     if isinstance(payload, str):
         size = len(payload) if payload.isascii() else _utf8_length(payload, "payload")
-    elif isinstance(payload, (bytes, bytearray, memoryview)):
+    elif isinstance(payload, memoryview):
+        # Its length counts elements, which may have several bytes.
+        size = payload.nbytes
+    elif isinstance(payload, (bytes, bytearray)):
         size = len(payload)
     elif isinstance(payload, bool) or not isinstance(payload, (int, float)):
         raise InvalidArgument("payload must be text, bytes or a number", field="payload")

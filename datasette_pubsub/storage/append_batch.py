@@ -6,14 +6,16 @@ The caller has begun the transaction and commits it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from ..core.errors import Conflict, PubsubError
 from ..core.values import Item, Message
-from . import log
+from . import log, subscriptions
+from .subscriptions import Save
 
 T = TypeVar("T")
 
@@ -38,6 +40,54 @@ class CommitResult:
     claims: int = 0
 
 
+#: The types of payloads that SQLite stores as they were checked: a subclass may have an adapter.
+_EXACT = {str, bytes, int, float}
+
+_conditions = attrgetter("key", "expected_last_id")
+_payload = attrgetter("payload")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction of the batcher writes: publishes, and cursors that ``holder`` saves.
+
+    Calling it with a connection writes it, and returns the result. The items have been checked
+    (:func:`.core.validation.check_items`).
+    """
+
+    publishes: list[Sequence[Item]]
+    cursors: Collection[Save]
+    holder: str
+
+    def __call__(self, conn: sqlite3.Connection) -> CommitResult:
+        return self._with_cursors(conn, append(conn, self.publishes))
+
+    def plain_items(self) -> list[Item] | None:
+        """All items, if storing them depends on no other message and no adapter; else ``None``."""
+        items = [item for publish in self.publishes for item in publish]
+        if any(conditions != (None, None) for conditions in set(map(_conditions, items))):
+            return None
+        return items if set(map(type, map(_payload, items))) <= _EXACT else None
+
+    def append_plain(self, conn: sqlite3.Connection, items: list[Item]) -> CommitResult | None:
+        """Write it all, with its plain items; returns ``None`` if their ids are not known.
+
+        The caller then rolls back. Raises ``sqlite3.Error`` if anything is refused.
+        """
+        if not items:
+            return self(conn)
+        now = log.now()
+        ids = log.append_plain(conn, items, now)
+        if ids is None:
+            return None
+        return self._with_cursors(conn, _together(ids, items, now, self.publishes))
+
+    def _with_cursors(self, conn: sqlite3.Connection, result: CommitResult) -> CommitResult:
+        if self.cursors:
+            subscriptions.save(conn, self.holder, self.cursors)
+        return replace(result, claims=subscriptions.claims(conn)) if result.last else result
+
+
 def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> CommitResult:
     """Append the items of several publishes, all together if none is refused, else one publish after the other."""
     items = [item for publish in publishes for item in publish]
@@ -46,8 +96,7 @@ def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> CommitR
     if items and all(item.key is None and item.expected_last_id is None for item in items):
         ids = _attempt(conn, lambda: log.append_plain(conn, items, now))
         if ids is not None:
-            messages = partial(log.messages, ids, items, now)
-            return CommitResult(ids.start - 1, ids[-1], messages, _split(ids, publishes))
+            return _together(ids, items, now, publishes)
     before = log.head(conn) if items else 0
     if items and all(item.expected_last_id is None for item in items):
         found = _attempt(conn, lambda: log.append(conn, items, now))
@@ -70,6 +119,12 @@ def append(conn: sqlite3.Connection, publishes: list[Sequence[Item]]) -> CommitR
             new.extend(found[1])
         conn.execute("RELEASE pubsub_alone")
     return CommitResult(before, new[-1].id if new else 0, lambda: new, outcomes)
+
+
+def _together(ids: range, items: list[Item], now: str, publishes: list[Sequence[Item]]) -> CommitResult:
+    """The result when all items were stored, under consecutive ids."""
+    messages = partial(log.messages, ids, items, now)
+    return CommitResult(ids.start - 1, ids[-1], messages, _split(ids, publishes))
 
 
 def _attempt(conn: sqlite3.Connection, append: Callable[[], T | None]) -> T | None:

@@ -347,6 +347,7 @@ def test_no_name_that_does_not_exist() -> None:
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
+    known |= {"write_wrapper", "prepare_connection"}
     known |= {
         "sql_time_limit_ms",
         "max_returned_rows",

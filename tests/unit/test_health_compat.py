@@ -68,6 +68,19 @@ async def test_a_write_thread_that_died(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.asyncio
+async def test_a_write_thread_that_was_told_to_end(tmp_path: Path) -> None:
+    datasette, db = await opened(tmp_path)
+    conn = await db.execute_write_fn(lambda conn: conn)
+    compat.end_write_thread(db)
+    await ended(db)
+    assert conn in db._all_connections, "the thread has closed it, and Datasette still lists it"
+    compat.forget_write_thread(db)
+    assert conn not in db._all_connections
+    await asyncio.wait_for(db.execute_write_fn(lambda conn: conn.execute("INSERT INTO t VALUES (2)")), 10)
+    datasette.close()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("threads", [3, 0])
 async def test_connections_are_opened_anew(tmp_path: Path, threads: int) -> None:
     datasette, db = await opened(tmp_path, num_sql_threads=threads)
