@@ -192,12 +192,10 @@ class Settings:
     watch_interval_seconds: float = option(
         0.004,
         "seconds",
-        "how often to poll for commits by other processes while there are subscribers, where inotify does not tell "
-        "of them",
+        "how often to poll for commits by other processes while there are subscribers, where no inotify tells of them",
         0.001,
         10,
-        why="the delay with which messages of other programs arrive; a poll takes microseconds. On Linux the kernel "
-        "tells of writes to the write-ahead log",
+        why="the delay of messages of other programs; on Linux the kernel tells of writes to the write-ahead log",
     )
     cursor_save_interval_seconds: float = option(
         1.0,
