@@ -1,9 +1,5 @@
 """datasette-pubsub: every SQLite database that Datasette serves is a durable publish/subscribe broker."""
 
-import sys
-
-from datasette.plugins import pm
-
 from .hooks import (
     actor_from_request,
     asgi_wrapper,
@@ -59,11 +55,3 @@ __all__ = [
     "view_actions",
     "write_wrapper",
 ]
-
-# When a program imports this package before it imports Datasette, Datasette registers the module while it is still
-# half loaded, and finds no hooks in it. Registering it again makes Datasette find them.
-_this = sys.modules[__name__]
-if pm.is_registered(_this) and not pm.get_hookcallers(_this):
-    _name = pm.get_name(_this)
-    pm.unregister(_this)
-    pm.register(_this, _name)

@@ -1,4 +1,7 @@
-"""The plugin's implementations of Datasette's hooks."""
+"""The plugin's implementations of Datasette's hooks.
+
+This module imports no part of Datasette: programs that use the client alone load it as well.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,20 @@ import functools
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from datasette import hookimpl
-from datasette.events import Event
-from datasette.utils.asgi import Request, Response
+from pluggy import HookimplMarker
 
 from . import lazy
-from .asgi import heap
-from .asgi.deferred import run_deferred
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+    from datasette.events import Event
+    from datasette.utils.asgi import Request, Response
 
-    from . import compat
+    from . import compat, events
     from .access import permissions, rules, rulings, table_rules
+    from .asgi import deferred, heap
     from .broadcast import tables as broadcast_tables
     from .broker import own_writes, shutdown
     from .broker import registry as brokers
@@ -39,6 +40,9 @@ else:
     brokers = lazy.LazyModule("broker.registry")
     own_writes = lazy.LazyModule("broker.own_writes")
     compat = lazy.LazyModule("compat")
+    deferred = lazy.LazyModule("asgi.deferred")
+    events = lazy.LazyModule("events")
+    heap = lazy.LazyModule("asgi.heap")
     responses = lazy.LazyModule("http.responses")
     jump_menu = lazy.LazyModule("pages.jump_menu")
     live_query = lazy.LazyModule("pages.live_query")
@@ -56,6 +60,9 @@ else:
     weather = lazy.LazyModule("demo.weather")
 
 logger = logging.getLogger("datasette_pubsub")
+
+#: As ``from datasette import hookimpl`` has it.
+hookimpl = HookimplMarker("datasette")
 
 INTERNAL = "_internal"
 
@@ -88,55 +95,15 @@ def registry(datasette: Datasette) -> Registry:
     return brokers.registry(datasette)
 
 
-@dataclass
-class PublishMessages(Event):
-    """Event name: ``publish-messages``
-
-    Messages were committed by one of Datasette's own writes, not by the
-    batcher: by the write page, the write API or a plugin. Another plugin
-    receives it in its hook ``track_event``.
-
-    :ivar database: the database's name
-    :ivar head: the log's newest message id after the write
-
-    Example::
-
-        from datasette import hookimpl
-        from datasette.plugins import pm
-        from datasette_pubsub.hooks import PublishMessages
-
-        heads = []
-
-        class MyPlugin:
-            @hookimpl
-            def track_event(self, event):
-                if isinstance(event, PublishMessages):
-                    heads.append((event.database, event.head))
-
-        pm.register(MyPlugin(), name="my-plugin")
-        try:
-            await datasette.get_database("data").execute_write(
-                "INSERT INTO vpubsub (channel, payload) VALUES ('news', 'hello')"
-            )
-        finally:
-            pm.unregister(name="my-plugin")
-        assert heads == [("data", 1)]
-    """
-
-    name = "publish-messages"
-    database: str
-    head: int
-
-
 @hookimpl
 def register_events() -> list[type[Event]]:
-    return [PublishMessages]
+    return [events.PublishMessages]
 
 
 @hookimpl
 def track_event(datasette: Datasette, event: Event) -> Any:
     """After the commit, bring the hub up to the log's head."""
-    if isinstance(event, PublishMessages):
+    if isinstance(event, events.PublishMessages):
         broker = registry(datasette).find(event.database)
         if broker is not None:
             return broker.refresh()
@@ -195,8 +162,8 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
     """Run around each write of Datasette that is not the batcher's.
 
     It ends the batcher's session, gives ``publish_batch`` the request context, and after the commit tracks
-    :class:`PublishMessages`, which brings the hub up to date. Datasette's "Alter table" rebuilds a table and so drops
-    its triggers; the broadcast of such a table is made again in the same transaction.
+    :class:`.events.PublishMessages`, which brings the hub up to date. Datasette's "Alter table" rebuilds a table and so
+    drops its triggers; the broadcast of such a table is made again in the same transaction.
     """
     if database == INTERNAL or own_writes.in_batcher.get():
         return None
@@ -228,7 +195,7 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
         head = log.head(conn)
         if head != before:
             actor = request.actor if request is not None else None
-            track_event(PublishMessages(actor=actor, database=database, head=head))
+            track_event(events.PublishMessages(actor=actor, database=database, head=head))
 
     return wrapper
 
@@ -265,7 +232,7 @@ def asgi_wrapper(datasette: Datasette) -> Generator[None, list[Any], list[Any]]:
 
     # The first wrapper is the innermost: other plugins' wrappers stay around a stream for its whole life.
     others = yield
-    return [run_deferred, *others, wrap]
+    return [deferred.run_deferred, *others, wrap]
 
 
 @hookimpl

@@ -18,7 +18,7 @@ from doc_pages import DOCS
 from every_page import PAGES
 from places import ROOT
 
-from datasette_pubsub import hooks
+from datasette_pubsub import client, hooks
 from datasette_pubsub.access import rules
 from datasette_pubsub.broadcast import definition, harmless, tables
 from datasette_pubsub.cli.main import pubsub
@@ -336,6 +336,11 @@ def test_every_export_option_and_status_of_the_module() -> None:
 # -- words and links ---------------------------------------------------------
 
 
+def client_methods() -> list[Any]:
+    kinds = (client.Client, client.Subscriber)
+    return [client.follow, *(method for kind in kinds for _, method in inspect.getmembers(kind, inspect.isfunction))]
+
+
 def test_no_name_that_does_not_exist() -> None:
     """Every `name_with_underscores` in the docs is one of something."""
     known = {option.name for option in fields(Settings)} | {error.code for error in error_classes()}
@@ -347,7 +352,9 @@ def test_no_name_that_does_not_exist() -> None:
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
-    known |= {"write_wrapper", "prepare_connection"}
+    known |= {"write_wrapper", "prepare_connection", *client.__all__}
+    known |= {name for method in client_methods() for name in inspect.signature(method).parameters}
+    known |= {method.__name__ for method in client_methods()}
     known |= {
         "sql_time_limit_ms",
         "max_returned_rows",

@@ -36,6 +36,7 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
         "sqlite3",
         "query",
         "python",
+        "client",
         "file grpc_client.py",
         "browser",
         "uninstall",
@@ -87,6 +88,9 @@ def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str,
         elif kind == "python" or kind.startswith("file "):
             (tmp_path / "example.py").write_text(code)
             assert run(f"{sys.executable} example.py") == ("[4, 5]\n1 one\n" if kind == "python" else "")
+        elif kind == "client":
+            (server.path.parent / "example.py").write_text(code)
+            assert run(f"cd {server.path.parent}; {sys.executable} example.py") == "orders 9\n"
         elif kind == "uninstall":
             server.stop()
             sqlite_shell(server.path, code + "UPDATE totals SET amount = 6;")

@@ -100,7 +100,12 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: 
         elif kind == "python":
             script = tmp_path / "example.py"
             script.write_text(code)
-            assert run(f"{sys.executable} example.py") == "1 Application started\n"
+            with subprocess.Popen([sys.executable, "-u", script], stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                # It would go on listening.
+                process.kill()
+                assert line == "1 Application started\n"
         elif kind == "typescript":
             folder = prepared("v2")
             script = folder / f"readme_{server.port}.ts"
