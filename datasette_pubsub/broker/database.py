@@ -136,11 +136,13 @@ class DatabaseFile:
             found = self._at_path()
             leave()
             old, pending = compat.leave_connections(self._db)
-            await _all_done(pending)
+            unused = await _all_done(pending)
             self._file = found
             self._written = None
             self.conflict = None
-            for conn in old:
+            # A connection must not be closed while another thread reads with it. This happens to reads that take longer
+            # than any lock; their connections are closed when nothing refers to them any more.
+            for conn in old if unused else ():
                 with contextlib.suppress(sqlite3.Error):
                     conn.close()
         return found is not None
@@ -179,7 +181,7 @@ class DatabaseFile:
         """
         if self._own.opening:
             return
-        self.conflict = None
+        conflict: PubsubError | None = None
         try:
             if self._file is None:
                 # Opening the connection has created the file.
@@ -193,11 +195,13 @@ class DatabaseFile:
                 schema.set_cache(conn)
             schema.install(conn, self._settings, migrated=tables.renew)
         except PubsubError as error:
-            self.conflict = error
+            conflict = error
         except sqlite3.Error as error:
-            self.conflict = explain(error, self._name, conn)
+            conflict = explain(error, self._name, conn)
+        # Set once: the event loop reads it at any time.
+        self.conflict = conflict
         self._prepared = _now()
-        self._log(self.conflict)
+        self._log(conflict)
 
     def _log(self, conflict: PubsubError | None) -> None:
         """Log why nothing can be published, once until the reason changes."""
@@ -384,8 +388,7 @@ class DatabaseFile:
         return result
 
 
-async def _all_done(pending: Iterable[object]) -> None:
-    """Wait until these reads have ended, whether they succeeded or not."""
+async def _all_done(pending: Iterable[object]) -> bool:
+    """Wait until these reads have ended, whether they succeeded or not, or too long; returns whether they have."""
     waits = [asyncio.wrap_future(cast("concurrent.futures.Future[object]", each)) for each in pending]
-    if waits:
-        await asyncio.wait(waits, timeout=BUSY_MS / 1000)
+    return not waits or not (await asyncio.wait(waits, timeout=BUSY_MS / 1000))[1]

@@ -23,9 +23,10 @@ import pytest
 from datasette.app import Datasette
 from servers import DEADLINE
 
-from datasette_pubsub.broker import batcher
+from datasette_pubsub.broker import batcher, database
 from datasette_pubsub.broker.batcher import Batcher, Transaction
 from datasette_pubsub.broker.registry import registry
+from datasette_pubsub.core.errors import FailedPrecondition, PubsubError
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.values import Item, Message
 from datasette_pubsub.storage import schema
@@ -171,6 +172,57 @@ async def test_a_transaction_counts_the_publishes_that_it_has_taken(
         world.batcher.submit([[ITEM] * count], count, 3 * count)
     world.batcher._waiting = Emptied(world.batcher._waiting)
     assert [submission.messages for submission in world.batcher._take()] == [10]
+
+
+# -- the file --------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_a_conflict_stays_known_while_the_log_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasette = made(tmp_path / "data.db")
+    await datasette.invoke_startup()
+    broker = registry(datasette).of("data")
+    seen: list[PubsubError | None] = []
+
+    def check(conn: sqlite3.Connection) -> None:
+        seen.append(broker.store.conflict)
+        raise FailedPrecondition("this log is of a newer version")
+
+    monkeypatch.setattr(schema, "check", check)
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match="newer version"):
+            await broker.change(lambda conn: None)
+    assert seen[0] is None
+    assert seen[1:]
+    assert all(seen[1:]), "somebody who looked just then would have been told that all is well"
+    await datasette.invoke_shutdown()
+
+
+@pytest.mark.asyncio
+async def test_a_connection_is_not_closed_while_a_thread_reads_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_MS", 100)
+    datasette = made(tmp_path / "data.db")
+    await datasette.invoke_startup()
+    broker = registry(datasette).of("data")
+    reads, go_on = threading.Event(), threading.Event()
+
+    def read(conn: sqlite3.Connection) -> list[Any]:
+        rows = conn.execute("SELECT x FROM t ORDER BY x")
+        first = rows.fetchone()
+        reads.set()
+        assert go_on.wait(DEADLINE)
+        return [first[0], *(row[0] for row in rows)]
+
+    reading = asyncio.ensure_future(broker.store.read(read))
+    assert await asyncio.to_thread(reads.wait, DEADLINE)
+    assert await broker.store.reopen(lambda: None)
+    go_on.set()
+    assert await reading == ["one", "two"]
+    await datasette.invoke_shutdown()
 
 
 # -- what is made once -----------------------------------------------------------
