@@ -177,6 +177,7 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
     # Only Database.connect(write=True) sets this isolation level.
     writes = broker.store.writable and conn.isolation_level == "IMMEDIATE"
     if writes:
+        bridge.forget_request()
         broker.store.prepare_write(conn)
     calls = bridge.bridge(datasette)
     runs.make_known(datasette.get_database(database))

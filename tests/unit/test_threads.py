@@ -13,22 +13,28 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from datasette.app import Datasette
+from datasette.permissions import SkipPermissions
+from datasette.utils.asgi import Request
 from servers import DEADLINE
 
 from datasette_pubsub.broker import batcher, database
 from datasette_pubsub.broker.batcher import Batcher, Transaction
+from datasette_pubsub.broker.own_writes import in_batcher
 from datasette_pubsub.broker.registry import registry
 from datasette_pubsub.core.errors import FailedPrecondition, PubsubError
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.values import Item, Message
+from datasette_pubsub.pages import runs
+from datasette_pubsub.publish_batch import bridge
 from datasette_pubsub.storage import schema
 from datasette_pubsub.storage.append_batch import CommitResult
 from datasette_pubsub.storage.filters import Filters
@@ -223,6 +229,87 @@ async def test_a_connection_is_not_closed_while_a_thread_reads_with_it(
     go_on.set()
     assert await reading == ["one", "two"]
     await datasette.invoke_shutdown()
+
+
+# -- publish_batch ----------------------------------------------------------------
+
+
+class Inheriting(threading.Thread):
+    """A thread as with ``sys.flags.thread_inherit_context``: it runs in a copy of the context that has started it."""
+
+    def start(self) -> None:
+        self._copy = copy_context()
+        super().start()
+
+    def run(self) -> None:
+        self._copy.run(super().run)
+
+
+@pytest.fixture
+def inheriting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasette.database.threading.Thread", Inheriting)
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("inheriting")
+# An error in an aggregate's last call: Python's sqlite3 prints it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_write_thread_asks_for_permission_whoever_has_started_it(tmp_path: Path) -> None:
+    write = {"sql": "INSERT INTO t (x) SELECT publish_batch('a', x) FROM t", "write": True}
+    permissions = {"publish-message": {"id": "writer"}, "execute-write-sql": True}
+    datasette = made(tmp_path / "data.db", permissions=permissions, databases={"data": {"queries": {"w": write}}})
+    await datasette.invoke_startup()
+    with SkipPermissions():
+        # This starts the write thread.
+        await datasette.get_database("data").execute_write("INSERT INTO t VALUES ('three')")
+    answers = {}
+    for actor in ("writer", "visitor"):
+        cookies = {"ds_actor": datasette.client.actor_cookie({"id": actor})}
+        answers[actor] = (await datasette.client.post("/data/w.json?_json=1", cookies=cookies)).json()
+    assert answers["writer"]["ok"], answers
+    assert not answers["visitor"]["ok"]
+    assert "permission denied" in str(answers["visitor"]), answers
+    await datasette.invoke_shutdown()
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("inheriting")
+async def test_a_write_thread_does_not_keep_the_request_that_has_started_it(tmp_path: Path) -> None:
+    datasette = made(tmp_path / "data.db")
+    await datasette.invoke_startup()
+    token = bridge.current.set(bridge.RequestContext())
+    own = in_batcher.set(True)
+    try:
+        db = datasette.get_database("data")
+        assert await db.execute_write_fn(lambda conn: bridge.current.get()) is None
+        # A thread that reads has the context of each call.
+        assert await db.execute_fn(lambda conn: bridge.current.get()) is bridge.current.get()
+    finally:
+        in_batcher.reset(own)
+        bridge.current.reset(token)
+    await datasette.invoke_shutdown()
+
+
+def test_one_statement_of_a_request_publishes_though_several_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    scope = {"type": "http", "method": "POST", "path": "/data/-/query", "url_route": {"kwargs": {"database": "data"}}}
+    serving = bridge.RequestContext(Request({**scope, "headers": []}, None))
+    met = threading.Barrier(2)
+
+    def look(*_: object) -> None:
+        # Without a lock both get here.
+        with suppress(threading.BrokenBarrierError):
+            met.wait(0.5)
+
+    monkeypatch.setattr(runs, "_refusal_or_receipt", look)
+
+    def begin() -> bool:
+        bridge.current.set(serving)
+        plan = runs.plan(cast(Datasette, None), "data")
+        assert plan is not None
+        return plan.again
+
+    assert sorted(together([begin, begin])) == [False, True]
+    assert len(serving.runs) == 1
 
 
 # -- what is made once -----------------------------------------------------------
