@@ -23,6 +23,7 @@ from ..core.errors import FailedPrecondition, PubsubError, Unavailable
 from ..core.settings import Settings
 from ..storage import schema
 from ..storage.append_batch import Batch, CommitResult
+from ..storage.error_frames import clear_frames
 from ..storage.sqlite_codes import is_busy, primary
 from ..storage.time_limit import time_limit
 from .batcher import Transaction
@@ -325,8 +326,10 @@ class DatabaseFile:
                 obstacle = self._obstacle(conn, since)
                 return self._commit(conn, fn) if obstacle is None else obstacle
         except PubsubError as error:
+            clear_frames(error)
             return error
         except sqlite3.Error as error:
+            clear_frames(error)
             return explain(error, self._name, conn)
 
     def _commit(self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], T]) -> T | PubsubError:
@@ -371,7 +374,10 @@ class DatabaseFile:
             try:
                 with waiting_less(conn, since), time_limit(conn, seconds):
                     return fn(conn)
-            except sqlite3.Error as error:
+            except Exception as error:
+                clear_frames(error)
+                if not isinstance(error, sqlite3.Error):
+                    raise
                 if primary(error) == sqlite3.SQLITE_INTERRUPT:
                     raise self._took_too_long() from None
                 if primary(error) == sqlite3.SQLITE_ERROR and lacks_a_part(conn):

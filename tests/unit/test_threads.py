@@ -33,11 +33,14 @@ from datasette_pubsub.broker.registry import registry
 from datasette_pubsub.core.errors import FailedPrecondition, PubsubError
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.values import Item, Message
+from datasette_pubsub.live_query import queries
+from datasette_pubsub.live_query.query import LiveQuery
 from datasette_pubsub.pages import runs
 from datasette_pubsub.publish_batch import bridge
 from datasette_pubsub.storage import schema
 from datasette_pubsub.storage.append_batch import CommitResult
 from datasette_pubsub.storage.filters import Filters
+from datasette_pubsub.storage.query import Limits, Question
 from datasette_pubsub.storage.subscriptions import Save
 
 T = TypeVar("T")
@@ -228,6 +231,54 @@ async def test_a_connection_is_not_closed_while_a_thread_reads_with_it(
     assert await broker.store.reopen(lambda: None)
     go_on.set()
     assert await reading == ["one", "two"]
+    await datasette.invoke_shutdown()
+
+
+class Freed:
+    """Notes which thread has freed it, as a cursor would be."""
+
+    def __init__(self, by: list[int]) -> None:
+        self._by = by
+
+    def __del__(self) -> None:
+        self._by.append(threading.get_ident())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["read", "change", "query"])
+async def test_what_an_error_has_left_behind_is_freed_by_the_thread_of_its_connection(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasette = made(tmp_path / "data.db")
+    await datasette.invoke_startup()
+    broker = registry(datasette).of("data")
+    by: list[int] = []
+
+    def inner(conn: sqlite3.Connection) -> None:
+        cursor = Freed(by)
+        conn.execute("SELECT x FROM missing")
+        del cursor
+
+    def fail(conn: sqlite3.Connection, *_: object) -> None:
+        cursor = Freed(by)
+        try:
+            inner(conn)
+        except sqlite3.Error:
+            raise FailedPrecondition("not now") from None
+        del cursor
+
+    monkeypatch.setattr("datasette_pubsub.live_query.runs.run", fail)
+    if way == "query":
+        query = LiveQuery(Question(sql="SELECT 1"), 1000)
+        error = await broker.store.read(lambda conn: queries._tried(conn, query, Limits(seconds=1, rows=1, bytes=1)))
+    else:
+        with pytest.raises(FailedPrecondition) as caught:
+            await (broker.store.read(fail) if way == "read" else broker.change(fail))
+        error = caught.value
+    assert isinstance(error, FailedPrecondition)
+    assert error.__traceback__ is not None
+    assert len(by) == 2
+    assert threading.get_ident() not in by
     await datasette.invoke_shutdown()
 
 
