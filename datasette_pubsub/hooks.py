@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .http import responses
     from .pages import broadcast, jump_menu, live_query, live_table, panel, publish_form, runs, viewer
     from .publish_batch import aggregate, bridge
-    from .storage import log
+    from .storage import error_frames, log
 else:
     aggregate = lazy.LazyModule("publish_batch.aggregate")
     bridge = lazy.LazyModule("publish_batch.bridge")
@@ -38,6 +38,7 @@ else:
     broadcast_tables = lazy.LazyModule("broadcast.tables")
     brokers = lazy.LazyModule("broker.registry")
     own_writes = lazy.LazyModule("broker.own_writes")
+    error_frames = lazy.LazyModule("storage.error_frames")
     compat = lazy.LazyModule("compat")
     responses = lazy.LazyModule("http.responses")
     jump_menu = lazy.LazyModule("pages.jump_menu")
@@ -218,8 +219,10 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
         broadcasts = broadcast_tables.standing(conn)
         try:
             yield
-        except sqlite3.Error:
-            aggregate.raise_failure()
+        except Exception as error:
+            error_frames.clear_frames(error)
+            if isinstance(error, sqlite3.Error):
+                aggregate.raise_failure()
             raise
         finally:
             bridge.current.reset(token)
