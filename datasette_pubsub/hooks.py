@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .http import responses
     from .pages import broadcast, jump_menu, live_query, live_table, panel, publish_form, runs, viewer
     from .publish_batch import aggregate, bridge
-    from .storage import log
+    from .storage import error_frames, log
 else:
     aggregate = lazy.LazyModule("publish_batch.aggregate")
     bridge = lazy.LazyModule("publish_batch.bridge")
@@ -39,6 +39,7 @@ else:
     broadcast_tables = lazy.LazyModule("broadcast.tables")
     brokers = lazy.LazyModule("broker.registry")
     own_writes = lazy.LazyModule("broker.own_writes")
+    error_frames = lazy.LazyModule("storage.error_frames")
     compat = lazy.LazyModule("compat")
     deferred = lazy.LazyModule("asgi.deferred")
     events = lazy.LazyModule("events")
@@ -144,6 +145,7 @@ def prepare_connection(conn: sqlite3.Connection, database: str, datasette: Datas
     # Only Database.connect(write=True) sets this isolation level.
     writes = broker.store.writable and conn.isolation_level == "IMMEDIATE"
     if writes:
+        bridge.forget_request()
         broker.store.prepare_write(conn)
     calls = bridge.bridge(datasette)
     runs.make_known(datasette.get_database(database))
@@ -184,8 +186,10 @@ def write_wrapper(datasette: Datasette, database: str, request: Request | None) 
         broadcasts = broadcast_tables.standing(conn)
         try:
             yield
-        except sqlite3.Error:
-            aggregate.raise_failure()
+        except Exception as error:
+            error_frames.clear_frames(error)
+            if isinstance(error, sqlite3.Error):
+                aggregate.raise_failure()
             raise
         finally:
             bridge.current.reset(token)

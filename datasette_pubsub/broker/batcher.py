@@ -110,8 +110,10 @@ class Batcher:
         self._failed = False
         #: Whether another write waits: set by :meth:`make_way`, cleared before the next session is queued behind it.
         self._others = False
-        #: Whether the session lingers, and the queue whose items end that.
+        #: Whether the session lingers, and the queue whose items end that. The lock puts the session's "nothing waits"
+        #: and the event loop's "nobody lingers" in one order, so that they are never both said of one publish.
         self._lingers = False
+        self._lingering = threading.Lock()
         self._wake_session: SimpleQueue[None] = SimpleQueue()
         #: The submissions that the write thread is writing.
         self._writing: list[_Submission] = []
@@ -207,10 +209,11 @@ class Batcher:
         self._rouse()
 
     def _rouse(self) -> None:
-        """Wake a session that lingers."""
-        if self._lingers:
-            self._lingers = False
-            self._wake_session.put(None)
+        """Wake a session that lingers; called after something was put into the queue."""
+        with self._lingering:
+            if self._lingers:
+                self._lingers = False
+                self._wake_session.put(None)
 
     async def run(self) -> None:
         """Write everything that waits, for ever. Cancelled at shutdown, after :meth:`drain`."""
@@ -286,12 +289,22 @@ class Batcher:
 
     def _linger(self) -> bool:
         """Wait a moment for something to write; returns whether there is something."""
-        self._lingers = True
-        # Checked after the flag is set: a publish that came before it did not wake this session.
-        if not (self._waiting or self._cursors or self._others):
-            with contextlib.suppress(Empty):
-                self._wake_session.get(timeout=LINGER_SECONDS)
-        self._lingers = False
+        end = time.monotonic() + LINGER_SECONDS
+        while True:
+            with self._lingering:
+                if self._waiting or self._cursors or self._others:
+                    break
+                self._lingers = True
+            try:
+                # It may be woken for what it has taken already, and then lingers on.
+                self._wake_session.get(timeout=max(0.0, end - time.monotonic()))
+            except Empty:
+                with self._lingering:
+                    if not self._lingers:
+                        # It was woken just as the time ended: the next time begins without that item.
+                        self._wake_session.get()
+                    self._lingers = False
+                break
         return bool(self._waiting or self._cursors)
 
     def _take_all(self) -> list[_Submission]:
@@ -308,9 +321,10 @@ class Batcher:
             while first := self._waiting[0]:
                 if taken and (messages + first.messages > COMMIT_MESSAGES or size + first.size > COMMIT_BYTES):
                     break
+                # Not always the first any more; what counts is what was taken.
                 taken.append(self._waiting.popleft())
-                messages += first.messages
-                size += first.size
+                messages += taken[-1].messages
+                size += taken[-1].size
         return taken
 
     def _take_cursors(self) -> dict[int, Save]:

@@ -23,6 +23,7 @@ from ..core.errors import FailedPrecondition, PubsubError, Unavailable
 from ..core.settings import Settings
 from ..storage import schema
 from ..storage.append_batch import Batch, CommitResult
+from ..storage.error_frames import clear_frames
 from ..storage.sqlite_codes import is_busy, primary
 from ..storage.time_limit import time_limit
 from .batcher import Transaction
@@ -136,11 +137,13 @@ class DatabaseFile:
             found = self._at_path()
             leave()
             old, pending = compat.leave_connections(self._db)
-            await _all_done(pending)
+            unused = await _all_done(pending)
             self._file = found
             self._written = None
             self.conflict = None
-            for conn in old:
+            # A connection must not be closed while another thread reads with it. This happens to reads that take longer
+            # than any lock; their connections are closed when nothing refers to them any more.
+            for conn in old if unused else ():
                 with contextlib.suppress(sqlite3.Error):
                     conn.close()
         return found is not None
@@ -179,7 +182,7 @@ class DatabaseFile:
         """
         if self._own.opening:
             return
-        self.conflict = None
+        conflict: PubsubError | None = None
         try:
             if self._file is None:
                 # Opening the connection has created the file.
@@ -193,11 +196,13 @@ class DatabaseFile:
                 schema.set_cache(conn)
             schema.install(conn, self._settings, migrated=tables.renew)
         except PubsubError as error:
-            self.conflict = error
+            conflict = error
         except sqlite3.Error as error:
-            self.conflict = explain(error, self._name, conn)
+            conflict = explain(error, self._name, conn)
+        # Set once: the event loop reads it at any time.
+        self.conflict = conflict
         self._prepared = _now()
-        self._log(self.conflict)
+        self._log(conflict)
 
     def _log(self, conflict: PubsubError | None) -> None:
         """Log why nothing can be published, once until the reason changes."""
@@ -321,8 +326,10 @@ class DatabaseFile:
                 obstacle = self._obstacle(conn, since)
                 return self._commit(conn, fn) if obstacle is None else obstacle
         except PubsubError as error:
+            clear_frames(error)
             return error
         except sqlite3.Error as error:
+            clear_frames(error)
             return explain(error, self._name, conn)
 
     def _commit(self, conn: sqlite3.Connection, fn: Callable[[sqlite3.Connection], T]) -> T | PubsubError:
@@ -367,7 +374,10 @@ class DatabaseFile:
             try:
                 with waiting_less(conn, since), time_limit(conn, seconds):
                     return fn(conn)
-            except sqlite3.Error as error:
+            except Exception as error:
+                clear_frames(error)
+                if not isinstance(error, sqlite3.Error):
+                    raise
                 if primary(error) == sqlite3.SQLITE_INTERRUPT:
                     raise self._took_too_long() from None
                 if primary(error) == sqlite3.SQLITE_ERROR and lacks_a_part(conn):
@@ -384,8 +394,7 @@ class DatabaseFile:
         return result
 
 
-async def _all_done(pending: Iterable[object]) -> None:
-    """Wait until these reads have ended, whether they succeeded or not."""
+async def _all_done(pending: Iterable[object]) -> bool:
+    """Wait until these reads have ended, whether they succeeded or not, or too long; returns whether they have."""
     waits = [asyncio.wrap_future(cast("concurrent.futures.Future[object]", each)) for each in pending]
-    if waits:
-        await asyncio.wait(waits, timeout=BUSY_MS / 1000)
+    return not waits or not (await asyncio.wait(waits, timeout=BUSY_MS / 1000))[1]

@@ -24,6 +24,7 @@ from datasette.database import DatasetteClosedError
 
 from .. import compat
 from ..core.errors import FailedPrecondition, PubsubError, Unavailable
+from ..storage.error_frames import clear_frames
 from .sqlite_errors import explain
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class WriteThread:
             try:
                 return fn(conn)
             except Exception as error:
+                clear_frames(error)
                 return self._handed_back(error, conn)
 
         self.revive()

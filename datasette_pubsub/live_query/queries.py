@@ -28,6 +28,7 @@ from typing import Literal, Protocol, TypeVar
 from ..core.errors import PubsubError, TooManyRequests, Unavailable
 from ..core.settings import Settings
 from ..live.admission import Admission
+from ..storage.error_frames import clear_frames
 from ..storage.query import Limits, Question
 from . import runs, shares
 from .query import Encoder, LiveQuery, Woken
@@ -389,5 +390,6 @@ def _tried(conn: sqlite3.Connection, query: LiveQuery, limits: Limits) -> _Outco
         # The file cannot be read: that holds for all of them.
         raise
     except Exception as error:
+        clear_frames(error)
         return error
     return _Outcome(ran, time.monotonic() - began)

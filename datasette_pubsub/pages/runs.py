@@ -91,7 +91,11 @@ def plan(datasette: Datasette, database: str) -> Plan | None:
     if serving is None or serving.request is None:
         # SQL without a request is trusted. If the request has no actor yet, the permission check refuses.
         return None
-    request = serving.request
+    with serving.deciding:
+        return _decided(datasette, database, serving, serving.request)
+
+
+def _decided(datasette: Datasette, database: str, serving: bridge.RequestContext, request: Request) -> Plan:
     if serving.runs and (serving.asked_for is not None or _is_query(request)):
         return Plan(serving.runs[0], again=True, unlimited=True)
     if serving.asked_for is not None:

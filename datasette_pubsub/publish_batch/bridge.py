@@ -2,6 +2,12 @@
 
 SQL that runs for a request is checked with that request's actor. SQL that Datasette or a plugin runs without a request
 is trusted.
+
+A thread of SQL that reads runs each call in a copy of the request's context. The write thread runs all calls in its
+own, which is empty or, where threads inherit (``sys.flags.thread_inherit_context``, which is on in a free-threaded
+Python 3.14), that of the request, task or startup that happened to start it. So nothing there may be believed: the
+write thread begins with :func:`forget_request`, ``write_wrapper`` sets the request of each write, and permissions are
+checked in an empty context.
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Coroutine, Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -49,10 +55,18 @@ class RequestContext:
         self.table_page = False
         #: Why publish_batch has not published for this request.
         self.refused: PubsubError | None = None
+        #: Held while it is decided which statement of the request publishes: they may run in several threads.
+        self.deciding = threading.Lock()
 
 
 #: The context of the present request; ``None`` outside a request.
 current: ContextVar[RequestContext | None] = ContextVar("datasette_pubsub_caller", default=None)
+
+
+def forget_request() -> None:
+    """A write thread begins: it runs for no request until a write says so. On the event loop this does nothing."""
+    if _running_loop() is None:
+        current.set(None)
 
 
 class Bridge:
@@ -78,7 +92,7 @@ class Bridge:
         if not self._slots.acquire(blocking=False):
             raise TooManyRequests(f"{self._limit} publish_batch queries are running; the limit is num_sql_threads - 1")
         try:
-            self._wait(self._publish(broker, current.get(), chunk, blocks))
+            self._wait(self._publish(broker, current.get(), chunk, blocks), copy_context())
         finally:
             self._slots.release()
 
@@ -100,7 +114,7 @@ class Bridge:
         """Check permissions for a publish_batch on the write connection."""
         caller = current.get()
         if caller is not None:
-            self._wait(self._check(broker, caller, chunk))
+            self._wait(self._check(broker, caller, chunk), Context())
 
     async def _check(self, broker: Broker, caller: RequestContext | None, chunk: Sequence[Item]) -> None:
         if caller is None:
@@ -112,7 +126,8 @@ class Bridge:
             check_same_origin(request)
         await require_publish(self._datasette, request.actor, broker.name, {item.channel for item in chunk})
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+    def _wait(self, work: Coroutine[Any, Any, T], context: Context) -> T:
+        """Run a coroutine on the event loop, in a copy of this context, and wait for it."""
         loop = registry(self._datasette).loop
         if loop is None or loop is _running_loop():
             work.close()
@@ -123,7 +138,7 @@ class Bridge:
             except Unavailable:
                 work.close()
                 raise
-            future = asyncio.run_coroutine_threadsafe(work, loop)
+            future = context.run(asyncio.run_coroutine_threadsafe, work, loop)
             try:
                 return future.result(WAIT_SECONDS)
             except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError):

@@ -361,6 +361,9 @@ def test_no_name_that_does_not_exist() -> None:
         "json_each",
         "sqlite_master",
         "cache_size_kb",
+        "num_sql_threads",
+        "call_soon_threadsafe",
+        "lru_cache",
         *harmless.FUNCTIONS,
         *request.LAST_EVENT_ID,
     }
