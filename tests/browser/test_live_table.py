@@ -13,7 +13,7 @@ import pytest
 from broadcast_items import ITEMS, broadcast, with_items
 from browsers import Watched
 from playwright.sync_api import Browser, Locator, Page, Route, expect
-from servers import Server, sqlite_shell
+from servers import Server, sqlite_shell, wait_for
 
 pytestmark = [
     pytest.mark.browser,
@@ -146,8 +146,15 @@ def test_any_name_key_and_kind_of_table(serve: Callable[..., Server], watched: W
     expect(row(page, "1")).to_have_class(re.compile("pubsub-new"))
     expect(page.locator("p.zero-results")).to_have_count(0)
     page = watched.context.new_page()
-    page.goto(base)
-    page.get_by_role("link", name="it's").first.click()
+    link = page.get_by_role("link", name="it's")
+
+    def listed() -> int:
+        # Datasette looks for new tables once a second.
+        page.goto(base)
+        return link.count()
+
+    wait_for(listed, "the table is on the page of the database")
+    link.first.click()
     expect(page.locator("pubsub-table")).to_have_attribute("data-status", "live")
     table = '"it\'s ""q"" ü/😀"'
     sqlite_shell(server.path, f"INSERT INTO {table} VALUES ('x/ü ~', 9007199254740993, x'00ff'), ('y', 1, NULL);")
