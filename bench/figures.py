@@ -15,8 +15,9 @@ class Spread(NamedTuple):
 
     def show(self, form: str) -> str:
         """The median, and the range if there are several repeats."""
-        low, high = form.format(self.low), form.format(self.high)
-        return f"{form.format(self.median)}{f' ({low} to {high})' if low != high else ''}"
+        number, brace, unit = form.partition("}")
+        median, low, high = ((number + brace).format(value) for value in self)
+        return f"{median}{f' ({low} to {high})' if low != high else ''}{unit}"
 
 
 class Row(NamedTuple):

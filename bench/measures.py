@@ -285,7 +285,9 @@ def channels(folder: Path, sizes: Sizes) -> Values:
             path = folder / f"{name}.db"
             remove_database(path)
             file_with_log(folder, name, count, count)
-            server = stack.enter_context(Server(path))
+            # All of them are of the same anonymous visitor.
+            bounds = {"max_anonymous_subscriptions": "100000", "max_subscription_bytes_per_actor": "100000000"}
+            server = stack.enter_context(Server(path, None, **bounds))
             subscribe_all(stack, server, subscriptions, named=True)
             servers.append(server)
         few, many = servers

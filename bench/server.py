@@ -114,9 +114,14 @@ class Server:
 
 def python_text() -> str:
     """This Python: its version, whether its compiler optimised it by a profile, and whether it has the lock."""
-    optimised = "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
+    if sys.base_prefix == "/usr" and Path("/etc/debian_version").exists():
+        # Debian optimises it, and leaves no trace of that in the configuration.
+        how = "Debian's, with profile-guided optimisation"
+    elif "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")):
+        how = "with profile-guided optimisation"
+    else:
+        how = "without profile-guided optimisation"
     lock = getattr(sys, "_is_gil_enabled", lambda: True)()
-    how = "built with profile-guided optimisation" if optimised else "built without profile-guided optimisation"
     return f"Python {sys.version.split()[0]} ({how}{'' if lock else ', free-threaded'})"
 
 

@@ -1,4 +1,4 @@
-"""Prints the tables of options for cog, which puts them into the documentation: ``make docs``."""
+"""Prints the table of options for cog, which puts it into docs/configuration.md: ``make docs``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,6 @@ def bounds(option: Field[Any]) -> str:
         return "true, false"
     end = "or more" if meta["high"] == float("inf") else f"to {meta['high']:,.15g}"
     return f"{meta['low']:,.15g} {end}"
-
-
-def with_meanings() -> None:
-    """Print the table of the README."""
-    print("| option | default | unit | meaning |\n|---|---|---|---|")
-    for option in fields(Settings):
-        print(f"| `{option.name}` | {default(option)} | {option.metadata['unit']} | {option.metadata['doc']} |")
 
 
 def with_bounds_and_reasons() -> None:

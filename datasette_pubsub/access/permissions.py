@@ -17,6 +17,7 @@ from .. import compat
 from ..broker.broker import Broker
 from ..broker.registry import registry
 from ..core.errors import InvalidArgument, PermissionDenied
+from ..core.limits import PLUGIN_OWNER
 from ..core.selector import Selector
 from ..core.settings import RELAY_OWNER, Settings
 from ..core.values import Item
@@ -28,6 +29,9 @@ from .rulings import identity, kept, others, rulings
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
+
+#: The owners of subscriptions that are nobody's, and whose they are: no actor may have these ids.
+RESERVED = {RELAY_OWNER: "relays", PLUGIN_OWNER: "other plugins"}
 
 
 async def _may(datasette: Datasette, actor: Actor, action: str, database: str, channel: str | None) -> bool:
@@ -240,7 +244,7 @@ async def visible_subscriptions(
     verdicts = await rights(datasette, actor, VIEW, broker.name)
     if verdicts.nothing:
         raise PermissionDenied(f"permission denied: {VIEW} on database {broker.name}")
-    if not everyones and owner_of(actor) == RELAY_OWNER:
+    if not everyones and owner_of(actor) in RESERVED:
         return []
     if everyones and not await may_manage(datasette, actor, broker.name):
         raise PermissionDenied(f"permission denied: delete-row on table {SUBSCRIPTIONS} of database {broker.name}")
@@ -279,10 +283,13 @@ def warnings(datasette: Datasette) -> list[str]:
 def check_named(settings: Settings, actor: Actor, name: str | None) -> None:
     """Raise :class:`PermissionDenied` for a named subscription of an actor who may have none.
 
-    That is an anonymous visitor, if the option forbids it, and an actor with the name under which relays are shown.
+    That is an anonymous visitor, if the option forbids it, and an actor with a reserved id.
     """
-    if name and owner_of(actor) == RELAY_OWNER:
-        raise PermissionDenied(f"the actor id {RELAY_OWNER!r} is reserved for relays, and may have no subscriptions")
+    owner = owner_of(actor)
+    if name and owner in RESERVED:
+        raise PermissionDenied(
+            f"the actor id {owner!r} is reserved for {RESERVED[owner]}, and may have no subscriptions"
+        )
     if name and not owner_of(actor) and not settings.allow_anonymous_subscriptions:
         raise PermissionDenied("named subscriptions are for those who are logged in (allow_anonymous_subscriptions)")
 

@@ -14,3 +14,6 @@ BODY_SECONDS = 60.0
 #: The largest value in a snapshot, and the sum of all its values, in bytes. The server holds a snapshot in memory, and
 #: a short SQL statement can produce a very large value.
 MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
+
+#: Whose the named subscriptions of other plugins are (:mod:`.api`); no actor may have this id.
+PLUGIN_OWNER = "datasette-pubsub plugins"

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import click
 import yaml
-from doc_pages import DOCS
+from doc_pages import DOCS, HEADING, anchors
 from every_page import PAGES
 from places import ROOT
 
@@ -38,9 +38,9 @@ from datasette_pubsub.storage.query import Limits
 
 #: The README has tests of its own (test_readme.py); what it names must be there, too.
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
+
 #: The modules that read requests.
 WEB = (api, live, request, messages, panel, sse, viewer, publish_form, standing, subscriptions)
-HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
 def section(page: str, heading: str) -> str:
@@ -370,11 +370,6 @@ def test_no_name_that_does_not_exist() -> None:
     for page, text in DOCS.items():
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
             assert name in known, (page, name)
-
-
-def anchors(text: str) -> set[str]:
-    """The headings as GitHub links to them."""
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(text)}
 
 
 def test_links_lead_somewhere() -> None:

@@ -26,6 +26,7 @@ INSERT INTO pubsub_subscriptions (owner, name, reads) VALUES ('', 'billing', '{"
 
 
 def test_blocks_are_of_a_kind_that_is_run() -> None:
+    # tests/unit/test_api.py runs the plugins' page.
     # test_orms.py and test_node_orms.py run a page of their own, and so does test_beyond_one_machine.py.
     own = ("orm", "beyond-one-machine")
     kinds = {match["kind"] for page, text in DOCS.items() for match in BLOCK.finditer(text) if page not in own}
@@ -37,6 +38,7 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
         "query",
         "python",
         "client",
+        "plugin",
         "file grpc_client.py",
         "browser",
         "uninstall",
@@ -48,7 +50,7 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
     [
         page
         for page, text in DOCS.items()
-        if BLOCK.search(text) and page not in ("javascript", "orm", "beyond-one-machine")
+        if BLOCK.search(text) and page not in ("javascript", "orm", "beyond-one-machine", "plugins")
     ],
 )
 def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str, page: str) -> None:

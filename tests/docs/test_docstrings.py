@@ -18,7 +18,7 @@ from datasette.app import Datasette
 from docstrings import blocks
 
 import datasette_pubsub
-from datasette_pubsub import events
+from datasette_pubsub import api, events
 from datasette_pubsub.access import gateway
 from datasette_pubsub.broker import broker, registry
 from datasette_pubsub.core import errors, selector, settings, values
@@ -42,6 +42,8 @@ PUBLIC = [
     registry.registry,
     broker.Broker,
     events.PublishMessages,
+    api.publish,
+    api.subscribe,
 ]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from browsers import running
-from doc_pages import SOON
+from doc_pages import SOON, anchors
 from node_packages import prepared
 from places import ROOT
 from servers import Server, sqlite_shell
@@ -31,7 +31,8 @@ BLOCKS = [(match["kind"], match["code"]) for match in BLOCK.finditer(README)]
 def test_every_example_is_of_a_kind_that_is_run() -> None:
     kinds = {kind for kind, _ in BLOCKS}
     assert kinds == {
-        "shell", "sqlite3", "query", "curl", "stream", "live", "browser", "typescript", "python", "file served.py",
+        "shell", "sqlite3", "sqlite3 shell", "token", "query",
+        "curl", "stream", "live", "browser", "typescript", "python", "file served.py",
     }  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def test_every_example_is_of_a_kind_that_is_run() -> None:
 def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str) -> None:
     environment = {**os.environ, "PATH": shell_path, "COLUMNS": "100"}
     server: Server | None = None
+    root = ""
 
     def run(code: str) -> str:
         nonlocal server
@@ -60,11 +62,11 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: 
         code = block
         if kind == "shell" and "datasette serve" in code:
             lines = code.splitlines()
+            assert lines.pop(0) == "datasette install datasette-pubsub"
             assert lines.pop() == "datasette serve data.db --root"
             run("\n".join(lines))
             server = serve(config=SOON, options=["--root"])
-            token = run("datasette create-token root --secret tests").strip()
-            environment["TOKEN"] = token
+            root = run("datasette create-token root --secret tests").strip()
             continue
         assert server is not None
         code = code.replace("127.0.0.1:8001", f"127.0.0.1:{server.port}")
@@ -75,13 +77,18 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: 
                 continue
             assert "from the command line" in output
             assert "dashboard" in output, "the subscription of the TypeScript example"
+        elif kind == "sqlite3 shell":
+            run(code)
+        elif kind == "token":
+            # The secret of the servers of tests.
+            environment["TOKEN"] = run(f"{code.replace('change-me', 'tests')}\necho $TOKEN").strip()
         elif kind == "sqlite3":
             sqlite_shell(server.path, code)
         elif kind == "query":
             answer = httpx.get(
                 f"{server.url}/data/-/query.json",
                 params={"sql": code},
-                headers={"Authorization": f"Bearer {environment['TOKEN']}"},
+                headers={"Authorization": f"Bearer {root}"},
             )
             assert list(answer.json()["rows"][0].values()) == [1]
         elif kind == "curl":
@@ -148,7 +155,9 @@ def test_the_browser_example(serve: Callable[..., Server]) -> None:
 
 
 def test_the_options_table_is_complete() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", README, re.MULTILINE))
+    """In docs/configuration.md, and nowhere else."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.MULTILINE))
     for option in fields(Settings):
         default: Any = option.default
         shown: str
@@ -159,8 +168,31 @@ def test_the_options_table_is_complete() -> None:
         else:
             shown = f"{default:g}" if isinstance(default, float) else default or "none"
         assert rows[option.name] == shown
-        assert f"| {option.metadata['unit']} | {option.metadata['doc']} |" in README
+        assert f"| {option.metadata['doc']} |" in page
+        assert f"| `{option.name}` |" not in README
 
 
-def test_the_picture_is_there() -> None:
-    assert all((ROOT / path).read_bytes().startswith(b"\x89PNG") for path in re.findall(r"!\[.*?\]\((.+?)\)", README))
+#: PyPI shows the README without the files beside it, so its links are whole.
+TEXTS = "https://github.com/datasette-pubsub/datasette-pubsub/blob/main/"
+PICTURES = "https://raw.githubusercontent.com/datasette-pubsub/datasette-pubsub/main/"
+
+
+def test_its_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    ours = [target.removeprefix(TEXTS) for target in targets if target.startswith(TEXTS)]
+    assert len(ours) > 15
+    for target in ours:
+        name, _, anchor = target.partition("#")
+        path = ROOT / name
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+    assert {target[1:] for target in targets if target.startswith("#")} <= anchors(README)
+
+
+def test_the_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[.*?\]\((.+?)\)", README)
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.startswith(PICTURES)
+        assert (ROOT / picture.removeprefix(PICTURES)).read_bytes().startswith(b"\x89PNG")

@@ -285,7 +285,7 @@ def test_the_limit_of_a_database_holds_over_connect(serve: Callable[..., Server]
 
 @pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85"])
 def test_readers_of_lines_get_whole_messages(serve: Callable[..., Server], end: str) -> None:
-    """httpx's ``iter_lines``, as in the README, divides at these characters."""
+    """httpx's ``iter_lines``, which many programs use, divides at these characters."""
     server = serve()
     text, channel = f"one{end}two", f"marks/{end}"
     server.publish({"channel": channel, "payload": text}, {"channel": channel, "payload": {"a": text}})

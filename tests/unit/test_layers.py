@@ -28,7 +28,7 @@ FLOORS = [
     {"broadcast", "live", "relay"},
     {"live_query"},
     {"broker"},
-    {"access", "demo"},
+    {"access", "api", "demo"},
     {"cli", "http"},
     {"publish_batch"},
     {"rpc", "pages"},
