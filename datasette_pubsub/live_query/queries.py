@@ -157,6 +157,7 @@ class LiveQueries:
         finally:
             if subscriber is not None and query is not None:
                 query.subscribers.discard(subscriber)
+                subscriber.close()
                 self._admission.discard(subscriber)
             self._drop_unused(question)
             self._admission.leave(options.party)

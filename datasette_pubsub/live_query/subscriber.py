@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from ..core.events import End, Heartbeat, Revoked
+from ..core.selector import Selector
+from ..live.waiter import Waiter
 from .query import Encoder, LiveQuery
 
 
@@ -42,7 +44,8 @@ class QuerySubscriber:
         self._encoder = encoder
         self._options = options
         self._version = -1
-        self._woken = asyncio.Event()
+        #: Its wait, with one timer for many; the hub, which else uses waiters, does not know it.
+        self._waiter = Waiter(Selector())
         self._end: End | None = None
         self._now = asyncio.get_running_loop().time
         self._checked = self._now()
@@ -61,7 +64,11 @@ class QuerySubscriber:
 
     def wake(self) -> None:
         """The query has something new."""
-        self._woken.set()
+        self._waiter.wake()
+
+    def close(self) -> None:
+        """The stream has ended: no timer stays."""
+        self._waiter.leave()
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of each send, until the subscriber is stopped or the iterator is closed."""
@@ -73,7 +80,6 @@ class QuerySubscriber:
                 if not await self._recheck(now):
                     self.stop(Revoked())
                 continue
-            self._woken.clear()
             self._version, frame = self._query.since(self._version, self._encoder, options.send_bytes)
             if not frame and now - silent_since >= options.heartbeat_seconds:
                 frame = self._encoder.event(Heartbeat(self._query.result.head if self._query.result else 0))
@@ -82,17 +88,12 @@ class QuerySubscriber:
                 yield frame
                 silent_since = self._now()
                 continue
-            await self._sleep(min(silent_since + options.heartbeat_seconds, self._next_check()) - now)
+            until = min(silent_since + options.heartbeat_seconds, self._next_check())
+            # Nothing was awaited since the version was looked at: so no wake-up is missed.
+            await self._waiter.sleep(max(0.0, until - now))
         frame = self._encoder.event(self._end)
         if frame:
             yield frame
-
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._woken.wait()
-        except TimeoutError:
-            pass
 
     def _next_check(self) -> float:
         if self._options.allowed is None:
