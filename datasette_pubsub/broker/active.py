@@ -42,6 +42,8 @@ class ActiveSubscriptions:
         self.seen = 0
         #: The claim under which each subscription is held, including by a subscriber that is about to begin.
         self._claims: dict[int, int] = {}
+        #: The turn of the subscriber under whose claim each subscription is held.
+        self._turns: dict[int, int] = {}
         #: Subscriptions whose claim is not written yet, with the claim that must be the newest then; ``None``: any.
         self._waiting: dict[int, int | None] = {}
         self._streams: dict[int, Subscriber] = {}
@@ -86,8 +88,16 @@ class ActiveSubscriptions:
 
         An automatic cursor continues after the messages that have arrived over the older connection, unless another
         process held the subscription in between. Messages that were still in transit are sent again.
+
+        The answers of two writes may come in another order than the writes: one whose claim is older than that of the
+        holder enters too late, and :meth:`begin` ends it.
         """
         number, claim, previous = subscription.id, subscription.claim, subscription.previous
+        if subscription.turn < self._turns.get(number, 0):
+            return
+        if subscription.new:
+            # In a file of an earlier version, it may have the id of a subscription that was deleted by SQL.
+            self.drop(number)
         arrived = self._batcher.newest_cursor(number, previous)
         stream = self._streams.pop(number, None)
         if stream is not None:
@@ -96,6 +106,7 @@ class ActiveSubscriptions:
                 arrived = max(arrived, stream.finished()[0])
         self._forget(number)
         self._claims[number] = claim
+        self._turns[number] = subscription.turn
         if subscription.holder != self.name:
             self._waiting[number] = claim
         if arrived:
@@ -104,7 +115,7 @@ class ActiveSubscriptions:
     def begin(self, subscription: Subscription, stream: Subscriber, automatic: bool) -> None:
         """Make a subscriber the holder, unless another one has claimed the subscription after :meth:`enter`."""
         number = subscription.id
-        if number in self._streams or self._claims.get(number) != subscription.claim:
+        if self._turns.get(number) != subscription.turn:
             stream.stop(Superseded())
             return
         self._streams[number] = stream
@@ -116,15 +127,15 @@ class ActiveSubscriptions:
 
     def resumed(self, subscription: Subscription, position: int) -> None:
         """Save the position at which a subscriber with explicit acks resumes: it counts as an ack."""
-        if self._claims.get(subscription.id) == subscription.claim:
-            self._batcher.move_cursor(subscription.id, Save(subscription.claim, position))
+        if self._turns.get(subscription.id) == subscription.turn:
+            self._batcher.move_cursor(subscription.id, Save(self._claims[subscription.id], position))
 
     def leave(self, subscription: Subscription, stream: Subscriber | None) -> None:
         """Free the subscription of a subscriber that has ended, or never began (``None``), and save its cursor."""
         number = subscription.id
         if self._streams.get(number) is not stream or number not in self._claims:
             return
-        if stream is None and self._claims[number] != subscription.claim:
+        if stream is None and self._turns[number] != subscription.turn:
             return
         arrived = 0
         if stream is not None and number in self._automatic:
@@ -147,6 +158,7 @@ class ActiveSubscriptions:
         for known in (
             self._streams,
             self._claims,
+            self._turns,
             self._waiting,
             self._reads,
             self._automatic,

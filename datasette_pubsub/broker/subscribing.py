@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Protocol, TypeVar
 
 from .. import compat
@@ -98,6 +99,8 @@ class Subscribing:
         self._read = read
         self._make_way = make_way
         self._head = head
+        #: Numbers the claims in the order in which they are written; the write thread takes them.
+        self._turns = count(1)
 
     @asynccontextmanager
     async def open(self, asked: SubscribeOptions, encoder: Encoder) -> AsyncIterator[Subscriber]:
@@ -206,9 +209,6 @@ class Subscribing:
             newest = await self._newest_of(asked.visible or asked.selector, await self._head())
             begin = newest.begin
         subscription = await self._open(asked.owner, asked.name, asked.selector, asked.where, begin)
-        if subscription.new:
-            # In a file of an earlier version, it may have the id of a subscription that was deleted by SQL.
-            self._active.drop(subscription.id)
         self._active.enter(subscription)
         return subscription
 
@@ -247,7 +247,7 @@ class Subscribing:
                 cursor = log.earliest(conn, opened.selector) - 1
                 gone = retention.released(conn, opened.selector, cursor)
                 opened = subscriptions.renew(conn, opened, cursor, gone)
-            return subscriptions.claim(conn, opened, self._active.name)
+            return replace(subscriptions.claim(conn, opened, self._active.name), turn=next(self._turns))
 
         self._make_way()
         try:
@@ -256,7 +256,7 @@ class Subscribing:
             found = await self._read(lambda conn: _as_it_is(conn, owner, name, selector))
             if found is None:
                 raise
-            return replace(found, previous=found.claim)
+            return replace(found, previous=found.claim, turn=next(self._turns))
 
     async def _first_position(self, subscription: Subscription | None, where: Where) -> int:
         if where.resume is not None:

@@ -42,7 +42,8 @@ class Subscription:
     ``alive`` says whether that process has updated the row recently. ``claim`` is
     the newest claim, 0 before the first, and ``previous`` the one before it.
     ``new`` says that the row was just created, and ``ahead`` that it was created
-    again since its cursor was ahead of the log's head.
+    again since its cursor was ahead of the log's head. ``turn`` numbers the
+    subscribers of this process in the order in which they claimed; it is no column.
     """
 
     id: int
@@ -60,6 +61,7 @@ class Subscription:
     previous: int = 0
     new: bool = False
     ahead: bool = False
+    turn: int = 0
 
     @property
     def relay_to(self) -> str | None:
