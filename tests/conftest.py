@@ -9,12 +9,15 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx._transports.default as transports
 import pytest
 from servers import OPEN, Server
 from zygote import keep_compiled_templates, without_rich
+
+if TYPE_CHECKING:
+    from python_clients import Driver
 
 # A shell starts what stands in the background with SIGINT ignored, and so would be every server that is to end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -169,3 +172,40 @@ def shell_path() -> Iterator[str]:
 
     with path_with_datasette() as found:
         yield found
+
+
+#: How long a test of the client for Python may take, in seconds; and one that is slow.
+TEST_SECONDS, SLOW_TEST_SECONDS = 60, 900
+
+
+@pytest.fixture
+def in_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An iterator that waits for a message that never comes fails its test."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError("the test waits for something that does not come")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SLOW_TEST_SECONDS if request.node.get_closest_marker("slow") else TEST_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(params=["Client", "AsyncClient"])
+def client_of(request: pytest.FixtureRequest, in_time: None) -> Iterator[Callable[..., Driver]]:
+    """Make clients for Python of a server, or an address; each test runs with either kind."""
+    from python_clients import Driver
+
+    from datasette_pubsub import client
+
+    made: list[Driver] = []
+
+    def make(server: Server | str, **options: Any) -> Driver:
+        url = server if isinstance(server, str) else f"{server.url}/data"
+        made.append(Driver(getattr(client, request.param), url, **options))
+        return made[-1]
+
+    yield make
+    for driver in made:
+        driver.end()

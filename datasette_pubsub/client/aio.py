@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx2
 
-from .connection import NOT_REACHED, SILENCE_SECONDS, asked_of, base_of, settings_of, stream_timeout, text_of
+from .connection import JSON, NOT_REACHED, BaseClient, BaseSubscriber, is_stream, number_of, text_of
 from .publishing import Attempts
 from .session import Session
-from .values import Gap, Item, Message, Payload
+from .values import Item, Message, Payload
 
 
-class AsyncSubscriber:
+class AsyncSubscriber(BaseSubscriber):
     """One subscriber; see :class:`.sync.Subscriber`. It is for one task.
 
     Example::
@@ -29,19 +28,9 @@ class AsyncSubscriber:
                 break
     """
 
-    def __init__(
-        self,
-        client: AsyncClient,
-        session: Session,
-        subscription: str | None,
-        silence_seconds: float,
-        on_gap: Callable[[Gap], None],
-    ) -> None:
+    def __init__(self, client: AsyncClient, session: Session, *state: Any) -> None:
+        super().__init__(session, *state)
         self._client = client
-        self._session = session
-        self._subscription = subscription
-        self._timeout = stream_timeout(silence_seconds)
-        self._on_gap = on_gap
         self._messages = self._run()
 
     def __aiter__(self) -> Self:
@@ -54,9 +43,7 @@ class AsyncSubscriber:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -64,13 +51,8 @@ class AsyncSubscriber:
         await self._messages.aclose()
 
     async def ack(self, message: Message | int) -> int:
-        """Acknowledge every message up to this one; returns the cursor when it is on disk.
-
-        Tried again as a publish with a key is. Raises :class:`Refused` and :class:`Unreachable`.
-        """
-        if self._subscription is None:
-            raise TypeError("only a subscription has acks: give subscribe() its name")
-        return await self._client.ack(self._subscription, message)
+        """Acknowledge every message up to this one; see :meth:`.sync.Subscriber.ack`."""
+        return await self._client.ack(self._named(), message)
 
     async def _run(self) -> AsyncGenerator[Message, None]:
         while True:
@@ -88,24 +70,18 @@ class AsyncSubscriber:
 
     async def _connection(self) -> AsyncGenerator[Message | float, None]:
         """The messages of one connection, and at its end how long to wait for the next one."""
-        session, client = self._session, self._client
-        params, headers = session.request()
-        address = f"{client.base}/stream"
-        stream = client.http.stream("GET", address, params=params, headers=headers, timeout=self._timeout)
-        async with stream as response:
-            if response.status_code != 200:
-                yield session.answered(response.status_code, await response.aread(), time.monotonic())
+        async with self._client.http.stream("GET", **self._request(self._client.base)) as response:
+            if not is_stream(response):
+                yield self._session.answered(response.status_code, await response.aread(), time.monotonic())
                 return
             async for event in httpx2.EventSource(response, max_event_size=None):
-                found = session.take(event.event, event.data, event.retry)
-                if isinstance(found, Gap):
-                    self._on_gap(found)
-                elif found is not None:
-                    yield found
-        yield session.lost(time.monotonic(), "the server has ended the stream")
+                message = self._taken(event)
+                if message is not None:
+                    yield message
+        yield self._session.lost(time.monotonic(), "the server has ended the stream")
 
 
-class AsyncClient:
+class AsyncClient(BaseClient[httpx2.AsyncClient, AsyncSubscriber]):
     """A client of one database; its options and methods are those of :class:`.sync.Client`.
 
     Example::
@@ -130,17 +106,12 @@ class AsyncClient:
         retry_seconds: float = 30.0,
         **options: Any,
     ) -> None:
-        self.base = base_of(url)
-        #: The HTTP client.
-        self.http = httpx2.AsyncClient(**settings_of(token, headers, options))
-        self._retry_seconds = retry_seconds
+        super().__init__(httpx2.AsyncClient, url, token, headers, retry_seconds, options)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -160,16 +131,15 @@ class AsyncClient:
         return [int(number) for number in answer["message_ids"]]
 
     async def ack(self, subscription: str, message: Message | int) -> int:
-        """Acknowledge a subscription's messages up to an id; see :meth:`AsyncSubscriber.ack`."""
-        number = message.id if isinstance(message, Message) else message
+        """Acknowledge a subscription's messages up to an id; see :meth:`.sync.Subscriber.ack`."""
+        number = number_of(message)
         attempts = Attempts.to_acknowledge(subscription, number, self._retry_seconds, time.monotonic())
         return int((await self._sent("ack", attempts))["cursor"])
 
     async def _sent(self, path: str, attempts: Attempts) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
         while True:
             try:
-                answer = await self.http.post(f"{self.base}/{path}", content=attempts.content, headers=headers)
+                answer = await self.http.post(f"{self.base}/{path}", content=attempts.content, headers=JSON)
             except httpx2.TransportError as error:
                 reached = not isinstance(error, NOT_REACHED)
                 await asyncio.sleep(attempts.failed(text_of(error), time.monotonic(), reached=reached))
@@ -179,23 +149,5 @@ class AsyncClient:
                 return found
             await asyncio.sleep(found)
 
-    def subscribe(
-        self,
-        *channels: str,
-        patterns: Sequence[str] = (),
-        filter: str | None = None,
-        subscription: str | None = None,
-        ack: Literal["auto", "explicit"] = "auto",
-        start: Literal["earliest", "latest", "last"] | None = None,
-        after: int | None = None,
-        since: str | None = None,
-        on_gap: Callable[[Gap], None] = lambda gap: None,
-        silence_seconds: float = SILENCE_SECONDS,
-        reconnect_seconds: float | None = None,
-    ) -> AsyncSubscriber:
-        """Subscribe to channels, patterns or a subscription; see :meth:`.sync.Client.subscribe`."""
-        asked = asked_of(
-            channels, patterns=patterns, filter=filter, subscription=subscription, ack=ack, start=start, after=after,
-            since=since,
-        )  # fmt: skip
-        return AsyncSubscriber(self, Session(asked, reconnect_seconds), subscription, silence_seconds, on_gap)
+    def _subscriber(self, session: Session, *state: Any) -> AsyncSubscriber:
+        return AsyncSubscriber(self, session, *state)

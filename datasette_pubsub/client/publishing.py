@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .session import PASSING, refusal
-from .values import Item, NotPublished, Unreachable
+from .values import Item, NotPublished, Refused, Unreachable
 
 #: The first wait before another attempt, in seconds; each further one is twice as long.
 FIRST_WAIT_SECONDS = 0.1
@@ -44,6 +45,15 @@ class Attempts:
         body = {"subscription": subscription, "message_id": number}
         return cls(body, repeats=True, retry_seconds=retry_seconds, now=now)
 
+    @staticmethod
+    def _of_ours(body: bytes) -> dict[str, Any]:
+        with contextlib.suppress(ValueError):
+            found = json.loads(body)
+            if isinstance(found, dict) and not {"message_ids", "cursor"}.isdisjoint(found):
+                return found
+        # A page of a proxy, or a login.
+        raise Refused("the address answers with something else than datasette-pubsub does", 200)
+
     def failed(self, reason: str, now: float, *, reached: bool) -> float:
         """No answer has come; returns how long to wait before the next attempt, in seconds.
 
@@ -59,10 +69,9 @@ class Attempts:
         return wait
 
     def answered(self, status: int, headers: Mapping[str, str], body: bytes, now: float) -> dict[str, Any] | float:
-        """The server's answer, or how long to wait before the next attempt. Raises as :meth:`failed`, and a refusal."""
+        """The server's answer, or how long to wait before the next attempt. Raises as :meth:`failed`; or a refusal."""
         if status == 200:
-            found: dict[str, Any] = json.loads(body)
-            return found
+            return self._of_ours(body)
         error = refusal(status, body)
         if status not in PASSING:
             raise error

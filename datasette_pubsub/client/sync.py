@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Generator, Iterable
+from typing import Any, Self
 
 import httpx2
 
-from .connection import NOT_REACHED, SILENCE_SECONDS, asked_of, base_of, settings_of, stream_timeout, text_of
+from .connection import JSON, NOT_REACHED, BaseClient, BaseSubscriber, is_stream, number_of, text_of
 from .publishing import Attempts
 from .session import Session
-from .values import Gap, Item, Message, Payload
+from .values import Item, Message, Payload
 
 
-class Subscriber:
+class Subscriber(BaseSubscriber):
     """One subscriber: an iterator of messages that goes on over every loss of the connection.
 
     Leave the block, or call :meth:`close`, to end it. It is not for several threads at once.
@@ -29,19 +28,9 @@ class Subscriber:
                 break
     """
 
-    def __init__(
-        self,
-        client: Client,
-        session: Session,
-        subscription: str | None,
-        silence_seconds: float,
-        on_gap: Callable[[Gap], None],
-    ) -> None:
+    def __init__(self, client: Client, session: Session, *state: Any) -> None:
+        super().__init__(session, *state)
         self._client = client
-        self._session = session
-        self._subscription = subscription
-        self._timeout = stream_timeout(silence_seconds)
-        self._on_gap = on_gap
         self._messages = self._run()
 
     def __iter__(self) -> Self:
@@ -54,9 +43,7 @@ class Subscriber:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -68,9 +55,7 @@ class Subscriber:
 
         Tried again as a publish with a key is. Raises :class:`Refused` and :class:`Unreachable`.
         """
-        if self._subscription is None:
-            raise TypeError("only a subscription has acks: give subscribe() its name")
-        return self._client.ack(self._subscription, message)
+        return self._client.ack(self._named(), message)
 
     def _run(self) -> Generator[Message, None, None]:
         while True:
@@ -82,22 +67,17 @@ class Subscriber:
 
     def _connection(self) -> Generator[Message, None, float]:
         """One connection; returns how long to wait for the next one."""
-        session, client = self._session, self._client
-        params, headers = session.request()
-        address = f"{client.base}/stream"
-        with client.http.stream("GET", address, params=params, headers=headers, timeout=self._timeout) as response:
-            if response.status_code != 200:
-                return session.answered(response.status_code, response.read(), time.monotonic())
+        with self._client.http.stream("GET", **self._request(self._client.base)) as response:
+            if not is_stream(response):
+                return self._session.answered(response.status_code, response.read(), time.monotonic())
             for event in httpx2.EventSource(response, max_event_size=None):
-                found = session.take(event.event, event.data, event.retry)
-                if isinstance(found, Gap):
-                    self._on_gap(found)
-                elif found is not None:
-                    yield found
-        return session.lost(time.monotonic(), "the server has ended the stream")
+                message = self._taken(event)
+                if message is not None:
+                    yield message
+        return self._session.lost(time.monotonic(), "the server has ended the stream")
 
 
-class Client:
+class Client(BaseClient[httpx2.Client, Subscriber]):
     """A client of one database, by the address of its page in Datasette.
 
     ``token``: an API token, as ``datasette create-token`` makes it. ``retry_seconds``: how long a publish and an ack
@@ -121,17 +101,12 @@ class Client:
         retry_seconds: float = 30.0,
         **options: Any,
     ) -> None:
-        self.base = base_of(url)
-        #: The HTTP client.
-        self.http = httpx2.Client(**settings_of(token, headers, options))
-        self._retry_seconds = retry_seconds
+        super().__init__(httpx2.Client, url, token, headers, retry_seconds, options)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -156,15 +131,14 @@ class Client:
 
     def ack(self, subscription: str, message: Message | int) -> int:
         """Acknowledge a subscription's messages up to an id; see :meth:`Subscriber.ack`."""
-        number = message.id if isinstance(message, Message) else message
+        number = number_of(message)
         attempts = Attempts.to_acknowledge(subscription, number, self._retry_seconds, time.monotonic())
         return int(self._sent("ack", attempts)["cursor"])
 
     def _sent(self, path: str, attempts: Attempts) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
         while True:
             try:
-                answer = self.http.post(f"{self.base}/{path}", content=attempts.content, headers=headers)
+                answer = self.http.post(f"{self.base}/{path}", content=attempts.content, headers=JSON)
             except httpx2.TransportError as error:
                 reached = not isinstance(error, NOT_REACHED)
                 time.sleep(attempts.failed(text_of(error), time.monotonic(), reached=reached))
@@ -174,29 +148,5 @@ class Client:
                 return found
             time.sleep(found)
 
-    def subscribe(
-        self,
-        *channels: str,
-        patterns: Sequence[str] = (),
-        filter: str | None = None,
-        subscription: str | None = None,
-        ack: Literal["auto", "explicit"] = "auto",
-        start: Literal["earliest", "latest", "last"] | None = None,
-        after: int | None = None,
-        since: str | None = None,
-        on_gap: Callable[[Gap], None] = lambda gap: None,
-        silence_seconds: float = SILENCE_SECONDS,
-        reconnect_seconds: float | None = None,
-    ) -> Subscriber:
-        """Subscribe to channels, GLOB patterns of them, or a durable subscription by its name.
-
-        ``filter``, ``start``, ``after``, ``since`` and ``ack`` are those of the stream's address. With
-        ``ack="explicit"``, what is not acknowledged comes again to the next subscriber of this name. ``on_gap`` is
-        called when messages were missed. A connection that was silent for ``silence_seconds`` counts as lost, and
-        ``reconnect_seconds`` limits how long it is made again; ``None``: for ever. Connects at the first message.
-        """
-        asked = asked_of(
-            channels, patterns=patterns, filter=filter, subscription=subscription, ack=ack, start=start, after=after,
-            since=since,
-        )  # fmt: skip
-        return Subscriber(self, Session(asked, reconnect_seconds), subscription, silence_seconds, on_gap)
+    def _subscriber(self, session: Session, *state: Any) -> Subscriber:
+        return Subscriber(self, session, *state)
