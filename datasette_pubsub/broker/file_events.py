@@ -1,4 +1,4 @@
-"""File events: the kernel tells of writes to files, by inotify(7) on Linux. Elsewhere nothing tells, and callers poll.
+"""File events: the kernel reports writes to files, by inotify(7) on Linux. Elsewhere nobody does, and callers poll.
 
 One descriptor serves all files of a Datasette, since Linux gives a user few of them (``fs.inotify.max_user_instances``,
 128 by default); it exists only while a file is watched. No file is opened: closing it would drop SQLite's locks.
@@ -32,8 +32,8 @@ _GONE = _IN_ATTRIB | _IN_DELETE_SELF | _IN_MOVE_SELF
 #: ``struct inotify_event`` without the name, which events of files do not have.
 _EVENT = struct.Struct("iIII")
 
-#: Called with whether the file is still watched.
-Told = Callable[[bool], None]
+#: Called after a write, with ``True``; or with ``False`` when the file is not watched any more.
+Notify = Callable[[bool], None]
 
 
 @functools.cache
@@ -46,20 +46,20 @@ def _libc() -> Any:
 
 
 class FileEvents:
-    """Tells of writes to files, on the event loop that :meth:`watch` was called on."""
+    """Reports writes to files, on the event loop that :meth:`watch` was called on."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
         self._loop: asyncio.AbstractEventLoop
-        self._told: dict[int, list[Told]] = {}
+        self._watched: dict[int, list[Notify]] = {}
         self._refused = False
 
-    def watch(self, path: str, told: Told) -> Callable[[], None] | None:
-        """Call ``told(True)`` after each write to a file, until the returned function is called.
+    def watch(self, path: str, notify: Notify) -> Callable[[], None] | None:
+        """Call ``notify(True)`` after each write to a file, until the returned function is called.
 
-        Several writes may be told as one. If the file is deleted, moved or gets other attributes, ``told(False)`` is
-        called, and nothing afterwards. Returns ``None`` if nothing can tell: without inotify, for a file that does not
-        exist, or when the user's inotify watches are used up.
+        One call may stand for several writes. If the file is deleted, moved or gets other attributes,
+        ``notify(False)`` is called, and nothing afterwards. Returns ``None`` if the kernel cannot report the writes:
+        without inotify, for a file that does not exist, or when the user's inotify watches are used up.
         """
         libc = _libc()
         if libc is None:
@@ -73,8 +73,8 @@ class FileEvents:
             return None
         self._refused = False
         # A file that is watched by two names has one number.
-        self._told.setdefault(number, []).append(told)
-        return functools.partial(self._forget, number, told)
+        self._watched.setdefault(number, []).append(notify)
+        return functools.partial(self._forget, number, notify)
 
     def _open(self, libc: Any) -> bool:
         fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -93,20 +93,20 @@ class FileEvents:
     def _explain(self, code: int) -> None:
         if code != errno.ENOENT and not self._refused:
             self._refused = True
-            logger.info("inotify: %s; commits of other programs are polled for", os.strerror(code))
+            logger.info("inotify: %s; the server polls for commits of other programs", os.strerror(code))
 
-    def _forget(self, number: int, told: Told) -> None:
-        callbacks = self._told.get(number, [])
-        if told not in callbacks:
+    def _forget(self, number: int, notify: Notify) -> None:
+        callbacks = self._watched.get(number, [])
+        if notify not in callbacks:
             return
-        callbacks.remove(told)
+        callbacks.remove(notify)
         if not callbacks:
-            del self._told[number]
+            del self._watched[number]
             _libc().inotify_rm_watch(self._fd, number)
         self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if self._told or self._fd is None:
+        if self._watched or self._fd is None:
             return
         fd, self._fd = self._fd, None
         # Its loop may have ended.
@@ -125,10 +125,10 @@ class FileEvents:
         for number, mask, _cookie, _length in _EVENT.iter_unpack(data):
             masks[number] = masks.get(number, 0) | mask
         if any(mask & _IN_Q_OVERFLOW for mask in masks.values()):
-            masks = dict.fromkeys(self._told, _IN_MODIFY)
+            masks = dict.fromkeys(self._watched, _IN_MODIFY)
         for number, mask in masks.items():
             watched = not mask & (_GONE | _IN_IGNORED)
-            for told in list(self._told.get(number, ())):
+            for notify in list(self._watched.get(number, ())):
                 if not watched:
-                    self._forget(number, told)
-                told(watched)
+                    self._forget(number, notify)
+                notify(watched)

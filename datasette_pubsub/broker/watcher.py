@@ -2,14 +2,14 @@
 
 Theory of operation. ``PRAGMA data_version`` (3 µs) changes with every commit of another connection
 (https://sqlite.org/pragma.html#pragma_data_version). The watcher looks at it on the event loop, on one connection that
-Datasette has opened, and only while there are subscribers. When it looks depends on whether the kernel tells of writes
+Datasette has opened, and only while there are subscribers. When it looks depends on whether the kernel reports writes
 to the write-ahead log:
 
-- *polling*: nothing tells. It looks every ``watch_interval_seconds``, and asks once a second whether something tells
-  now.
-- *told*: :class:`~.file_events.FileEvents` tells. A commit can be seen a moment after its last write, when the disk
-  has it. So it looks ``AFTER_WRITE_SECONDS`` after a write, then again and again, each time after half of the time that
-  has passed since the write, and every ``SAFETY_SECONDS`` in any case.
+- *polling*: the kernel does not. The watcher looks every ``watch_interval_seconds``, and tries once a second to be
+  notified.
+- *notified*: :class:`~.file_events.FileEvents` reports each write. A commit is visible a moment after its last write,
+  when the disk has synced it. So the watcher looks ``AFTER_WRITE_SECONDS`` after a write, then again and again, each
+  time after half of the time that has passed since the write, and every ``SAFETY_SECONDS`` in any case.
 
 The watcher never opens the file beside SQLite: closing it would drop SQLite's locks.
 """
@@ -33,13 +33,13 @@ AFTER_WRITE_SECONDS = 0.0005
 #: The shortest time between two looks because of writes, in seconds.
 BETWEEN_SECONDS = 0.001
 
-#: How often the file is looked at although nothing was told, in seconds.
+#: How often the file is looked at although no write was reported, in seconds.
 SAFETY_SECONDS = 0.25
 
-#: How often the watcher asks again whether the kernel can tell, in seconds.
-ASK_SECONDS = 1.0
+#: How often the watcher tries again to be notified, in seconds.
+RETRY_SECONDS = 1.0
 
-#: How often in a row a look may be put off because the batcher may be about to tell of the same commit.
+#: How often in a row a look may be put off because the batcher may be about to report the same commit.
 TIMES_PUT_OFF = 4
 
 
@@ -71,10 +71,10 @@ class Watcher:
         self._put_off = 0
         self._loop: asyncio.AbstractEventLoop
         self._needed = asyncio.Event()
-        #: Ends the telling; ``None`` while nothing tells.
-        self._untell: Callable[[], None] | None = None
-        self._asked = float("-inf")
-        #: When the last write was told, and when the file was last looked at, by the loop's clock.
+        #: Ends the notifications; ``None`` while polling.
+        self._end_events: Callable[[], None] | None = None
+        self._tried = float("-inf")
+        #: When the last write was reported, and when the file was last looked at, by the loop's clock.
         self._wrote = self._looked = float("-inf")
         #: The next look, and what it does.
         self._timer: asyncio.TimerHandle | None = None
@@ -87,7 +87,7 @@ class Watcher:
             self._look_in(0)
         else:
             self._needed.clear()
-            self._stop_telling()
+            self._stop_events()
 
     def look(self) -> None:
         """Treat the next look, which is soon, as a change, whatever the version is."""
@@ -97,7 +97,7 @@ class Watcher:
     def leave(self) -> None:
         """Open a new connection at the next look: the present one will be closed, or is open on another file."""
         self._conn = None
-        self._stop_telling()
+        self._stop_events()
         self._look_in(self._poll_seconds)
 
     async def run(self) -> None:
@@ -117,12 +117,12 @@ class Watcher:
                     logger.exception("could not look for new messages; trying again")
                     self._close()
                     await asyncio.sleep(1)
-                await asyncio.sleep(BETWEEN_SECONDS if self._untell else self._poll_seconds)
+                await asyncio.sleep(BETWEEN_SECONDS if self._end_events else self._poll_seconds)
         finally:
-            self._stop_telling()
+            self._stop_events()
 
     def _close(self) -> None:
-        self._stop_telling()
+        self._stop_events()
         conn, self._conn = self._conn, None
         if conn is not None:
             with contextlib.suppress(sqlite3.Error):
@@ -143,8 +143,8 @@ class Watcher:
             self._looked = loop.time()
             try:
                 moved = self._moved()
-                if self._untell is None and self._needed.is_set():
-                    self._ask()
+                if self._end_events is None and self._needed.is_set():
+                    self._try_events()
             except Exception as error:
                 found.set_exception(error)
                 return
@@ -165,7 +165,7 @@ class Watcher:
 
     def _pause(self) -> float:
         """How long until the next look, in seconds."""
-        if self._untell is None:
+        if self._end_events is None:
             return self._poll_seconds
         half = (self._looked - self._wrote) / 2
         return min(max(half, BETWEEN_SECONDS), max(SAFETY_SECONDS, self._poll_seconds))
@@ -180,29 +180,29 @@ class Watcher:
             timer.cancel()
             self._timer = self._loop.call_at(when, look)
 
-    def _ask(self) -> None:
-        """Ask whether the kernel can tell of writes to the log of this connection, at most once in ``ASK_SECONDS``."""
-        if self._events is None or self._conn is None or self._looked < self._asked + ASK_SECONDS:
+    def _try_events(self) -> None:
+        """Try to be notified of writes to this connection's log, at most once in ``RETRY_SECONDS``."""
+        if self._events is None or self._conn is None or self._looked < self._tried + RETRY_SECONDS:
             return
-        self._asked = self._looked
+        self._tried = self._looked
         path = self._conn.execute("PRAGMA database_list").fetchone()[2]
         if path:
-            self._untell = self._events.watch(f"{path}-wal", self._told)
+            self._end_events = self._events.watch(f"{path}-wal", self._notified)
             # What was written before is found by the next looks.
             self._wrote = self._looked
 
-    def _told(self, watched: bool) -> None:
-        """The log was written; or it is not watched any more, and it is asked for again at the next look."""
+    def _notified(self, watched: bool) -> None:
+        """The log was written; or it is not watched any more, and the next look tries to watch it again."""
         if not watched:
-            self._stop_telling()
+            self._stop_events()
         self._wrote = self._loop.time()
         self._look_in(AFTER_WRITE_SECONDS)
 
-    def _stop_telling(self) -> None:
-        untell, self._untell = self._untell, None
-        self._asked = float("-inf")
-        if untell is not None:
-            untell()
+    def _stop_events(self) -> None:
+        end, self._end_events = self._end_events, None
+        self._tried = float("-inf")
+        if end is not None:
+            end()
 
     def _moved(self) -> bool:
         """Whether a commit of another connection since the last call needs a refresh. Never waits for a lock."""

@@ -1,4 +1,4 @@
-"""The kernel tells of writes to files; where it does not, commits are found all the same."""
+"""The kernel reports writes to files; where it does not, commits are found all the same."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_a_full_table_is_logged_once(
     monkeypatch.setattr(file_events, "_libc", lambda: full)
     assert [events.watch(str(path), Heard()) for _ in range(3)] == [None] * 3
     assert [record.message for record in caplog.records] == [
-        f"inotify: {os.strerror(code)}; commits of other programs are polled for"
+        f"inotify: {os.strerror(code)}; the server polls for commits of other programs"
     ]
     assert not any("inotify" in name for name in descriptors())
     full.at = ""
@@ -224,6 +224,17 @@ async def test_commits_of_other_processes_are_told(path: Path) -> None:
 
 
 @on_linux
+async def test_a_link_leads_to_the_log_of_its_file(tmp_path: Path, path: Path) -> None:
+    """SQLite names the write-ahead log after the file, not after the link."""
+    link = tmp_path / "link to it.db"
+    link.symlink_to(path)
+    async with watching(link, NEVER, FileEvents()) as (watched, sees):
+        assert watched._end_events is not None
+        in_another_process(path, INSERT)
+        await sees(1)
+
+
+@on_linux
 async def test_a_commit_that_comes_long_after_its_write_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow disk: SQLite writes, syncs for as long as that takes, and then makes the commit visible.
 
@@ -268,14 +279,14 @@ async def test_a_full_table_means_polling(path: Path, monkeypatch: pytest.Monkey
     """And once there is room again, the kernel tells."""
     full = Full("inotify_init1", errno.EMFILE)
     monkeypatch.setattr(file_events, "_libc", lambda: full)
-    monkeypatch.setattr(watcher, "ASK_SECONDS", 0.01)
+    monkeypatch.setattr(watcher, "RETRY_SECONDS", 0.01)
     async with watching(path, 0.002, FileEvents()) as (watched, sees):
         in_another_process(path, INSERT)
         await sees(1)
-        assert watched._untell is None
+        assert watched._end_events is None
         full.at = ""
         async with asyncio.timeout(10):
-            while watched._untell is None:  # noqa: ASYNC110 - nothing tells of it
+            while watched._end_events is None:  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.001)
         watched._poll_seconds = NEVER
         in_another_process(path, INSERT)
@@ -289,13 +300,13 @@ async def test_a_file_without_a_log_is_polled(tmp_path: Path) -> None:
     async with watching(path, 0.002, FileEvents()) as (watched, sees):
         in_another_process(path, INSERT)
         await sees(1)
-        assert watched._untell is None
+        assert watched._end_events is None
 
 
 @on_linux
 async def test_nobody_is_told_while_nobody_subscribes(path: Path) -> None:
     async with watching(path, NEVER, FileEvents()) as (watched, sees):
-        assert watched._untell is not None
+        assert watched._end_events is not None
         watched.watch(False)
         assert not any("inotify" in name for name in descriptors())
         in_another_process(path, INSERT)
