@@ -19,7 +19,7 @@ from .core.events import Event
 from .core.filters import normalised
 from .core.limits import PLUGIN_OWNER
 from .core.selector import Selector
-from .core.validation import check_since
+from .core.validation import check_message_id, check_since, check_start
 from .core.values import Item, Message, Start, Where
 
 if TYPE_CHECKING:
@@ -90,7 +90,11 @@ async def subscribe(
         selector=Selector(plain.channels, plain.patterns, filter=text),
         owner=PLUGIN_OWNER,
         name=subscription,
-        where=Where(after=after, start=start, since=None if since is None else check_since(since)),
+        where=Where(
+            after=None if after is None else check_message_id(after, "after"),
+            start=None if start is None else check_start(start),
+            since=None if since is None else check_since(since),
+        ),
         ack="auto" if subscription is None else "explicit",
         party=PLUGIN_OWNER,
     )
@@ -112,8 +116,8 @@ class Messages:
         self._frames = frames
         self._subscription = subscription
         self._taken: Iterator[tuple[Message, int]] = iter(())
-        #: How many messages retention had removed before they could be taken, until now; -1: the log was replaced or
-        #: restored, so that nobody knows.
+        #: How many messages were missed until now, since retention had trimmed them; -1: unknown (the log was replaced
+        #: or restored).
         self.missed = 0
 
     def __aiter__(self) -> Self:

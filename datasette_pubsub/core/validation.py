@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import cast, get_args
 
 from .errors import InvalidArgument, PayloadTooLarge
 from .settings import MAX_CHANNEL_BYTES, MAX_SUBSCRIPTION_NAME_BYTES, Settings
-from .values import Item
+from .values import Item, Start
 
 
 def check_channel(channel: object, field: str = "channel") -> str:
@@ -51,6 +52,14 @@ def check_message_id(value: object, field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise InvalidArgument(f"{field} must be a message id: a whole number, 0 or more", field=field)
     return value
+
+
+def check_start(value: object, field: str = "start") -> Start:
+    """Return the value if it is where a subscriber may begin, else raise :class:`InvalidArgument` naming the field."""
+    for start in get_args(Start):
+        if value == start:
+            return cast(Start, start)
+    raise InvalidArgument(f"{field} must be earliest, latest or last", field=field)
 
 
 def check_subscription_name(name: object, field: str = "subscription") -> str:

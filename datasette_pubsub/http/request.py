@@ -28,8 +28,8 @@ from ..core.filters import normalised, of_parameter, together
 from ..core.limits import BODY_SECONDS
 from ..core.selector import Selector
 from ..core.settings import Settings
-from ..core.validation import check_message_id, check_since, check_unicode
-from ..core.values import ANYWHERE, Start, Where
+from ..core.validation import check_message_id, check_since, check_start, check_unicode
+from ..core.values import ANYWHERE, Where
 from ..protocol.items import object_of_json
 
 if TYPE_CHECKING:
@@ -283,21 +283,15 @@ def check_parameters(args: MultiParams, known: Collection[str]) -> None:
             raise InvalidArgument(f"{name} is not a parameter here; there are {', '.join(sorted(known))}", field=name)
 
 
-_STARTS: dict[str, Start] = {"earliest": "earliest", "latest": "latest", "last": "last"}
-
-
 def where_from(request: Request, args: MultiParams) -> Where:
     """The position at which a subscriber begins, from its parameters and its ``Last-Event-ID`` header."""
     last = _last_event_id(request, args)
     after, start, since = args.get("after"), args.get("start"), args.get("since")
     if not (last is not None or after or start or since):
         return ANYWHERE
-    begin = _STARTS.get(start or "")
-    if start and begin is None:
-        raise InvalidArgument("start must be earliest, latest or last", field="start")
     return Where(
         resume=last,
         after=check_message_id(after, "after") if after else None,
-        start=begin,
+        start=check_start(start) if start else None,
         since=check_since(since) if since else None,
     )

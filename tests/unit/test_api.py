@@ -108,6 +108,15 @@ async def test_what_is_refused(path: Path) -> None:
         with pytest.raises(InvalidArgument, match="filter"):
             async with subscribe(datasette, "data", "a", filter="SELECT 1"):
                 pass
+        with pytest.raises(InvalidArgument, match="start must be earliest, latest or last"):
+            async with subscribe(datasette, "data", "a", start="newest"):  # type: ignore[arg-type]
+                pass
+        with pytest.raises(InvalidArgument, match="after must be a message id"):
+            async with subscribe(datasette, "data", "a", after=-1):
+                pass
+        with pytest.raises(InvalidArgument, match="subscription is empty"):
+            async with subscribe(datasette, "data", "a", subscription=""):
+                pass
         with pytest.raises(InvalidArgument, match="since must be an ISO 8601 time"):
             async with subscribe(datasette, "data", "a", since="yesterday"):
                 pass
