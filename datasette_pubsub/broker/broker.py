@@ -219,7 +219,8 @@ class Broker:
         if len(items) > self.settings.max_batch_messages:
             raise PayloadTooLarge(
                 f"{len(items)} messages in one request; the limit is "
-                f"{self.settings.max_batch_messages} (max_batch_messages)"
+                f"{self.settings.max_batch_messages} (max_batch_messages)",
+                limit="max_batch_messages",
             )
         return list(await self._batcher.publish(items))
 
