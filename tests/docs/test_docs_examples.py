@@ -12,10 +12,17 @@ import httpx
 import pytest
 from commands import datasette
 from doc_pages import BLOCK, DOCS, SOON
+from node_packages import example_folder, first_lines, prepared
+from places import PACKAGE
 from servers import OPEN, Server, sqlite_shell
 
 # -- examples ----------------------------------------------------------------
 
+
+IN_TYPESCRIPT = ("typescript", "connect")
+
+#: Runs the examples in TypeScript; with the package, its tests have it installed.
+TSX = PACKAGE / "node_modules" / ".bin" / "tsx"
 
 SETUP = """
 CREATE TABLE totals (account TEXT PRIMARY KEY, amount INTEGER NOT NULL);
@@ -38,6 +45,8 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
         "query",
         "python",
         "client",
+        "typescript",
+        "generated",
         "plugin",
         "file grpc_client.py",
         "browser",
@@ -48,7 +57,7 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
 @pytest.mark.parametrize(
     "page",
     [
-        page
+        pytest.param(page, marks=[pytest.mark.node] if page in IN_TYPESCRIPT else [])
         for page, text in DOCS.items()
         if BLOCK.search(text) and page not in ("javascript", "orm", "beyond-one-machine", "plugins")
     ],
@@ -58,6 +67,8 @@ def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str,
     datasette("pubsub", "install", server.path)
     sqlite_shell(server.path, SETUP)
     environment = {**os.environ, "PATH": shell_path}
+    if page in IN_TYPESCRIPT:
+        example_folder(tmp_path)
 
     def run(code: str) -> str:
         done = subprocess.run(
@@ -93,6 +104,17 @@ def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str,
         elif kind == "client":
             (server.path.parent / "example.py").write_text(code)
             assert run(f"cd {server.path.parent}; {sys.executable} example.py") == "orders 9\n"
+        elif kind == "generated":
+            script = prepared("v2") / f"connect_{server.port}.ts"
+            script.write_text(code)
+            try:
+                # The first was acknowledged above.
+                assert first_lines(script.name, script.parent, 2) == ["2n two", "3n one"]
+            finally:
+                script.unlink()
+        elif kind == "typescript":
+            (tmp_path / "example.ts").write_text(code)
+            assert run(f"cd {tmp_path}; {TSX} example.ts") == "orders 9\n"
         elif kind == "uninstall":
             server.stop()
             sqlite_shell(server.path, code + "UPDATE totals SET amount = 6;")

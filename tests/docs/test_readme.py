@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import httpx
 import pytest
 from browsers import running
 from doc_pages import SOON, anchors
-from node_packages import prepared
+from node_packages import example_folder, first_lines
 from places import ROOT
 from servers import Server, sqlite_shell
 
@@ -114,21 +113,9 @@ def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: 
                 process.kill()
                 assert line == "1 Application started\n"
         elif kind == "typescript":
-            folder = prepared("v2")
-            script = folder / f"readme_{server.port}.ts"
-            script.write_text(code)
-            command = ["npx", "tsx", script.name]
-            try:
-                with subprocess.Popen(
-                    command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
-                ) as process:
-                    assert process.stdout is not None
-                    line = process.stdout.readline()
-                    # It would go on listening; npx does not hand a signal on to what it runs.
-                    os.killpg(process.pid, signal.SIGKILL)
-                    assert line.startswith('[2] {"event":"user_banned"')
-            finally:
-                script.unlink()
+            (example_folder(tmp_path) / "example.ts").write_text(code)
+            (line,) = first_lines("example.ts", tmp_path, 1)
+            assert line.startswith('[2] {"event":"user_banned"')
         elif kind.startswith("file "):
             (tmp_path / kind.removeprefix("file ")).write_text(code)
             assert run(f"{sys.executable} -c 'import served; print(served.app is not None)'") == "True\n"
