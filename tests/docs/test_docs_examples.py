@@ -47,6 +47,8 @@ def test_blocks_are_of_a_kind_that_is_run() -> None:
         "client",
         "typescript",
         "generated",
+        # tests/clients/test_reflection.py runs it: it needs HTTP/2.
+        "reflection",
         "plugin",
         "file grpc_client.py",
         "browser",
