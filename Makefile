@@ -22,7 +22,7 @@ check: lint types generated proto
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cog --check -P -I docs docs/configuration.md
+	$(BIN)/cog --check -P -I docs docs/configuration.md docs/monitoring.md
 
 types:
 	$(BIN)/mypy
@@ -38,7 +38,7 @@ proto:
 # Write the tables of options in the docs, from core/settings.py.
 .PHONY: docs
 docs: $(VENV)/test-installed
-	$(BIN)/cog -r -P -I docs docs/configuration.md
+	$(BIN)/cog -r -P -I docs docs/configuration.md docs/monitoring.md
 
 # Make the pictures in the docs: every page, on a phone and a desktop, light and dark.
 .PHONY: pictures

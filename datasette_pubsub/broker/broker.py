@@ -11,7 +11,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -223,7 +223,7 @@ class Broker:
                 f"{len(items)} messages in one request; the limit is "
                 f"{self.settings.max_batch_messages} (max_batch_messages)"
             )
-        with spans.publishing(self.name, len(items)):
+        with spans.publishing(self.name, len(items)) if spans.traced() else nullcontext():
             return list(await self._batcher.publish(items))
 
     @asynccontextmanager

@@ -1,6 +1,6 @@
 """The metrics. What is counted anyway is read when the provider collects; only a commit records something.
 
-Three values for a commit cost the event loop about 0.15 µs without a provider, and 10 to 20 µs with one.
+Three values for a commit cost the event loop about 1 µs without a provider, and 30 µs with one.
 """
 
 from __future__ import annotations

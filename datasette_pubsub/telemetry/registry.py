@@ -151,8 +151,7 @@ LAG = MetricName(
     "datasette_pubsub.subscriptions.lag",
     GAUGE,
     "{message}",
-    "How many messages the named subscription that is furthest behind has not read. Counted to 1,000 at least, and no "
-    "further than that takes a moment.",
+    "How many messages the named subscription that is furthest behind has not read; counted to 10,000.",
     _OF_DATABASE,
 )
 RELAY_LAG = MetricName(

@@ -1,7 +1,7 @@
 """The spans: of publishes in traced requests, of the commits that hold them, and of the openings and ends of streams.
 
 Whether a request is traced is asked first, of the current span: without a provider, or when the trace was not sampled,
-a publish costs 0.3 µs more and nothing is made.
+a publish costs 0.5 µs more and nothing is made.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ from .registry import (
 tracer = trace.get_tracer(registry.SCOPE, version("datasette-pubsub"), schema_url=registry.SCHEMA_URL)
 
 
+def traced() -> bool:
+    """Whether spans are made now: a request is traced, and was sampled."""
+    return trace.get_current_span().is_recording()
+
+
 def cause() -> SpanContext | None:
     """The current span, for a later link; ``None`` if nothing is traced."""
     span = trace.get_current_span()
@@ -56,9 +61,6 @@ def _failing(span: trace.Span) -> Iterator[None]:
 @contextmanager
 def publishing(database: str, messages: int) -> Iterator[None]:
     """The span of one publish, current in the block."""
-    if cause() is None:
-        yield
-        return
     named = {**of_database(database), OPERATION: str(PUBLISH), OPERATION_TYPE: "send"}
     with (
         tracer.start_as_current_span(
@@ -130,7 +132,7 @@ class Opening:
 
 def opening(database: str, kind: str, named: bool) -> Opening | None:
     """The opening of a stream begins; ``None`` if nothing is traced."""
-    if cause() is None:
+    if not traced():
         return None
     attributes = {**of_database(database), KIND: kind}
     span = tracer.start_span(SUBSCRIBE, attributes={**attributes, OPERATION: str(SUBSCRIBE), DURABLE: named})

@@ -174,6 +174,7 @@ async def test_the_values_are_right(datasette: Datasette, otel_metrics: MetricsC
     await broker.change(lambda conn: conn.execute("INSERT INTO vpubsub (channel, payload) VALUES ('news', 'by SQL')"))
     await broker.refresh()
     await collected(otel_metrics)
+
     def value(metric: str, **attributes: str) -> Any:
         return otel_metrics.point(metric, {**DATA, **attributes}).value
 
