@@ -354,7 +354,7 @@ def test_no_name_that_does_not_exist() -> None:
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
     known |= {"write_wrapper", "prepare_connection", *client.__all__}
     known |= {name for method in client_methods() for name in inspect.signature(method).parameters}
-    known |= {method.__name__ for method in client_methods()}
+    known |= {method.__name__ for method in client_methods()} | {"resumed_at", "track_event"}
     known |= {
         "sql_time_limit_ms",
         "max_returned_rows",
@@ -381,7 +381,8 @@ def test_links_lead_somewhere() -> None:
             if anchor:
                 assert anchor in anchors(path.read_text()), (page, target)
     contents = set(re.findall(r"\]\(([\w-]+)\.md\)", DOCS["README"]))
-    assert contents == set(DOCS) - {"README"}
+    # The site has the top-level README in place of index.
+    assert contents == set(DOCS) - {"README", "index"}
 
 
 def test_every_page_is_shown_on_a_phone_and_a_desktop_light_and_dark() -> None:
