@@ -10,10 +10,13 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args
 
 import click
+import pytest
 import yaml
+from datasette.app import Datasette
 from doc_pages import DOCS, HEADING, anchors
 from every_page import PAGES
 from places import ROOT
@@ -91,18 +94,36 @@ def test_every_option_with_its_default_unit_and_bounds() -> None:
             assert bounds == f"{low:,.15g} {end}", option.name
 
 
+def configurations() -> list[dict[str, Any]]:
+    """Every block of ``yaml``."""
+    texts = [code for text in ALL.values() for code in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    return [yaml.safe_load(text) for text in texts]
+
+
 def test_configurations_in_the_docs_are_valid() -> None:
-    found = [
-        yaml.safe_load(code) for text in ALL.values() for code in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    ]
-    assert len(found) >= 5
-    for config in found:
+    assert len(configurations()) >= 5
+    for config in configurations():
         assert set(config) <= {"plugins", "databases", "permissions"}
         instance = config.get("plugins", {}).get(PLUGIN)
         read_settings(instance)
         for database in config.get("databases", {}).values():
             read_settings(instance, database["plugins"][PLUGIN])
         assert set(config.get("permissions", {})) <= {action.name for action in rules.ACTIONS}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("config", configurations())
+async def test_datasette_starts_with_every_configuration(tmp_path: Path, config: dict[str, Any]) -> None:
+    for name in ("data", "private"):
+        (tmp_path / f"{name}.db").touch()
+    datasette = Datasette([str(tmp_path / "data.db"), str(tmp_path / "private.db")], config=config)
+    await datasette.invoke_startup()
+    try:
+        answer = await datasette.client.get("/data/-/pubsub")
+        assert answer.status_code in (200, 403)
+        assert "Traceback" not in answer.text
+    finally:
+        await datasette.invoke_shutdown()
 
 
 def test_every_action() -> None:

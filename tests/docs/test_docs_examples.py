@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from doc_pages import BLOCK, DOCS, blocks
-from readers import CHANNELS, Reader, do, same
+from readers import CHANNELS, Reader, after_the_readme, do, same
+from servers import Server, sqlite_shell, wait_for
+from shell import path_with_datasette
 
 #: Pages whose blocks run elsewhere: test_orms.py and test_node_orms.py, test_beyond_one_machine.py, and for plugins.md
 #: tests/unit/test_api.py.
 OWN = ("orm", "beyond-one-machine", "plugins")
+
+
+@pytest.fixture(scope="module")
+def readme_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with done.db, the file that its reader has, and the token."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "server").mkdir()
+    server = Server([folder / "data.db"], {}, folder / "server", options=["--root"])
+    try:
+        with path_with_datasette() as path:
+            reader = after_the_readme(folder, path, server.start)
+        (folder / "token").write_text(reader.environment["TOKEN"])
+        sqlite_shell(folder / "data.db", f".backup '{folder / 'done.db'}'")
+    finally:
+        server.kill()
+    return folder
+
+
+@pytest.fixture
+def reader(readme_done: Path, serve: Callable[..., Server], tmp_path: Path, shell_path: str) -> Iterator[Reader]:
+    """Somebody who has followed the README, with the server as the README starts it."""
+    shutil.copy(readme_done / "done.db", tmp_path / "data.db")
+    found = Reader(tmp_path, shell_path)
+    found.server = serve(config={}, options=["--root"])
+    found.environment["TOKEN"] = (readme_done / "token").read_text()
+    yield found
+    found.end()
 
 
 @pytest.mark.parametrize(
@@ -39,6 +71,18 @@ def test_what_a_page_shows_must_be_what_is_printed(shown: str) -> None:
     assert same('id: 3\ndata: {"a": "…"}', 'id: 3\ndata: {"a":"b"}\n')
 
 
+def test_the_plugin_of_the_page(reader: Reader, serve: Callable[..., Server], tmp_path: Path) -> None:
+    (code,) = [block.code for block in blocks(DOCS["plugins"]) if block.kind == "plugin file"]
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "mine.py").write_text(code)
+    server = serve(config={}, options=["--plugins-dir", str(tmp_path / "plugins")])
+    wait_for(
+        lambda: server.rows("SELECT 1 FROM pubsub_subscriptions WHERE name = 'my-plugin'"), "the plugin subscribes"
+    )
+    reader.run("datasette pubsub publish data.db orders one")
+    wait_for(lambda: "got orders\n" in server.log, "the plugin gets the message")
+
+
 @pytest.mark.browser
 def test_the_javascript_examples(reader: Reader) -> None:
     from browsers import running
@@ -55,6 +99,28 @@ def test_the_javascript_examples(reader: Reader) -> None:
                 page.add_script_tag(content=script, type="module")
             page.wait_for_function("document.title === 'live'")
             page.close()
+
+
+@pytest.mark.browser
+def test_the_javascript_example_on_another_site(reader: Reader, serve: Callable[..., Server]) -> None:
+    from browsers import running
+
+    assert reader.server is not None
+    data = serve(config={}, options=["--root", "--cors"])
+    (code,) = [block.code for block in blocks(DOCS["javascript"]) if block.kind == "browser elsewhere"]
+    # localhost is another site than 127.0.0.1; the page is that of another server.
+    script = code.replace("https://data.example.com", f"http://localhost:{data.port}")
+    script = script.replace("dstok_…", reader.environment["TOKEN"])
+    with running() as browser:
+        page = browser.new_page()
+        page.goto(reader.server.url)
+        opened = f"http://localhost:{data.port}/data/-/pubsub/-/stream"
+        with page.expect_response(lambda answer: answer.url.startswith(opened) and answer.request.method == "GET"):
+            page.add_script_tag(
+                content=script.strip().removeprefix('<script type="module">').removesuffix("</script>"), type="module"
+            )
+        with page.expect_console_message(lambda message: message.text == "from elsewhere"):
+            reader.run("datasette pubsub publish data.db orders 'from elsewhere'")
 
 
 def test_no_page_leaves_out_the_token() -> None:

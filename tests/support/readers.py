@@ -6,6 +6,7 @@ compared with it: ``…`` stands for anything, and times are not compared.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import IO, Any
 import httpx
 from commands import line_of
 from doc_pages import README, blocks
-from servers import Server, sqlite_shell
+from servers import DEADLINE, Server, free_port, sqlite_shell, wait_for
 
 #: What the README's terminal has.
 SECRET = "change-me"
@@ -125,6 +126,43 @@ class Reader:
         assert same(text, printed), f"shown:\n{text}\nprinted:\n{printed}"
 
 
+def starts(reader: Reader, code: str) -> None:
+    """Start servers, a line for each, at the same time; each answers, on another port than the page's, and ends."""
+    lines = re.sub(r"--workers [1-9]", "--workers 2", code).splitlines()
+    running = []
+    try:
+        for line in lines:
+            port = free_port()
+            line, places = re.subn(r"\b800[12]\b", str(port), line)
+            assert places == 1, line
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            process = subprocess.Popen(
+                ["bash", "-c", line],
+                cwd=reader.folder,
+                env={**reader.environment, "PATH": path},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            running.append((process, line, f"http://127.0.0.1:{port}/data/-/pubsub"))
+        for process, line, address in running:
+            wait_for(lambda process=process, address=address: answers(process, address), line)
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(DEADLINE)
+    finally:
+        for process, *_ in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(process: subprocess.Popen[bytes], address: str) -> bool:
+    assert process.poll() is None, "the server has ended"
+    with contextlib.suppress(httpx.TransportError):
+        return "orders" in httpx.get(address, timeout=DEADLINE).text
+    return False
+
+
 def event_of(pipe: IO[bytes]) -> str:
     """The lines of a stream up to the next empty one."""
     text = ""
@@ -165,6 +203,8 @@ def do(reader: Reader, kind: str, code: str) -> None:
         reader.run(code)
     elif kind == "refused":
         reader.run(code, fails=True)
+    elif kind == "starts":
+        starts(reader, code)
     elif kind == "sqlite3":
         reader.sql(code)
     elif kind == "token":
