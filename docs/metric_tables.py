@@ -33,7 +33,7 @@ def spans() -> None:
 def attributes() -> None:
     """Print the table of attributes, of metrics and spans together."""
     print("| attribute | meaning |\n|---|---|")
-    seen = {}
+    seen: dict[str, str] = {}
     for entry in (*METRICS, *SPANS):
         for attribute in entry.attributes:
             seen.setdefault(str(attribute), attribute.description.replace("``", "`"))
