@@ -62,7 +62,7 @@ def test_buf_curl_needs_no_file(serve: Callable[..., Server], buf: str, version:
 def test_the_example(serve: Callable[..., Server]) -> None:
     server = serve(http2=True)
     ((_, code),) = [found for found in BLOCK.findall(DOCS["connect"]) if found[0] == "reflection"]
-    code = code.replace("127.0.0.1:8001", f"127.0.0.1:{server.port}").replace("npx ", "npx --no ")
+    code = code.replace("127.0.0.1:8001", f"127.0.0.1:{server.port}").replace("npx ", "npx --no ").replace("$TOKEN", "")
     output = _run(["bash", "-euc", code], prepared("v2"))
     assert output.startswith("db.v1.DbService/Ack\n")
     assert server.rows("SELECT payload FROM vpubsub") == [("one",)]

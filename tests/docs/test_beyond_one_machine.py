@@ -61,7 +61,8 @@ class Terminals:
         )
 
     def end(self) -> None:
-        for process in self._running:
+        while self._running:
+            process = self._running.pop()
             os.killpg(process.pid, 9)
             process.wait()
 
@@ -80,8 +81,8 @@ def test_the_examples(tmp_path: Path, terminals: Terminals) -> None:
         (match["kind"], match["code"].replace("4222", port)) for match in BLOCK.finditer(DOCS["beyond-one-machine"])
     ]
     # The server listens on its default port, which others may use.
-    (_, server), (_, relay), (_, follow), (_, tail), (_, refused) = blocks
-    assert [kind for kind, _ in blocks] == ["run", "run", "run", "sh", "refused"]
+    (_, server), (_, relay), (_, follow), (_, tail), (_, refused), (_, promote) = blocks
+    assert [kind for kind, _ in blocks] == ["run", "run", "run", "sh", "refused", "sh"]
     printed = terminals.start(server.replace("nats.conf\n", f"nats.conf -p {port}\n") if "-c" in server else server)
     wait_for(lambda: "Server is ready" in printed.read_text(), "the server is ready")
     printed = terminals.start(relay)
@@ -95,6 +96,10 @@ def test_the_examples(tmp_path: Path, terminals: Terminals) -> None:
     assert done.returncode == 1
     assert "this log follows the stream orders" in done.stderr
     assert rows(tmp_path / "copy.db") == rows(tmp_path / "data.db")
+    terminals.end()
+    done = terminals.run(promote)
+    assert done.returncode == 0, done.stderr
+    assert terminals.run(refused).returncode == 0
 
 
 def query_follows(file: Path) -> bool:

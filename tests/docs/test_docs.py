@@ -10,17 +10,22 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 from typing import Any, get_args
 
 import click
+import pytest
 import yaml
+from datasette.app import Datasette
 from doc_pages import DOCS, HEADING, anchors
 from every_page import PAGES
+from metric_tables import prometheus
 from places import ROOT
 
 from datasette_pubsub import client, hooks
 from datasette_pubsub.access import rules
 from datasette_pubsub.broadcast import definition, harmless, tables
+from datasette_pubsub.broker import probe
 from datasette_pubsub.cli.main import pubsub
 from datasette_pubsub.core import errors, events, values
 from datasette_pubsub.core.configuration import read_settings
@@ -28,6 +33,7 @@ from datasette_pubsub.core.settings import PLUGIN, Settings
 from datasette_pubsub.core.standing import FIELDS, StandingQuery
 from datasette_pubsub.gen import db_pb2
 from datasette_pubsub.http import api, live, messages, request, sse
+from datasette_pubsub.live import admission
 from datasette_pubsub.pages import broadcast as pages_broadcast
 from datasette_pubsub.pages import panel, publish_form, standing, subscriptions, viewer
 from datasette_pubsub.protocol import frames, items
@@ -35,6 +41,7 @@ from datasette_pubsub.publish_batch import aggregate
 from datasette_pubsub.storage import log, objects, schema
 from datasette_pubsub.storage import standing as stored
 from datasette_pubsub.storage.query import Limits
+from datasette_pubsub.telemetry.registry import METRICS, SCOPE
 
 #: The README has tests of its own (test_readme.py); what it names must be there, too.
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
@@ -91,18 +98,36 @@ def test_every_option_with_its_default_unit_and_bounds() -> None:
             assert bounds == f"{low:,.15g} {end}", option.name
 
 
+def configurations() -> list[dict[str, Any]]:
+    """Every block of ``yaml``."""
+    texts = [code for text in ALL.values() for code in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    return [yaml.safe_load(text) for text in texts]
+
+
 def test_configurations_in_the_docs_are_valid() -> None:
-    found = [
-        yaml.safe_load(code) for text in ALL.values() for code in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    ]
-    assert len(found) >= 5
-    for config in found:
+    assert len(configurations()) >= 5
+    for config in configurations():
         assert set(config) <= {"plugins", "databases", "permissions"}
         instance = config.get("plugins", {}).get(PLUGIN)
         read_settings(instance)
         for database in config.get("databases", {}).values():
             read_settings(instance, database["plugins"][PLUGIN])
         assert set(config.get("permissions", {})) <= {action.name for action in rules.ACTIONS}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("config", configurations())
+async def test_datasette_starts_with_every_configuration(tmp_path: Path, config: dict[str, Any]) -> None:
+    for name in ("data", "private"):
+        (tmp_path / f"{name}.db").touch()
+    datasette = Datasette([str(tmp_path / "data.db"), str(tmp_path / "private.db")], config=config)
+    await datasette.invoke_startup()
+    try:
+        answer = await datasette.client.get("/data/-/pubsub")
+        assert answer.status_code in (200, 403)
+        assert "Traceback" not in answer.text
+    finally:
+        await datasette.invoke_shutdown()
 
 
 def test_every_action() -> None:
@@ -349,12 +374,14 @@ def test_no_name_that_does_not_exist() -> None:
     known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds", "lag_is_more", "relay_to"}
     known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])) | {"pubsub_messages"}
     known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
+    known |= {field.name for field in fields(probe.Report)} | {SCOPE, *get_args(admission.Kind)}
+    known |= {f"{prometheus(metric)}{part}" for metric in METRICS for part in ("", "_bucket", "_sum", "_count")}
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
     known |= {"write_wrapper", "prepare_connection", *client.__all__}
     known |= {name for method in client_methods() for name in inspect.signature(method).parameters}
-    known |= {method.__name__ for method in client_methods()}
+    known |= {method.__name__ for method in client_methods()} | {"resumed_at", "track_event"}
     known |= {
         "sql_time_limit_ms",
         "max_returned_rows",
@@ -381,7 +408,8 @@ def test_links_lead_somewhere() -> None:
             if anchor:
                 assert anchor in anchors(path.read_text()), (page, target)
     contents = set(re.findall(r"\]\(([\w-]+)\.md\)", DOCS["README"]))
-    assert contents == set(DOCS) - {"README"}
+    # The site has the top-level README in place of index.
+    assert contents == set(DOCS) - {"README", "index"}
 
 
 def test_every_page_is_shown_on_a_phone_and_a_desktop_light_and_dark() -> None:

@@ -1,144 +1,136 @@
-"""The blocks under ``<!-- test: … -->`` in the docs run, page by page, against a real server."""
+"""The blocks under ``<!-- test: … -->`` in the docs run, page by page, for a reader who has followed the README."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from commands import datasette
-from doc_pages import BLOCK, DOCS, SOON
-from node_packages import example_folder, first_lines, prepared
-from places import PACKAGE
-from servers import OPEN, Server, sqlite_shell
+from doc_pages import BLOCK, DOCS, blocks
+from readers import CHANNELS, Reader, after_the_readme, do, same
+from servers import Server, sqlite_shell, wait_for
+from shell import path_with_datasette
 
-# -- examples ----------------------------------------------------------------
-
-
-IN_TYPESCRIPT = ("typescript", "connect")
-
-#: Runs the examples in TypeScript; with the package, its tests have it installed.
-TSX = PACKAGE / "node_modules" / ".bin" / "tsx"
-
-SETUP = """
-CREATE TABLE totals (account TEXT PRIMARY KEY, amount INTEGER NOT NULL);
-INSERT INTO totals VALUES ('ada', 0), ('bob', 0);
-INSERT INTO vpubsub (channel, payload) VALUES ('orders', 'one'), ('orders', 'two');
-INSERT INTO pubsub_subscriptions (owner, name, reads) VALUES ('', 'billing', '{"channels": ["orders"]}');
-"""
+#: Pages whose blocks run elsewhere: test_orms.py and test_node_orms.py, test_beyond_one_machine.py, and for plugins.md
+#: tests/unit/test_api.py.
+OWN = ("orm", "beyond-one-machine", "plugins")
 
 
-def test_blocks_are_of_a_kind_that_is_run() -> None:
-    # tests/unit/test_api.py runs the plugins' page.
-    # test_orms.py and test_node_orms.py run a page of their own, and so does test_beyond_one_machine.py.
-    own = ("orm", "beyond-one-machine")
-    kinds = {match["kind"] for page, text in DOCS.items() for match in BLOCK.finditer(text) if page not in own}
-    assert kinds == {
-        "sh",
-        "stream",
-        "live",
-        "sqlite3",
-        "query",
-        "python",
-        "client",
-        "typescript",
-        "generated",
-        # tests/clients/test_reflection.py runs it: it needs HTTP/2.
-        "reflection",
-        "plugin",
-        "file grpc_client.py",
-        "browser",
-        "uninstall",
-    }
+@pytest.fixture(scope="module")
+def readme_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with done.db, the file that its reader has, and the token."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "server").mkdir()
+    server = Server([folder / "data.db"], {}, folder / "server", options=["--root"])
+    try:
+        with path_with_datasette() as path:
+            reader = after_the_readme(folder, path, server.start)
+        (folder / "token").write_text(reader.environment["TOKEN"])
+        sqlite_shell(folder / "data.db", f".backup '{folder / 'done.db'}'")
+    finally:
+        server.kill()
+    return folder
+
+
+@pytest.fixture
+def reader(readme_done: Path, serve: Callable[..., Server], tmp_path: Path, shell_path: str) -> Iterator[Reader]:
+    """Somebody who has followed the README, with the server as the README starts it."""
+    shutil.copy(readme_done / "done.db", tmp_path / "data.db")
+    found = Reader(tmp_path, shell_path)
+    found.server = serve(config={}, options=["--root"])
+    found.environment["TOKEN"] = (readme_done / "token").read_text()
+    yield found
+    found.end()
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=[pytest.mark.node] if page in IN_TYPESCRIPT else [])
+        pytest.param(page, marks=[pytest.mark.node] if "```ts" in text else [])
         for page, text in DOCS.items()
-        if BLOCK.search(text) and page not in ("javascript", "orm", "beyond-one-machine", "plugins")
+        if BLOCK.search(text) and page not in (*OWN, "javascript")
     ],
 )
-def test_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str, page: str) -> None:
-    server = serve(config={**OPEN, **SOON})
-    datasette("pubsub", "install", server.path)
-    sqlite_shell(server.path, SETUP)
-    environment = {**os.environ, "PATH": shell_path}
-    if page in IN_TYPESCRIPT:
-        example_folder(tmp_path)
-
-    def run(code: str) -> str:
-        done = subprocess.run(
-            ["bash", "-euc", code],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, (code, done.stdout, done.stderr)
-        return done.stdout
-
-    for match in BLOCK.finditer(DOCS[page]):
-        kind, code = match["kind"], match["code"].replace("127.0.0.1:8001", f"127.0.0.1:{server.port}")
-        if kind == "sh":
-            # Refused requests are failures.
-            run(code.replace("curl ", "curl -sS --fail-with-body "))
-        elif kind == "stream":
-            assert run(f"{code.strip().replace('curl -N', 'curl -sN')} | grep -m 1 '^id'") == "id: 1\n"
-        elif kind == "live":
-            found = run(f"{code.strip().replace('curl -N', 'curl -sN')} | grep -m 1 '^event'")
-            assert found == "event: snapshot\n"
-        elif kind == "sqlite3":
-            sqlite_shell(server.path, code)
-        elif kind == "query":
-            answer = httpx.get(f"{server.url}/data/-/query.json", params={"sql": code})
-            assert list(answer.json()["rows"][0].values()) == [2]
-        elif kind == "python" or kind.startswith("file "):
-            (tmp_path / "example.py").write_text(code)
-            assert run(f"{sys.executable} example.py") == ("[4, 5]\n1 one\n" if kind == "python" else "")
-        elif kind == "client":
-            (server.path.parent / "example.py").write_text(code)
-            assert run(f"cd {server.path.parent}; {sys.executable} example.py") == "orders 9\n"
-        elif kind == "generated":
-            script = prepared("v2") / f"connect_{server.port}.ts"
-            script.write_text(code)
-            try:
-                # The first was acknowledged above.
-                assert first_lines(script.name, script.parent, 2) == ["2n two", "3n one"]
-            finally:
-                script.unlink()
-        elif kind == "typescript":
-            (tmp_path / "example.ts").write_text(code)
-            assert run(f"cd {tmp_path}; {TSX} example.ts") == "orders 9\n"
-        elif kind == "uninstall":
+def test_examples(reader: Reader, page: str) -> None:
+    server = reader.server
+    assert server is not None
+    assert dict(server.rows("SELECT channel, count(*) FROM vpubsub GROUP BY channel")) == CHANNELS
+    for kind, code in blocks(DOCS[page]):
+        if kind == "uninstall":
             server.stop()
-            sqlite_shell(server.path, code + "UPDATE totals SET amount = 6;")
+            reader.sql(code + "UPDATE users SET status = 'active';")
             assert server.rows("SELECT name FROM sqlite_master WHERE sql LIKE '%pubsub%'") == []
             server.start()
-            assert server.publish(channel="a", payload="installed again") == [1]
+            reader.run("datasette pubsub publish data.db a 'installed again'", fails=True)
+            reader.run("datasette pubsub install data.db")
+        else:
+            do(reader, kind, code)
+
+
+@pytest.mark.parametrize("shown", ["id: 4\ndata: {}", "id: 3\ndata: {", '{"ok": true}'])
+def test_what_a_page_shows_must_be_what_is_printed(shown: str) -> None:
+    assert not same(shown, 'id: 3\ndata: {"a":1}')
+    assert same('id: 3\ndata: {"a": "…"}', 'id: 3\ndata: {"a":"b"}\n')
+
+
+def test_the_plugin_of_the_page(reader: Reader, serve: Callable[..., Server], tmp_path: Path) -> None:
+    (code,) = [block.code for block in blocks(DOCS["plugins"]) if block.kind == "plugin file"]
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "mine.py").write_text(code)
+    server = serve(config={}, options=["--plugins-dir", str(tmp_path / "plugins")])
+    wait_for(
+        lambda: server.rows("SELECT 1 FROM pubsub_subscriptions WHERE name = 'my-plugin'"), "the plugin subscribes"
+    )
+    reader.run("datasette pubsub publish data.db orders one")
+    wait_for(lambda: "got orders\n" in server.log, "the plugin gets the message")
 
 
 @pytest.mark.browser
-def test_the_javascript_examples(serve: Callable[..., Server]) -> None:
+def test_the_javascript_examples(reader: Reader) -> None:
     from browsers import running
 
-    server = serve(config=OPEN)
-    server.publish(channel="orders", payload="one")
-    blocks = BLOCK.findall(DOCS["javascript"])
-    assert [kind for kind, _ in blocks] == ["browser"] * 2
+    assert reader.server is not None
+    found = [block for block in blocks(DOCS["javascript"]) if block.kind == "browser"]
+    assert len(found) == 2
     with running() as browser:
-        for (_, code), said in zip(blocks, ("orders one", "orders 1"), strict=True):
+        for (_, code), said in zip(found, ('orders {"order": 7}', "logs 5"), strict=True):
             script = code.strip().removeprefix('<script type="module">').removesuffix("</script>")
             page = browser.new_page()
-            page.goto(server.url)
+            page.goto(reader.server.url)
             with page.expect_console_message(lambda message, said=said: message.text == said):
                 page.add_script_tag(content=script, type="module")
             page.wait_for_function("document.title === 'live'")
             page.close()
+
+
+@pytest.mark.browser
+def test_the_javascript_example_on_another_site(reader: Reader, serve: Callable[..., Server]) -> None:
+    from browsers import running
+
+    assert reader.server is not None
+    data = serve(config={}, options=["--root", "--cors"])
+    (code,) = [block.code for block in blocks(DOCS["javascript"]) if block.kind == "browser elsewhere"]
+    # localhost is another site than 127.0.0.1; the page is that of another server.
+    script = code.replace("https://data.example.com", f"http://localhost:{data.port}")
+    script = script.replace("dstok_…", reader.environment["TOKEN"])
+    with running() as browser:
+        page = browser.new_page()
+        page.goto(reader.server.url)
+        opened = f"http://localhost:{data.port}/data/-/pubsub/-/stream"
+        with page.expect_response(lambda answer: answer.url.startswith(opened) and answer.request.method == "GET"):
+            page.add_script_tag(
+                content=script.strip().removeprefix('<script type="module">').removesuffix("</script>"), type="module"
+            )
+        with page.expect_console_message(lambda message: message.text == "from elsewhere"):
+            reader.run("datasette pubsub publish data.db orders 'from elsewhere'")
+
+
+def test_no_page_leaves_out_the_token() -> None:
+    """Who publishes by HTTP names who they are: the server of the README refuses others."""
+    for page, text in DOCS.items():
+        for kind, code in blocks(text):
+            for command in re.findall(r"curl (?:[^\n\\]|\\\n)*", code):
+                if kind in ("sh", "curl") and re.search(r"-/(?:publish|run)\b|PublishBatch", command):
+                    assert "Bearer $TOKEN" in command, (page, command)

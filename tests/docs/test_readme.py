@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,117 +13,77 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from browsers import running
-from doc_pages import SOON, anchors
-from node_packages import example_folder, first_lines
+from doc_pages import README, anchors, blocks
+from node_packages import TSX, example_folder
 from places import ROOT
-from servers import Server, sqlite_shell
+from readers import CHANNELS, Reader, do
+from servers import Server
 
 from datasette_pubsub.core.settings import Settings
 
-README = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"<!-- test: (?P<kind>[^\n]+) -->\n```\w+\n(?P<code>.*?)```", re.DOTALL)
-BLOCKS = [(match["kind"], match["code"]) for match in BLOCK.finditer(README)]
-
-
-def test_every_example_is_of_a_kind_that_is_run() -> None:
-    kinds = {kind for kind, _ in BLOCKS}
-    assert kinds == {
-        "shell", "sqlite3", "sqlite3 shell", "token", "query",
-        "curl", "stream", "live", "browser", "typescript", "python", "file served.py",
-    }  # fmt: skip
+BLOCKS = list(blocks(README))
 
 
 @pytest.mark.node
 def test_the_examples(serve: Callable[..., Server], tmp_path: Path, shell_path: str) -> None:
-    environment = {**os.environ, "PATH": shell_path, "COLUMNS": "100"}
-    server: Server | None = None
-    root = ""
-
-    def run(code: str) -> str:
-        nonlocal server
-        if server is not None:
-            code = code.replace("127.0.0.1:8001", f"127.0.0.1:{server.port}")
-        done = subprocess.run(
-            ["bash", "-euc", code],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, (code, done.stdout, done.stderr)
-        return done.stdout
-
-    for kind, block in BLOCKS:
-        code = block
-        if kind == "shell" and "datasette serve" in code:
-            lines = code.splitlines()
-            assert lines.pop(0) == "datasette install datasette-pubsub"
-            assert lines.pop() == "datasette serve data.db --root"
-            run("\n".join(lines))
-            server = serve(config=SOON, options=["--root"])
-            root = run("datasette create-token root --secret tests").strip()
-            continue
-        assert server is not None
-        code = code.replace("127.0.0.1:8001", f"127.0.0.1:{server.port}")
-        if kind == "shell":
-            output = run(code)
-            if "broadcast" in code:
-                assert output == "Created 3 triggers: users is broadcast to changes/users\n"
-                continue
-            assert "from the command line" in output
-            assert "dashboard" in output, "the subscription of the TypeScript example"
-        elif kind == "sqlite3 shell":
-            run(code)
-        elif kind == "token":
-            # The secret of the servers of tests.
-            environment["TOKEN"] = run(f"{code.replace('change-me', 'tests')}\necho $TOKEN").strip()
-        elif kind == "sqlite3":
-            sqlite_shell(server.path, code)
-        elif kind == "query":
-            answer = httpx.get(
-                f"{server.url}/data/-/query.json",
-                params={"sql": code},
-                headers={"Authorization": f"Bearer {root}"},
-            )
-            assert list(answer.json()["rows"][0].values()) == [1]
-        elif kind == "curl":
-            answer = json.loads(run(f"curl -s {code.removeprefix('curl ')}"))
-            assert answer in ({"ok": True, "message_ids": [5]}, {"messageIds": ["6", "7"]})
-        elif kind == "stream":
-            output = run(f"{code.strip().replace('curl -N', 'curl -sN')} | head -n 4")
-            assert re.fullmatch(
-                r'retry: \d+\n\nid: 1\ndata: \{"messageId":"1","channel":"logs","payload":"Application started",'
-                r'"createdAt":"[-\d]+T[:.\d]+Z"\}\n',
-                output,
-            )
-        elif kind == "live":
-            output = run(f"{code.strip().replace('curl -N', 'curl -sN')} | head -n 4")
-            assert '"columns":["status","users"]' in output
-        elif kind == "python":
-            script = tmp_path / "example.py"
-            script.write_text(code)
-            with subprocess.Popen([sys.executable, "-u", script], stdout=subprocess.PIPE, text=True) as process:
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                # It would go on listening.
-                process.kill()
-                assert line == "1 Application started\n"
-        elif kind == "typescript":
-            (example_folder(tmp_path) / "example.ts").write_text(code)
-            (line,) = first_lines("example.ts", tmp_path, 1)
-            assert line.startswith('[2] {"event":"user_banned"')
-        elif kind.startswith("file "):
-            (tmp_path / kind.removeprefix("file ")).write_text(code)
-            assert run(f"{sys.executable} -c 'import served; print(served.app is not None)'") == "True\n"
+    reader = Reader(tmp_path, shell_path)
+    try:
+        for kind, code in BLOCKS:
+            run(reader, serve, kind, code)
+    finally:
+        reader.end()
     # What they published is in the log, once.
-    assert server is not None
-    channels = dict(server.rows("SELECT channel, count(*) FROM vpubsub GROUP BY channel"))
-    assert channels == {"logs": 5, "security_alerts": 1, "orders": 1, "analytics_feed": 1}
+    assert reader.server is not None
+    channels = dict(reader.server.rows("SELECT channel, count(*) FROM vpubsub GROUP BY channel"))
+    assert channels == CHANNELS
+
+
+def run(reader: Reader, serve: Callable[..., Server], kind: str, code: str) -> None:
+    """Run one block of the README, and look at what it says."""
+    if kind == "shell" and "datasette serve" in code:
+        lines = code.splitlines()
+        assert lines.pop(0) == "datasette install datasette-pubsub"
+        assert lines.pop() == "datasette serve data.db --root"
+        reader.run("\n".join(lines))
+        reader.server = serve(config={}, options=["--root"])
+        return
+    assert reader.server is not None
+    if kind == "python":
+        (reader.folder / "example.py").write_text(code.replace("127.0.0.1:8001", f"127.0.0.1:{reader.server.port}"))
+        goes_on([sys.executable, "-u", "example.py"], reader.folder, "1 Application started\n")
+    elif kind == "typescript":
+        code = code.replace("127.0.0.1:8001", f"127.0.0.1:{reader.server.port}")
+        (example_folder(reader.folder) / "example.ts").write_text(code)
+        goes_on([TSX, "example.ts"], reader.folder, '[2] {"event":"user_banned"')
+    elif kind == "file served.py":
+        do(reader, kind, code)
+        assert reader.run(f"{sys.executable} -c 'import served; print(served.app is not None)'") == "True\n"
+    elif kind != "browser":
+        do(reader, kind, code)
+        if kind == "shell":
+            created = "Created 3 triggers: users is broadcast to changes/users\n"
+            assert (reader.printed == created) == ("broadcast" in code)
+            assert ("from the command line" in reader.printed) == ("tail" in code)
+            # The subscription of the TypeScript example.
+            assert ("dashboard" in reader.printed) == ("subscriptions" in code)
+        elif kind == "query":
+            assert reader.printed == "1\n"
+        elif kind == "curl":
+            assert json.loads(reader.printed) in ({"ok": True, "message_ids": [5]}, {"messageIds": ["6", "7"]})
+        elif kind == "live":
+            assert '"columns":["status","users"]' in reader.printed
+
+
+def goes_on(command: list[str], folder: Path, printed: str) -> None:
+    """A program that would go on listening; its first line begins so."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        # tsx does not hand a signal on to what it runs.
+        os.killpg(process.pid, signal.SIGKILL)
+        assert line.startswith(printed)
 
 
 @pytest.mark.browser

@@ -92,7 +92,7 @@ def next_line(process: subprocess.Popen[str]) -> str:
     return line_of(process.stdout, "nothing was printed")
 
 
-def line_of(pipe: IO[str], otherwise: str) -> str:
+def line_of(pipe: IO[str] | IO[bytes], otherwise: str) -> str:
     """The next line that comes through a pipe; empty at its end. Fails with a text if none comes for ``DEADLINE``.
 
     Byte by byte: what a buffer had read ahead, ``select`` would not know of.

@@ -13,6 +13,9 @@ import pytest
 from places import NODE, PACKAGE, ROOT
 from servers import DEADLINE
 
+#: Runs programs in TypeScript; with the package, what its tests need is installed.
+TSX = str(PACKAGE / "node_modules" / ".bin" / "tsx")
+
 PROTO = ROOT / "proto" / "db" / "v1" / "db.proto"
 
 
@@ -23,10 +26,11 @@ def _run(command: list[str], folder: Path, timeout: float = 2 * DEADLINE) -> str
     return done.stdout
 
 
-def first_lines(program: str, folder: Path, count: int) -> list[str]:
+def first_lines(program: str, folder: Path, count: int, environment: dict[str, str]) -> list[str]:
     """Run a program in TypeScript that would go on for ever; the first lines that it prints."""
-    command = [str(PACKAGE / "node_modules" / ".bin" / "tsx"), program]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        [TSX, program], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         try:
             return [process.stdout.readline().rstrip("\n") for _ in range(count)]
@@ -50,7 +54,9 @@ def prepared_package() -> Path:
 
 
 def example_folder(folder: Path) -> Path:
-    """A folder for programs that use the package for TypeScript, as npm would have installed it there."""
+    """Install the package for TypeScript in a folder, with what it needs, as npm would; once for each folder."""
+    if (folder / "node_modules").exists():
+        return folder
     package = prepared_package()
     with (package / "package.json").open() as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)

@@ -63,7 +63,8 @@ export class Client {
   readonly rpc: RpcClient<typeof DbService>;
   /** The database's name. */
   readonly database: string;
-  readonly #headers: Headers;
+  /** The headers of all requests, for `rpc`, which does not add them. */
+  readonly headers: Headers;
   readonly #retrySeconds: number;
 
   constructor(place: string | URL | Place, options: ClientOptions = {}) {
@@ -75,9 +76,9 @@ export class Client {
       this.database = place.database;
       this.rpc = createClient(DbService, place.transport);
     }
-    this.#headers = new Headers(options.headers);
+    this.headers = new Headers(options.headers);
     if (options.token !== undefined) {
-      this.#headers.set("Authorization", `Bearer ${options.token}`);
+      this.headers.set("Authorization", `Bearer ${options.token}`);
     }
     this.#retrySeconds = options.retrySeconds ?? 30;
   }
@@ -133,7 +134,7 @@ export class Client {
     const heartbeat = Math.min(MAX_HEARTBEAT_SECONDS, Math.max(1, Math.floor(silence / 3)));
     const session = new Session(this.database, names, options, heartbeat, options.reconnectSeconds ?? Infinity);
     const calls = {
-      open: (call: CallOptions) => this.rpc.subscribe(session.request(), { ...call, headers: this.#headers }),
+      open: (call: CallOptions) => this.rpc.subscribe(session.request(), { ...call, headers: this.headers }),
       ack:
         subscription === undefined
           ? undefined
@@ -148,7 +149,7 @@ export class Client {
     attempt: (call: CallOptions) => Promise<T>,
   ): Promise<T> {
     const attempts = new Attempts(repeats, this.#retrySeconds, performance.now());
-    const call: CallOptions = { headers: this.#headers, timeoutMs: ANSWER_SECONDS * 1000 };
+    const call: CallOptions = { headers: this.headers, timeoutMs: ANSWER_SECONDS * 1000 };
     for (;;) {
       signal?.throwIfAborted();
       let wait: number;
