@@ -28,6 +28,7 @@ def _run(command: list[str], folder: Path, timeout: float = 2 * DEADLINE) -> str
 
 def first_lines(program: str, folder: Path, count: int, environment: dict[str, str]) -> list[str]:
     """Run a program in TypeScript that would go on for ever; the first lines that it prints."""
+    prepared_package()
     with subprocess.Popen(
         [TSX, program], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
