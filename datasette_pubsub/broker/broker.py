@@ -212,6 +212,7 @@ class Broker:
         if not await self._batcher.drain(DRAIN_SECONDS):
             logger.warning("database %s: not everything was written within %s s", self.name, DRAIN_SECONDS)
         await self.store.close_own()
+        self.filters.close()
 
     # -- writing ------------------------------------------------------------
 

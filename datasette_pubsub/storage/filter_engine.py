@@ -131,6 +131,10 @@ class Engine:
         self._rows = 0
         self._end = 0.0
 
+    def close(self) -> None:
+        """Close the connection. From Python 3.13 on, one that is not closed is a warning."""
+        self._conn.close()
+
     def check(self, text: str) -> _Compiled:
         """Compile a filter. Raises :class:`InvalidArgument`, naming the field ``filter``."""
         self._names, self._weight, self._selects, self._why = set(), 0, 0, ""

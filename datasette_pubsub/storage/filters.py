@@ -35,6 +35,14 @@ class Filters:
         #: Filters that were too slow for the event loop, and until when they count as such.
         self._slow: dict[str, float] = {}
 
+    def close(self) -> None:
+        """Close all connections that no thread is using."""
+        while self._free:
+            self._free.pop().close()
+        if self._mine is not None:
+            self._mine.close()
+            self._mine = None
+
     def check(self, text: str, max_bytes: int | None = None) -> str:
         """The filter in its normal form, if it is one. Raises :class:`InvalidArgument`, naming the field ``filter``.
 
