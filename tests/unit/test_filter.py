@@ -73,7 +73,8 @@ REFUSED = [
     ("json_extract(payload, '$.a', '$.b')", "one path"),
     ("channel = 'a\0b'", "NUL"),
     ("channel = '\ud800'", "surrogate"),
-    ("(" * 600 + "1" + ")" * 600, ""),
+    # From SQLite 3.53 on, so many brackets are allowed, but not such a depth.
+    ("+".join(["1"] * 1200), ""),
 ]
 
 
