@@ -62,6 +62,7 @@ LONG = (
     "test_sharing",
     "test_standing",
     "test_docs_examples",
+    "test_typescript_client",
     "test_publish_form",
     "test_accessibility",
     "test_viewer_find",
