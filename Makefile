@@ -30,6 +30,7 @@ types:
 
 generated:
 	proto/generate --check
+	clients/typescript/generate --check
 
 # Lint db.proto, and check that it breaks no client.
 proto:
@@ -68,3 +69,4 @@ $(VENV)/test-installed: $(BIN)/python pyproject.toml
 
 clean:
 	rm -rf $(VENV) .venv-generate build dist *.egg-info weather.db weather.db-wal weather.db-shm
+	rm -rf clients/typescript/dist clients/typescript/node_modules

@@ -90,6 +90,10 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", lazy.view("pages.viewer", "viewer")),
     (r"^/(?P<database>[^/]+)/(?P<table>[^/]+)/-/broadcast$", lazy.view("pages.broadcast", "page")),
     (r"^/db\.v1\.DbService/(?P<method>.*)$", lazy.view("rpc.service", "view")),
+    (
+        r"^/grpc\.reflection\.(?P<version>v1|v1alpha)\.ServerReflection/(?P<method>.*)$",
+        lazy.view("rpc.reflection", "view"),
+    ),
 ]
 
 

@@ -68,7 +68,10 @@ class Broadcast:
                 f"channel is too long to be continued: as a pattern it is over {MAX_CHANNEL_BYTES} bytes"
             )
         if self.limit < MIN_LIMIT + 2 * len(json.dumps(shape.table)):
-            raise InvalidArgument(f"messages of {self.limit} bytes (max_payload_bytes) are too small to broadcast rows")
+            raise InvalidArgument(
+                f"messages of {self.limit} bytes (max_payload_bytes) are too small to broadcast rows",
+                limit="max_payload_bytes",
+            )
         if not self.conditions:
             raise InvalidArgument("choose at least one of insert, update and delete")
         if self.columns == () and (self.new or self.old):

@@ -127,7 +127,10 @@ class Batcher:
             raise TooManyRequests(
                 f"the database is behind: {self._messages} messages ({self._bytes} bytes) are waiting to be "
                 f"written; the limits are {settings.max_pending_messages} messages (max_pending_messages) and "
-                f"{settings.max_pending_bytes} bytes (max_pending_bytes); nothing was published"
+                f"{settings.max_pending_bytes} bytes (max_pending_bytes); nothing was published",
+                limit="max_pending_bytes"
+                if self._bytes + size > settings.max_pending_bytes
+                else "max_pending_messages",
             )
         (outcome,) = await self.submit([items], len(items), size)
         if isinstance(outcome, PubsubError):

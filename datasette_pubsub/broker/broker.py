@@ -221,7 +221,8 @@ class Broker:
         if len(items) > self.settings.max_batch_messages:
             raise PayloadTooLarge(
                 f"{len(items)} messages in one request; the limit is "
-                f"{self.settings.max_batch_messages} (max_batch_messages)"
+                f"{self.settings.max_batch_messages} (max_batch_messages)",
+                limit="max_batch_messages",
             )
         with spans.publishing(self.name, len(items)) if spans.traced() else nullcontext():
             return list(await self._batcher.publish(items))

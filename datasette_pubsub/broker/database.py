@@ -360,7 +360,8 @@ class DatabaseFile:
     def _took_too_long(self) -> Unavailable:
         return Unavailable(
             f"reading database {self._name} took too long; the limit is "
-            f"{self._settings.read_time_limit_seconds:g} seconds (read_time_limit_seconds)"
+            f"{self._settings.read_time_limit_seconds:g} seconds (read_time_limit_seconds)",
+            limit="read_time_limit_seconds",
         )
 
     async def read(self, fn: Callable[[sqlite3.Connection], T], seconds: float = math.inf) -> T:

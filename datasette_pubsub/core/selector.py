@@ -76,7 +76,8 @@ class Selector:
         if len(set(channels)) + len(unique) > limit:
             raise InvalidArgument(
                 f"{len(set(channels)) + len(unique)} channels and patterns on one stream; "
-                f"the limit is {limit} (max_channels_per_stream)"
+                f"the limit is {limit} (max_channels_per_stream)",
+                limit="max_channels_per_stream",
             )
         return cls(frozenset(channels), unique, filter=filter)
 

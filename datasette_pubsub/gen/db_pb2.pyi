@@ -241,3 +241,15 @@ class LiveQueryError(_message.Message):
     field: str
     limit: str
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., limit: _Optional[str] = ...) -> None: ...
+
+class ErrorDetail(_message.Message):
+    __slots__ = ("field", "limit", "retry_after_seconds", "ended")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    limit: str
+    retry_after_seconds: int
+    ended: str
+    def __init__(self, field: _Optional[str] = ..., limit: _Optional[str] = ..., retry_after_seconds: _Optional[int] = ..., ended: _Optional[str] = ...) -> None: ...

@@ -69,7 +69,7 @@ class Lines:
                 if self._too_long or len(line) > self._limit:
                     self._too_long = False
                     publish: Sequence[Item] | PubsubError = PayloadTooLarge(
-                        f"the line is over the limit of {self._limit} bytes (max_body_bytes)"
+                        f"the line is over the limit of {self._limit} bytes (max_body_bytes)", limit="max_body_bytes"
                     )
                 elif line.isspace() or not line:
                     continue

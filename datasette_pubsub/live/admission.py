@@ -83,12 +83,14 @@ class Admission:
         if self._open >= self._settings.max_streams:
             raise TooManyRequests(
                 f"{self._open} streams are open on database {self._name}; "
-                f"the limit is {self._settings.max_streams} (max_streams)"
+                f"the limit is {self._settings.max_streams} (max_streams)",
+                limit="max_streams",
             )
         if self._parties[party] >= self._settings.max_streams_per_actor:
             raise TooManyRequests(
                 f"{self._parties[party]} streams are open for this actor on database {self._name}; "
-                f"the limit is {self._settings.max_streams_per_actor} (max_streams_per_actor)"
+                f"the limit is {self._settings.max_streams_per_actor} (max_streams_per_actor)",
+                limit="max_streams_per_actor",
             )
 
     def opened(self, stream: Endable, kind: Kind) -> None:

@@ -159,7 +159,10 @@ class PublishStream:
     def _check(self, verdicts: Rights, items: Sequence[Item]) -> int:
         limit = self._settings.max_batch_messages
         if len(items) > limit:
-            raise PayloadTooLarge(f"{len(items)} messages in one publish; the limit is {limit} (max_batch_messages)")
+            raise PayloadTooLarge(
+                f"{len(items)} messages in one publish; the limit is {limit} (max_batch_messages)",
+                limit="max_batch_messages",
+            )
         for channel in {item.channel for item in items}:
             if not verdicts.publish.allows(channel):
                 raise PermissionDenied(

@@ -17,7 +17,7 @@ from ..asgi.acknowledged import Acknowledged
 from ..asgi.frame_sender import FrameSender, send_frames
 from ..core.errors import PubsubError
 from ..http.responses import internal
-from .codecs import connect_error
+from .details import connect_error
 
 
 class Sender:

@@ -16,7 +16,6 @@ from connectrpc.code import Code
 from connectrpc.codec import Codec
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 from connectrpc.compression.gzip import GzipCompression
-from connectrpc.errors import ConnectError
 from google.protobuf.json_format import ParseError
 
 from ..core.errors import InvalidArgument, PubsubError
@@ -33,6 +32,7 @@ from ..gen.db_pb2 import (
 from ..live.publisher import Answer
 from ..protocol.connect_frames import envelope
 from ..protocol.items import NOT_ORDINARY
+from .details import connect_error, failure
 
 #: zlib's ``wbits`` for a gzip member with its header and checksum.
 _GZIP = 31
@@ -67,11 +67,6 @@ class StreamRequest(msgspec.Struct, frozen=True):
 
 
 _JSON = msgspec.json.Decoder(_JsonRequest)
-
-
-def connect_error(error: PubsubError) -> ConnectError:
-    """Convert an error to connectrpc's."""
-    return ConnectError(Code[error.code.upper()], error.message)
 
 
 def _item(item: PublishItem, n: int) -> Item:
@@ -172,7 +167,7 @@ class _Json(Codec[Any, Any]):
                 raise
             # Protobuf raises SystemError for such a name of a field.
             text = "the name of a field holds half of a surrogate pair, which is not valid Unicode"
-            raise ConnectError(Code.INVALID_ARGUMENT, text) from None
+            raise failure(Code.INVALID_ARGUMENT, text) from None
         return _checked(message, len(data))
 
 
@@ -192,18 +187,18 @@ class Gzip(GzipCompression):
         self._named = named
 
     def decompress(self, data: bytes | bytearray | memoryview, read_max_bytes: int | None = None) -> bytes:
-        """The decompressed bytes. Raises :class:`ConnectError` over the limit, and for data that is not gzip."""
+        """The decompressed bytes. Raises ``ConnectError`` over the limit, and for data that is not gzip."""
         limit = self._limit
         unpacker = zlib.decompressobj(wbits=_GZIP)
         try:
             # One byte more than the limit, since zlib takes 0 for no limit.
             found = unpacker.decompress(data, limit + 1)
         except zlib.error:
-            raise ConnectError(Code.INVALID_ARGUMENT, "the message is not compressed with gzip, as it says") from None
+            raise failure(Code.INVALID_ARGUMENT, "the message is not compressed with gzip, as it says") from None
         if len(found) > limit:
-            raise ConnectError(
+            raise failure(
                 Code.RESOURCE_EXHAUSTED, f"the unpacked message is over the limit of {limit} bytes ({self._named})"
             )
         if not unpacker.eof or unpacker.unused_data:
-            raise ConnectError(Code.INVALID_ARGUMENT, "the compressed message is not one whole gzip member")
+            raise failure(Code.INVALID_ARGUMENT, "the compressed message is not one whole gzip member")
         return found

@@ -9,7 +9,9 @@ from ..access import gateway
 from ..broker.broker import Broker
 from ..core.errors import InvalidArgument
 from ..core.events import Changed, End, Revoked, Superseded
+from ..gen.db_pb2 import ErrorDetail
 from .call import Call
+from .details import failure
 
 #: The longest interval of heartbeats that a subscriber may ask for, in seconds.
 MAX_HEARTBEAT_SECONDS = 3600
@@ -25,15 +27,18 @@ def cut_off(call: Call, broker: Broker, who: str) -> ConnectError:
     """Disconnect a subscriber that has not accepted data; returns the error that ends its call."""
     call.sender.stuck = True
     gateway.cut_off(call.request, broker, who)
-    return ConnectError(Code.DEADLINE_EXCEEDED, "the subscriber accepted no data for too long (send_timeout_seconds)")
+    return failure(Code.DEADLINE_EXCEEDED, "the subscriber accepted no data for too long (send_timeout_seconds)")
 
 
 def ended(end: End | None) -> ConnectError:
     """The error that ends a stream which was stopped for this reason."""
     if isinstance(end, Superseded):
-        return ConnectError(Code.ABORTED, "superseded: a newer connection has taken over this subscription")
+        text = "superseded: a newer connection has taken over this subscription"
+        return failure(Code.ABORTED, text, ErrorDetail(ended="superseded"))
     if isinstance(end, Revoked):
-        return ConnectError(Code.PERMISSION_DENIED, "the right to receive these messages has ended or changed")
+        text = "the right to receive these messages has ended or changed"
+        return failure(Code.PERMISSION_DENIED, text, ErrorDetail(ended="revoked"))
     if isinstance(end, Changed):
-        return ConnectError(Code.UNAVAILABLE, "what the subscription reads was changed; connect again")
-    return ConnectError(Code.UNAVAILABLE, "the server is shutting down; connect again")
+        text = "what the subscription reads was changed; connect again"
+        return failure(Code.UNAVAILABLE, text, ErrorDetail(ended="changed"))
+    return failure(Code.UNAVAILABLE, "the server is shutting down; connect again", ErrorDetail(ended="shutdown"))

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from connectrpc.code import Code
-from connectrpc.errors import ConnectError
 
 from ..access import gateway
 from ..asgi.frame_sender import SendTimeout
@@ -22,11 +21,12 @@ from ..core.errors import InvalidArgument, PubsubError, RequestTimeout
 from ..core.events import Bye, Revoked
 from ..core.limits import BODY_SECONDS
 from ..core.values import Item
-from ..gen.db_pb2 import PublishStreamResponse
+from ..gen.db_pb2 import ErrorDetail, PublishStreamResponse
 from ..http.request import BodyLimit, publish_limit
 from ..live.publisher import PublishStream
 from .call import as_connect_error, current
 from .codecs import Published, PublishRequest, StreamRequest, answer_frames
+from .details import failure
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -36,7 +36,7 @@ STREAM = "PublishStream"
 
 
 async def batch(datasette: Datasette, request: PublishRequest) -> Published:
-    """Append all messages or none. Raises :class:`ConnectError`."""
+    """Append all messages or none. Raises ``ConnectError``."""
     try:
         broker = registry(datasette).of(request.db_name)
         _check_size(broker, request.size)
@@ -65,20 +65,18 @@ async def stream(datasette: Datasette, requests: AsyncIterator[StreamRequest]) -
     except SendTimeout:
         call.sender.stuck = True
         gateway.cut_off(call.request, broker, "publisher")
-        raise ConnectError(
+        raise failure(
             Code.DEADLINE_EXCEEDED, "the publisher accepted no answers for too long (send_timeout_seconds)"
         ) from None
     except Exception as error:
         raise as_connect_error(error) from error
     number = publish_stream.taken + 1
     if isinstance(publish_stream.end, Bye):
-        raise ConnectError(
-            Code.UNAVAILABLE, f"the server is shutting down; from request {number} on nothing was published"
-        )
+        text = f"the server is shutting down; from request {number} on nothing was published"
+        raise failure(Code.UNAVAILABLE, text, ErrorDetail(ended="shutdown"))
     if isinstance(publish_stream.end, Revoked):
-        raise ConnectError(
-            Code.PERMISSION_DENIED, f"the right to publish has ended; from request {number} on nothing was published"
-        )
+        text = f"the right to publish has ended; from request {number} on nothing was published"
+        raise failure(Code.PERMISSION_DENIED, text, ErrorDetail(ended="revoked"))
 
 
 def _check_size(broker: Broker, size: int) -> None:

@@ -6,7 +6,6 @@ bypass it, many in one send, as the hub's tail has them: connectrpc would write 
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -40,20 +39,18 @@ from ..gen.db_pb2 import (
     SubscribeRequest,
     SubscribeResponse,
 )
-from ..http.request import SMALL_BODY_BYTES, TOO_SLOW, BodyLimit, content_type, header, in_time, is_large
-from ..http.responses import STREAM_HEADERS, cors_headers, preflight, with_signature
+from ..http.request import SMALL_BODY_BYTES, TOO_SLOW, BodyLimit, content_type, in_time, is_large
+from ..http.responses import STREAM_HEADERS, cors_headers, with_signature
 from ..protocol.connect_frames import ConnectEncoder
 from . import live_query
 from . import publish as rpc_publish
 from .call import Call, Sender, as_connect_error, current
 from .codecs import CODECS, Gzip, Published, PublishRequest, StreamRequest
 from .ends import check_heartbeat, cut_off, ended
+from .entry import early_answer
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
-
-#: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
-GRPC_UNIMPLEMENTED = 12
 
 #: The methods that answer with a stream.
 STREAMS = ("Subscribe", "LiveQuery", rpc_publish.STREAM)
@@ -274,19 +271,8 @@ def _receiver(receive: Any, limit: BodyLimit, enveloped: bool) -> Any:
 @with_signature
 async def view(scope: Any, receive: Any, send: Any, request: Request, datasette: Datasette) -> Response | None:
     """The view of all methods. Datasette routes it, so its actor and cross-site checks have run."""
-    if request.method == "OPTIONS":
-        return preflight(datasette)
-    for name, value in scope["headers"]:
-        try:
-            value.decode()
-        except UnicodeDecodeError:
-            error = {"code": "invalid_argument", "message": f"header {name.decode('latin-1')} is not UTF-8"}
-            return Response.json(error, status=400)
-    is_grpc = re.match(r"application/grpc(\+|;|$)", header(request, b"content-type"))
-    if is_grpc and "http.response.trailers" not in scope.get("extensions", {}):
-        # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md: a response of headers only.
-        headers = {"grpc-status": str(GRPC_UNIMPLEMENTED), "grpc-message": "gRPC needs a server that speaks HTTP/2"}
-        return Response("", status=200, headers=headers, content_type="application/grpc")
+    if answer := early_answer(scope, request, datasette):
+        return answer
     # Messages of a stream have their own encoding headers (connect-content-encoding, grpc-encoding), so the header for
     # the whole body can tell proxies not to compress.
     streams = request.url_vars["method"] in STREAMS

@@ -33,7 +33,7 @@ def take(
                 rows.append(row)
                 size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
                 if len(rows) > max_rows:
-                    raise PayloadTooLarge(f"more than {max_rows} rows (max_snapshot_rows)")
+                    raise PayloadTooLarge(f"more than {max_rows} rows (max_snapshot_rows)", limit="max_snapshot_rows")
                 if size > MAX_SNAPSHOT_BYTES:
                     raise PayloadTooLarge(f"more than {MAX_SNAPSHOT_BYTES} bytes in one snapshot")
             return [column[0] for column in cursor.description], rows, head

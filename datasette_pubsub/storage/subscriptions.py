@@ -118,12 +118,15 @@ class Bounds:
         number, size = conn.execute(f"{sql} AND id IS NOT ?", [owner, instead_of]).fetchone()
         whose = "this actor has" if owner else "anonymous visitors together have"
         if instead_of is None and number >= self.number:
-            raise TooManyRequests(f"{whose} {number} subscriptions; the limit is {self.number} ({self.option})")
+            raise TooManyRequests(
+                f"{whose} {number} subscriptions; the limit is {self.number} ({self.option})", limit=self.option
+            )
         if size + len(reads.encode()) > self.bytes:
             size += len(reads.encode())
             raise TooManyRequests(
                 f"what the subscriptions of {'this actor' if owner else 'anonymous visitors'} read would take "
-                f"{size} bytes; the limit is {self.bytes} bytes (max_subscription_bytes_per_actor)"
+                f"{size} bytes; the limit is {self.bytes} bytes (max_subscription_bytes_per_actor)",
+                limit="max_subscription_bytes_per_actor",
             )
 
 

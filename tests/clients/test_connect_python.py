@@ -18,13 +18,14 @@ from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_json_codec
 from connectrpc.errors import ConnectError
 from connectrpc.protocol import ProtocolType
-from pyqwest import Client, HTTPTransport, HTTPVersion
+from pyqwest import Client, HTTPTransport, HTTPVersion, SyncClient, SyncHTTPTransport
 from servers import DEADLINE, OPEN, Server, sqlite_shell
 
 from datasette_pubsub.gen.db_connect import DbServiceClient, DbServiceClientSync
 from datasette_pubsub.gen.db_pb2 import (
     AckMode,
     AckRequest,
+    ErrorDetail,
     Kind,
     PublishBatchRequest,
     PublishItem,
@@ -270,3 +271,39 @@ def test_a_compressed_request(serve: Callable[..., Server]) -> None:
         reply = client.publish_batch(_batch(server, PublishItem(channel="a", payload="x" * 10_000)))
         assert list(reply.message_ids) == [1]
         assert len(next(client.subscribe(_follow(server, channel="a", after=0))).payload) == 10_000
+
+
+# -- the detail of errors ---------------------------------------------------------
+
+
+def _detail(error: ConnectError) -> ErrorDetail:
+    (found,) = error.details
+    assert found.type_name == "db.v1.ErrorDetail"
+    return ErrorDetail.FromString(found.message_bytes)
+
+
+@pytest.mark.parametrize("how", [*CLIENTS, "grpc"])
+def test_an_error_has_a_detail(serve: Callable[..., Server], how: str) -> None:
+    """What a program needs to know, so that it need not read the text."""
+    limits = {"plugins": {"datasette-pubsub": {"max_streams_per_actor": 1, "max_payload_bytes": 100}}}
+    server = serve(config={**OPEN, **limits}, http2=how == "grpc")
+    http = SyncClient(SyncHTTPTransport(http_version=HTTPVersion.HTTP2))
+    options = {"protocol": ProtocolType.GRPC, "http_client": http} if how == "grpc" else CLIENTS[how]
+
+    def wrong(call: Callable[[], Any]) -> ErrorDetail:
+        with pytest.raises(ConnectError) as error:
+            call()
+        return _detail(error.value)
+
+    with DbServiceClientSync(server.url, send_compression=None, **options) as client:
+        large = PublishItem(channel="a", payload="x" * 101)
+        assert wrong(lambda: client.publish_batch(_batch(server, large))) == ErrorDetail(
+            field="payload", limit="max_payload_bytes"
+        )
+        assert wrong(lambda: client.publish_batch(PublishBatchRequest(db_name="nothing"))) == ErrorDetail()
+        first = client.subscribe(_follow(server, channel="a", subscription_name="s"))
+        assert next(iter(first)).kind == Kind.KIND_READY
+        busy = wrong(lambda: next(iter(client.subscribe(_follow(server, channel="a")))))
+        assert (busy.limit, busy.retry_after_seconds) == ("max_streams_per_actor", 1)
+        server.stop()
+        assert wrong(lambda: list(first)) == ErrorDetail(ended="shutdown")

@@ -47,7 +47,11 @@ def reader(readme_done: Path, serve: Callable[..., Server], tmp_path: Path, shel
 
 @pytest.mark.parametrize(
     "page",
-    [page for page, text in DOCS.items() if BLOCK.search(text) and page not in (*OWN, "javascript")],
+    [
+        pytest.param(page, marks=[pytest.mark.node] if "```ts" in text else [])
+        for page, text in DOCS.items()
+        if BLOCK.search(text) and page not in (*OWN, "javascript")
+    ],
 )
 def test_examples(reader: Reader, page: str) -> None:
     server = reader.server

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,11 +16,20 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+#: What npm, buf and Python make.
+NOT_SHIPPED = re.compile(r"(^|/)(node_modules|__pycache__)/|^clients/typescript/dist/|^tests/node/\w+/gen/")
+
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
+    # Of a copy: setuptools adds what the list of an earlier build has, which hides what MANIFEST.in has forgotten.
+    clean = tmp_path_factory.mktemp("clean") / "datasette-pubsub"
+    made = shutil.ignore_patterns(".venv*", "node_modules", "*.egg-info", "build", "dist", "__pycache__", ".git")
+    shutil.copytree(ROOT, clean, symlinks=True, ignore=made)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(clean)], check=True, capture_output=True
+    )
     return folder
 
 
@@ -39,8 +50,14 @@ def test_the_archives_hold_what_the_plugin_serves(dist: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "static/", "templates/"))]
     with tarfile.open(next(dist.glob("*.tar.gz"))) as source:
-        inside = {name.partition("/")[2] for name in source.getnames()}
+        inside = {member.name.partition("/")[2] for member in source if member.isfile()}
     assert {"static/pubsub.js", "templates/pubsub_viewer.html", "proto/db/v1/db.proto", "LICENSE"} <= inside
+    # What its own tests read, and what an editable install of it serves.
+    for folder in ("tests", "docs", "bench", "proto", "examples", "demo", "static", "templates", "clients"):
+        here = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
+        assert not {name for name in here - inside if not NOT_SHIPPED.search(name)}
+    assert not {name for name in inside if NOT_SHIPPED.search(name)}
+    assert {f"datasette_pubsub/{name}" for name in inside if name.startswith(("static/", "templates/"))} <= inside
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, dist.iterdir())], check=True)
 
 
@@ -83,8 +100,15 @@ asyncio.run(main())
 
 
 def test_the_links_at_the_top_level() -> None:
-    assert (ROOT / "datasette_pubsub" / "templates").readlink() == Path("../templates")
-    assert (ROOT / "datasette_pubsub" / "static").readlink() == Path("../static")
+    """An editable install finds templates and static files by them; the source archive has copies instead."""
+    for name in ("templates", "static"):
+        inside = ROOT / "datasette_pubsub" / name
+        if inside.is_symlink():
+            assert inside.readlink() == Path(f"../{name}")
+        else:
+            assert {path.relative_to(inside) for path in inside.rglob("*")} == {
+                path.relative_to(ROOT / name) for path in (ROOT / name).rglob("*")
+            }
 
 
 def test_dependencies_have_bounds() -> None:

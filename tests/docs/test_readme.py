@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from browsers import running
 from doc_pages import README, anchors, blocks
-from node_packages import prepared
+from node_packages import TSX, example_folder
 from places import ROOT
 from readers import CHANNELS, Reader, do
 from servers import Server
@@ -54,13 +54,9 @@ def run(reader: Reader, serve: Callable[..., Server], kind: str, code: str) -> N
         (reader.folder / "example.py").write_text(code.replace("127.0.0.1:8001", f"127.0.0.1:{reader.server.port}"))
         goes_on([sys.executable, "-u", "example.py"], reader.folder, "1 Application started\n")
     elif kind == "typescript":
-        folder = prepared("v2")
-        script = folder / f"readme_{reader.server.port}.ts"
-        script.write_text(code.replace("127.0.0.1:8001", f"127.0.0.1:{reader.server.port}"))
-        try:
-            goes_on(["npx", "tsx", script.name], folder, '[2] {"event":"user_banned"')
-        finally:
-            script.unlink()
+        code = code.replace("127.0.0.1:8001", f"127.0.0.1:{reader.server.port}")
+        (example_folder(reader.folder) / "example.ts").write_text(code)
+        goes_on([TSX, "example.ts"], reader.folder, '[2] {"event":"user_banned"')
     elif kind == "file served.py":
         do(reader, kind, code)
         assert reader.run(f"{sys.executable} -c 'import served; print(served.app is not None)'") == "True\n"
@@ -85,7 +81,7 @@ def goes_on(command: list[str], folder: Path, printed: str) -> None:
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        # npx does not hand a signal on to what it runs.
+        # tsx does not hand a signal on to what it runs.
         os.killpg(process.pid, signal.SIGKILL)
         assert line.startswith(printed)
 

@@ -195,6 +195,8 @@ METHODS = {
     "/db.v1.DbService/Subscribe": WRITE,
     "/db.v1.DbService/LiveQuery": WRITE,
     "/db.v1.DbService/Ack": WRITE,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": WRITE,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": WRITE,
 }
 
 

@@ -11,3 +11,6 @@ SUPPORT = ROOT / "tests" / "support"
 
 #: The clients of npm, each with its packages.
 NODE = ROOT / "tests" / "node"
+
+#: The package for TypeScript.
+PACKAGE = ROOT / "clients" / "typescript"

@@ -19,6 +19,7 @@ from typing import IO, Any
 import httpx
 from commands import line_of
 from doc_pages import README, blocks
+from node_packages import TSX, example_folder, first_lines, prepared
 from servers import DEADLINE, Server, free_port, sqlite_shell, wait_for
 
 #: What the README's terminal has.
@@ -54,13 +55,13 @@ class Reader:
             self._stream.communicate()
             self._stream = None
 
-    def _here(self, code: str) -> str:
+    def here(self, code: str) -> str:
         assert self.server is not None or "127.0.0.1" not in code
         return code.replace("127.0.0.1:8001", f"127.0.0.1:{self.server.port}") if self.server else code
 
     def run(self, code: str, fails: bool = False) -> str:
         """Run a program of the shell, which succeeds unless ``fails``; what it prints. Refused requests fail."""
-        code = self._here(code).replace("curl ", "curl -sS --fail-with-body ")
+        code = self.here(code).replace("curl ", "curl -sS --fail-with-body ")
         done = subprocess.run(
             ["bash", "-euc", code],
             cwd=self.folder,
@@ -75,7 +76,7 @@ class Reader:
         return self.printed
 
     def python(self, code: str, name: str = "example.py") -> str:
-        (self.folder / name).write_text(self._here(code))
+        (self.folder / name).write_text(self.here(code))
         return self.run(f"{sys.executable} {name}")
 
     def sql(self, code: str) -> str:
@@ -104,7 +105,7 @@ class Reader:
         """Open a stream, and read its first event; the stream stays open for the blocks that follow."""
         self.end()
         self._stream = subprocess.Popen(
-            ["bash", "-c", f"exec {self._here(code).strip()}"],
+            ["bash", "-c", f"exec {self.here(code).strip()}"],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -221,6 +222,20 @@ def do(reader: Reader, kind: str, code: str) -> None:
         reader.printed = "".join(f"{'|'.join(map(str, row))}\n" for row in reader.query(code))
     elif kind == "python":
         reader.python(code)
+    elif kind == "typescript":
+        (example_folder(reader.folder) / "example.ts").write_text(reader.here(code))
+        reader.run(f"{TSX} example.ts")
+    elif kind == "generated":
+        # With the code that buf generates for the clients of the tests; it would go on.
+        script = prepared("v2") / f"example_{os.getpid()}.ts"
+        script.write_text(reader.here(code))
+        try:
+            reader.printed = "\n".join(first_lines(script.name, script.parent, 2, reader.environment))
+        finally:
+            script.unlink()
+    elif kind == "reflection":
+        # tests/clients/test_reflection.py runs it: it needs HTTP/2.
+        reader.printed = ""
     elif kind.startswith("file "):
         reader.python(code, kind.removeprefix("file "))
     elif kind == "output":
