@@ -6,12 +6,12 @@ PORT ?= 8001
 
 .PHONY: demo test check lint types generated proto slow clean
 
-# A live page with arriving messages: http://127.0.0.1:8001/weather/-/pubsub
+# A server, arriving messages and a durable subscriber; prints the link that logs in as root, and the pages to look at.
 demo: $(VENV)/demo-installed
 	@exec env PORT=$(PORT) BIN=$(BIN) sh demo/run
 
 # Install everything, then run every check: lint, types, generated code, the service's definition, all tests.
-test: system-packages $(VENV)/test-installed
+test: said system-packages $(VENV)/test-installed
 	$(MAKE) check
 
 # Five at a time: the tests mostly wait for servers, browsers and clients. The longest first: see tests/conftest.py.
@@ -50,6 +50,12 @@ pictures: system-packages $(VENV)/test-installed
 # Run the tests that take minutes.
 slow: system-packages $(VENV)/test-installed
 	$(BIN)/python -m pytest -m slow
+
+.PHONY: said
+said:
+	@echo "make test: installs what the tests need into .venv (650 MB), and of Debian's packages Chromium, node and what else is"
+	@echo "missing, if it has the rights to; then runs every check. That takes about 8 minutes on two cores, and some more the"
+	@echo "first time."
 
 .PHONY: system-packages
 system-packages:
