@@ -83,6 +83,7 @@ ROUTES: list[tuple[str, Callable[..., Awaitable[Any]]]] = [
     (r"^/(?P<database>[^/]+)/-/pubsub/-/subscriptions/delete$", lazy.view("http.api", "delete_subscription")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/queries$", lazy.view("pages.standing", "page")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/queries\.json$", lazy.view("http.api", "standing_queries")),
+    (r"^/(?P<database>[^/]+)/-/pubsub/-/health$", lazy.view("http.health", "health")),
     (r"^/(?P<database>[^/]+)/-/pubsub/-/snapshot\.json$", lazy.view("http.api", "snapshot")),
     (r"^/(?P<database>[^/]+)/-/pubsub/?$", lazy.view("pages.viewer", "viewer")),
     (r"^/(?P<database>[^/]+)/-/pubsub/(?P<channel>(?!-/).+)$", lazy.view("pages.viewer", "viewer")),

@@ -2,8 +2,8 @@
 
     TOKEN=$(datasette create-token root) python demo/alarms.py http://127.0.0.1:8001/weather
 
-The subscription ``alarms`` is in the database. It begins with the next alert; after that, it first prints what came while
-this program was away.
+The subscription ``alarms`` is in the database. It begins with the next alert; after that, it first prints what came
+while this program was away.
 """
 
 import os

@@ -304,6 +304,7 @@ async def forget(datasette: Datasette, request: Request, broker: Broker, name: s
 def cut_off(request: Request, broker: Broker, who: str) -> None:
     """Disconnect a subscriber or publisher (``who``) that has not accepted data for ``send_timeout_seconds``."""
     shutdown.cut_off(request.scope)
+    broker.measuring.cut_off += 1
     logger.info(
         "database %s: a %s was disconnected: it accepted no data for %s s (send_timeout_seconds)",
         broker.name,

@@ -28,7 +28,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from queue import Empty, SimpleQueue
 
@@ -38,6 +37,7 @@ from ..core.validation import check_items
 from ..core.values import Item
 from ..storage.append_batch import Batch, CommitResult, Outcome
 from ..storage.subscriptions import Save
+from .commits import Commits, Submission, since
 
 logger = logging.getLogger("datasette_pubsub")
 
@@ -68,29 +68,20 @@ Transaction = Callable[[Batch, float], CommitResult | PubsubError]
 Write = Callable[[Callable[[Transaction], None], float], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class _Submission:
-    """Publishes that were submitted together; each is stored whole or not at all."""
-
-    publishes: Sequence[Sequence[Item]]
-    messages: int
-    size: int
-    done: asyncio.Future[list[Outcome]] = field(repr=False)
-    since: float = field(default_factory=time.monotonic)
-
-
 class Batcher:
     """The batcher of one database. Lives on the event loop; :meth:`run` is its supervised task."""
 
     def __init__(
-        self, settings: Settings, write: Write, committed: Callable[[CommitResult], None], holder: str
+        self, name: str, settings: Settings, write: Write, committed: Callable[[CommitResult], None], holder: str
     ) -> None:
         self._settings = settings
+        #: Measures what is committed.
+        self.commits = Commits(name)
         #: The name under which this process holds the subscriptions whose cursors it saves.
         self._holder = holder
         self._write = write
         self._committed = committed
-        self._waiting: deque[_Submission] = deque()
+        self._waiting: deque[Submission] = deque()
         self._cursors: dict[int, Save] = {}
         #: For each subscription, the newest cursor that :meth:`move_cursor` was given: one entry for each row at most.
         self._newest: dict[int, Save] = {}
@@ -116,7 +107,7 @@ class Batcher:
         self._lingering = threading.Lock()
         self._wake_session: SimpleQueue[None] = SimpleQueue()
         #: The submissions that the write thread is writing.
-        self._writing: list[_Submission] = []
+        self._writing: list[Submission] = []
         #: Kept, since asking for the loop is a system call on Python 3.11; ``None`` until :meth:`run`.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -153,11 +144,16 @@ class Batcher:
         if self._closed:
             raise Unavailable("the server is shutting down; nothing was published")
         done: asyncio.Future[list[Outcome]] = (self._loop or asyncio.get_running_loop()).create_future()
-        self._waiting.append(_Submission(publishes, messages, size, done))
+        self._waiting.append(Submission(publishes, messages, size, done))
         self._messages += messages
         self._bytes += size
         self._wake()
         return done
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait to be written, or are being written."""
+        return self._messages
 
     async def room(self, messages: int, size: int) -> None:
         """Wait until this many messages, with this many bytes of payload, fit into the queue."""
@@ -237,7 +233,7 @@ class Batcher:
         except asyncio.CancelledError:
             unknown = Unavailable("the server is shutting down; whether this was published is not known")
             for submission in self._writing:
-                _refuse(submission, unknown)
+                submission.refuse(unknown)
             self._fail(unknown)
             raise
         except Exception as error:
@@ -269,9 +265,10 @@ class Batcher:
                 continue
             self._writing = taken
             self.writing = True
+            began = time.monotonic()
             try:
                 publishes = [publish for submission in taken for publish in submission.publishes]
-                result = transaction(Batch(publishes, cursors.values(), self._holder), _since(taken))
+                result = transaction(Batch(publishes, cursors.values(), self._holder), since(taken))
             except Exception as error:
                 result = _known(error)
             if isinstance(result, CommitResult) and result.last:
@@ -279,7 +276,7 @@ class Batcher:
             self.writing = False
             assert self._loop is not None
             try:
-                self._loop.call_soon_threadsafe(self._finish, taken, cursors, result)
+                self._loop.call_soon_threadsafe(self._finish, taken, cursors, result, began, time.monotonic())
             except RuntimeError:
                 # The event loop has ended, so nothing waits for the answers.
                 return
@@ -307,14 +304,14 @@ class Batcher:
                 break
         return bool(self._waiting or self._cursors)
 
-    def _take_all(self) -> list[_Submission]:
-        taken: list[_Submission] = []
+    def _take_all(self) -> list[Submission]:
+        taken: list[Submission] = []
         while self._waiting:
             taken.append(self._waiting.popleft())
         return taken
 
-    def _take(self) -> list[_Submission]:
-        taken: list[_Submission] = []
+    def _take(self) -> list[Submission]:
+        taken: list[Submission] = []
         messages = size = 0
         # At shutdown the event loop may empty the queue at the same time.
         with contextlib.suppress(IndexError):
@@ -336,8 +333,20 @@ class Batcher:
                 taken[subscription_id] = cursor
         return taken
 
-    def _finish(self, taken: list[_Submission], cursors: dict[int, Save], result: CommitResult | PubsubError) -> None:
-        """Answer the publishers of one transaction. Runs on the event loop."""
+    def _finish(
+        self,
+        taken: list[Submission],
+        cursors: dict[int, Save],
+        result: CommitResult | PubsubError,
+        began: float,
+        ended: float,
+    ) -> None:
+        """Answer the publishers of one transaction, and measure it. Runs on the event loop."""
+        self._answer(taken, cursors, result)
+        if taken:
+            self.commits.done(taken, result, began, ended)
+
+    def _answer(self, taken: list[Submission], cursors: dict[int, Save], result: CommitResult | PubsubError) -> None:
         self._messages -= sum(submission.messages for submission in taken)
         self._bytes -= sum(submission.size for submission in taken)
         self._written.set()
@@ -345,7 +354,7 @@ class Batcher:
             self._failed = True
             self._keep(cursors, result)
             for submission in taken:
-                _refuse(submission, result)
+                submission.refuse(result)
             return
         self._failed = False
         if result.last:
@@ -363,7 +372,7 @@ class Batcher:
         for submission in [*left, *self._take_all()]:
             self._messages -= submission.messages
             self._bytes -= submission.size
-            _refuse(submission, error)
+            submission.refuse(error)
         self._written.set()
 
     def _keep(self, cursors: dict[int, Save], error: PubsubError) -> None:
@@ -380,12 +389,3 @@ def _known(error: Exception) -> PubsubError:
         return error
     logger.error("could not write", exc_info=error)
     return Unavailable("the messages could not be written; nothing was published")
-
-
-def _since(taken: list[_Submission]) -> float:
-    return taken[0].since if taken else time.monotonic()
-
-
-def _refuse(submission: _Submission, error: PubsubError) -> None:
-    if not submission.done.done():
-        submission.done.set_exception(error)

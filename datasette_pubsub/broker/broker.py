@@ -11,7 +11,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,12 +34,14 @@ from ..storage.catchup import Reader
 from ..storage.filters import Filters
 from ..storage.lag import lags
 from ..storage.subscriptions import Claim
+from ..telemetry import spans
 from .active import ActiveSubscriptions
 from .batcher import Batcher
 from .database import DatabaseFile
 from .file_events import FileEvents
 from .health import Health
 from .maintenance import Maintenance, UnlimitedFile
+from .measuring import Measuring
 from .own_writes import in_batcher
 from .querying import Querying
 from .subscribing import SubscribeOptions, Subscribing
@@ -90,7 +92,7 @@ class Broker:
         self.filters = Filters()
         self.hub = Hub(settings.tail_bytes, self._idle_changed, self.filters.now)
         holder = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._batcher = Batcher(settings, self.store.session, self._committed, holder)
+        self._batcher = Batcher(self.name, settings, self.store.session, self._committed, holder)
         #: Counts subscribers and publish streams.
         self._admission = Admission(self.name, settings)
         #: Its live and standing queries, and snapshots.
@@ -116,7 +118,11 @@ class Broker:
             attached(datasette, FileEvents, FileEvents),
         )
         self._active = ActiveSubscriptions(self._batcher, holder)
-        self._maintenance = Maintenance(self.name, settings, UnlimitedFile(self), self._active, lambda: self._removed)
+        #: What telemetry is told.
+        self.measuring = Measuring(self.name, self.hub, self._batcher, self._admission, self.queries.live, self.filters)
+        self._maintenance = Maintenance(
+            self.name, settings, UnlimitedFile(self), self._active, self.measuring, lambda: self._removed
+        )
         self._subscribing = Subscribing(
             settings,
             self.store,
@@ -141,20 +147,30 @@ class Broker:
         if self._started:
             return
         self._started = True
-        add = self._datasette.add_background_task
+        self.measuring.start()
         if self.store.writable:
-            add(self._run_batcher, name=f"pubsub batcher: {self.name}")
-            add(self._run_cursors, name=f"pubsub cursors: {self.name}")
-            add(self._run_health, name=f"pubsub health: {self.name}")
-            add(self._run_watcher, name=f"pubsub watcher: {self.name}")
-            add(self.queries.run_live, name=f"pubsub live queries: {self.name}")
-            add(self._run_retention, name=f"pubsub retention: {self.name}")
+            health = Health(self.name, self.store, self, lambda: self._removed)
+            self._supervise("batcher", self._batcher.run)
+            self._supervise("cursors", self._run_cursors)
+            self._supervise("health", health.run)
+            self._supervise("watcher", self._watcher.run)
+            self._supervise("live queries", self.queries.live.run)
+            self._supervise("retention", self._maintenance.run_retention)
             if self.settings.standing_queries:
-                add(self.queries.run_standing, name=f"pubsub standing queries: {self.name}")
+                self._supervise("standing queries", self.queries.standing.run)
         else:
             self.queries.standing.refuse(
                 FailedPrecondition("the database cannot be written, so that nothing can be published")
             )
+
+    def _supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run this for ever, as a background task of Datasette."""
+
+        async def task(_datasette: Datasette) -> None:
+            in_batcher.set(True)
+            await run()
+
+        self._datasette.add_background_task(task, name=f"pubsub {name}: {self.name}")
 
     def serves(self, db: Database) -> bool:
         """Whether this is the broker of this database object, not of one that was removed and added again."""
@@ -164,17 +180,6 @@ class Broker:
     def _removed(self) -> bool:
         """Whether Datasette no longer serves this database."""
         return self._datasette.databases.get(self.name) is not self._db
-
-    async def _run_batcher(self, _datasette: Datasette) -> None:
-        in_batcher.set(True)
-        await self._batcher.run()
-
-    async def _run_watcher(self, _datasette: Datasette) -> None:
-        await self._watcher.run()
-
-    async def _run_health(self, _datasette: Datasette) -> None:
-        in_batcher.set(True)
-        await Health(self.name, self.store, self, lambda: self._removed).run()
 
     def end_streams(self) -> None:
         """End every stream and ask its subscriber or publisher to reconnect."""
@@ -187,18 +192,15 @@ class Broker:
     async def begin_anew(self) -> None:
         """Forget what is known of the log: another file is served now."""
         self._batcher.forget_log()
+        self.measuring.forget()
         self.queries.live.forget()
         self.hub.rewind(await self.store.read(log.head))
 
-    async def _run_cursors(self, _datasette: Datasette) -> None:
-        in_batcher.set(True)
+    async def _run_cursors(self) -> None:
         await self._maintenance.run_cursors()
         # The database was removed.
+        self.measuring.stop()
         self.close_streams()
-
-    async def _run_retention(self, _datasette: Datasette) -> None:
-        in_batcher.set(True)
-        await self._maintenance.run_retention()
 
     def close_streams(self) -> None:
         """End every stream because the server shuts down, and admit no new ones."""
@@ -221,7 +223,8 @@ class Broker:
                 f"{len(items)} messages in one request; the limit is "
                 f"{self.settings.max_batch_messages} (max_batch_messages)"
             )
-        return list(await self._batcher.publish(items))
+        with spans.publishing(self.name, len(items)) if spans.traced() else nullcontext():
+            return list(await self._batcher.publish(items))
 
     @asynccontextmanager
     async def publishing(
@@ -234,14 +237,10 @@ class Broker:
         """
         self.store.check_writable()
         publish_stream = PublishStream(self._batcher, self.settings, self.name, rights)
-        self._admission.enter(party)
-        self._admission.add(publish_stream)
-        try:
+        with self._admission.enter(party, "publisher") as place:
+            place.take(publish_stream)
             await publish_stream.open()
             yield publish_stream
-        finally:
-            self._admission.discard(publish_stream)
-            self._admission.leave(party)
 
     async def acknowledge(self, owner: str, name: str, message_id: int) -> int:
         """Move a subscription's cursor forward to an id; returns the cursor when it is durable."""

@@ -22,6 +22,7 @@ from ..core.validation import utc_text
 from ..storage import relays, retention, schema, subscriptions
 from ..storage.names import Name
 from .active import ActiveSubscriptions
+from .measuring import Measuring
 
 if TYPE_CHECKING:
     from .broker import Broker
@@ -65,12 +66,19 @@ class Maintenance:
     """Maintains one database until it is ``removed``."""
 
     def __init__(
-        self, name: str, settings: Settings, file: File, active: ActiveSubscriptions, removed: Callable[[], bool]
+        self,
+        name: str,
+        settings: Settings,
+        file: File,
+        active: ActiveSubscriptions,
+        measuring: Measuring,
+        removed: Callable[[], bool],
     ) -> None:
         self._name = name
         self._settings = settings
         self._file = file
         self._active = active
+        self._measuring = measuring
         self._removed = removed
         #: The file's schema version at the last check, the time of that check, and the lost broadcasts already logged.
         self._schema_version: int | None = None
@@ -92,6 +100,7 @@ class Maintenance:
                     self._schema_seen = time.monotonic()
                     await self._log_lost_broadcasts()
                 await self._look_after(self._active.ids)
+                await self._measuring.sample(self._file.read)
             except PubsubError:
                 # The file is locked, or the disk is full: logged where it was found, and the next run comes soon.
                 continue
@@ -162,7 +171,8 @@ class Maintenance:
         left, relayed, lost = await self._file.read(look)
         while left:
             began = time.monotonic()
-            await self._file.change(lambda conn: retention.trim(conn, left))
+            removed = await self._file.change(lambda conn: retention.trim(conn, left))
+            self._measuring.trimmed += removed.total()
             await asyncio.sleep(time.monotonic() - began)
         self._log_outrun(relayed, lost)
         if self._settings.subscription_expiry_days and await self._file.read(schema.installed):

@@ -84,15 +84,6 @@ class Querying:
             raise FailedPrecondition(f"database {self._db.name} is in memory: its commits cannot be watched")
         return self.live.subscribe(question, encoder, options)
 
-    async def run_live(self, _datasette: Datasette) -> None:
-        """Run live queries, for ever."""
-        await self.live.run()
-
-    async def run_standing(self, _datasette: Datasette) -> None:
-        """Run standing queries until the database is removed."""
-        in_batcher.set(True)
-        await self.standing.run()
-
     async def snapshot_table(self, table: str) -> tuple[list[str], list[Any], int]:
         """A snapshot of a table, as :meth:`snapshot`. Raises :class:`NotFound`."""
         names = [*await self._db.table_names(), *await self._db.view_names()]

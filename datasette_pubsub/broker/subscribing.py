@@ -23,7 +23,7 @@ from ..core.selector import Selector
 from ..core.settings import Settings
 from ..core.validation import check_subscription_name
 from ..core.values import ANYWHERE, AckMode, Page, Where
-from ..live.admission import Admission
+from ..live.admission import Admission, Place
 from ..live.hub import Hub
 from ..live.options import SubscriberOptions
 from ..live.subscriber import Subscriber
@@ -110,7 +110,12 @@ class Subscribing:
         anything is sent.
         """
         self._store.check_present()
-        self._admission.enter(asked.party)
+        with self._admission.enter(asked.party, "subscriber", named=asked.name is not None) as place:
+            async with self._opened(asked, encoder, place) as stream:
+                yield stream
+
+    @asynccontextmanager
+    async def _opened(self, asked: SubscribeOptions, encoder: Encoder, place: Place) -> AsyncIterator[Subscriber]:
         waiter = subscription = stream = None
         try:
             subscription = await self._subscription(asked)
@@ -176,13 +181,13 @@ class Subscribing:
                 self._active.begin(subscription, stream, automatic)
                 if not automatic and asked.where.resume is not None and not awaited:
                     self._active.resumed(subscription, position)
-            self._admission.add(stream)
+            place.take(stream)
             try:
                 yield stream
                 if subscription is not None and not isinstance(stream.end, Superseded):
                     await stream.last_looks()
             finally:
-                self._admission.discard(stream)
+                place.discard()
                 if subscription is not None:
                     self._active.leave(subscription, stream)
                 stream.close()
@@ -191,7 +196,6 @@ class Subscribing:
                 self._active.leave(subscription, None)
             if waiter is not None:
                 self._hub.unregister(waiter)
-            self._admission.leave(asked.party)
 
     async def _subscription(self, asked: SubscribeOptions) -> Subscription | None:
         """Open the named subscription, and create it if it is new; ``None`` for a subscriber without a name."""

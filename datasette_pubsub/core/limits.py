@@ -17,3 +17,7 @@ MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024
 
 #: Whose the named subscriptions of other plugins are (:mod:`.api`); no actor may have this id.
 PLUGIN_OWNER = "datasette-pubsub plugins"
+
+#: The channel of the messages by which a health check measures. Retention keeps them for a day, unless
+#: ``channel_retention`` says something else.
+HEALTH_CHANNEL = "datasette-pubsub/health"

@@ -39,6 +39,8 @@ class Hub:
 
     def __init__(self, tail_bytes: int, on_idle: Callable[[bool], None], evaluate: Evaluate | None = None) -> None:
         self.head = 0
+        #: How many messages were sent to subscribers.
+        self.delivered = 0
         #: How many times the head has moved back, and where it moved to the last time.
         self.rewinds = 0
         self.rewound_to = 0

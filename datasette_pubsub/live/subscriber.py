@@ -81,8 +81,8 @@ class Subscriber:
         options: SubscriberOptions,
     ) -> None:
         self.position = position
-        #: How many sends had messages or reported a gap.
-        self.sends = 0
+        #: How many sends had messages or reported a gap, and how many messages were sent.
+        self.sends = self.delivered = 0
         self._hub = hub
         self._waiter = waiter
         self._read_page = read_page
@@ -326,6 +326,8 @@ class Subscriber:
         if span.data and self._acknowledged is not None:
             self._acknowledged.mark(self.position)
         if span.messages:
+            self.delivered += span.messages
+            self._hub.delivered += span.messages
             self._unacked.add(span.last, span.messages)
 
     def _wait_seconds(self, now: float) -> float:

@@ -103,6 +103,8 @@ class LiveQueries:
         self._runs: set[asyncio.Task[None]] = set()
         #: The lanes in which a run is on its way.
         self._busy: set[Lane] = set()
+        #: How many times queries were run.
+        self.ran = 0
         #: When the time was shared, on the loop's clock.
         self._shared_at = float("-inf")
 
@@ -142,25 +144,24 @@ class LiveQueries:
 
         Raises :class:`~.core.errors.PubsubError` before anything is sent.
         """
-        self._admission.enter(options.party)
-        query = subscriber = None
-        try:
-            self._count(options.party, question)
+        with self._admission.enter(options.party, "live_query") as place:
+            query = subscriber = None
             try:
-                query = await self._opened(question)
-                subscriber = QuerySubscriber(query, encoder, options)
-                query.subscribers.add(subscriber)
-                self._admission.add(subscriber)
-                yield subscriber
+                self._count(options.party, question)
+                try:
+                    query = await self._opened(question)
+                    subscriber = QuerySubscriber(query, encoder, options)
+                    query.subscribers.add(subscriber)
+                    place.take(subscriber)
+                    yield subscriber
+                finally:
+                    self._uncount(options.party, question)
             finally:
-                self._uncount(options.party, question)
-        finally:
-            if subscriber is not None and query is not None:
-                query.subscribers.discard(subscriber)
-                subscriber.close()
-                self._admission.discard(subscriber)
-            self._drop_unused(question)
-            self._admission.leave(options.party)
+                if subscriber is not None and query is not None:
+                    query.subscribers.discard(subscriber)
+                    subscriber.close()
+                    place.discard()
+                self._drop_unused(question)
 
     def _count(self, party: str, question: Question) -> None:
         own = self._parties.get(party) or Counter()
@@ -301,6 +302,7 @@ class LiveQueries:
                 unchanged, stamp = await self._unchanged(query)
                 if not unchanged:
                     query.runs += 1
+                    self.ran += 1
                     changed.append((query, stamp))
             limits = self._limits()
             outcomes: Sequence[_Outcome | Exception] = ()

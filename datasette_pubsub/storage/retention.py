@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TypeVar
 
 from ..core.glob import glob_regex
+from ..core.limits import HEALTH_CHANNEL
 from ..core.selector import Selector
 from ..core.settings import Rule, Settings
 from ..core.validation import utc_text
@@ -44,6 +45,9 @@ MAX_RECORDS = 2_500
 #: does not delay a checkpoint.
 SUM_MESSAGES = 10_000
 
+#: How long the messages of health checks are kept, in days.
+HEALTH_RULE = Rule(days=1)
+
 
 def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = None) -> dict[Name, int]:
     """For each channel with messages to trim: the id up to which they exceed the limits."""
@@ -53,10 +57,10 @@ def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = N
     database = settings.retention
     whole = max(_by_count(conn, database.messages), _by_bytes(conn, database.bytes))
     aged = _by_age(conn, database.days, now)
-    if log.earliest(conn) > max(whole, aged) and not settings.channel_retention:
-        return {}
+    # If nothing exceeds the log's limits, only the messages of health checks may exceed one: their own.
+    some = settings.channel_retention or log.earliest(conn) <= max(whole, aged)
     found: dict[Name, int] = {}
-    for channel in log.channel_names(conn):
+    for channel in log.channel_names(conn) if some else [HEALTH_CHANNEL]:
         rule = _rule_of(settings, shown(channel))
         goal, days, old = whole, database.days, aged
         if rule is not None:
@@ -76,11 +80,14 @@ def goals(conn: sqlite3.Connection, settings: Settings, now: datetime | None = N
 
 
 def _rule_of(settings: Settings, channel: str) -> Rule | None:
-    """The channel's own rule, from the first pattern that matches it; ``None`` without one."""
+    """The channel's own rule, from the first pattern that matches it; ``None`` without one.
+
+    The channel of health checks has one, unless a pattern matches it.
+    """
     for pattern, rule in settings.channel_retention:
         if glob_regex(pattern).fullmatch(channel):
             return rule
-    return None
+    return HEALTH_RULE if channel == HEALTH_CHANNEL else None
 
 
 def _by_age(conn: sqlite3.Connection, days: float | None, now: datetime) -> int:

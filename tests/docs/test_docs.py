@@ -19,11 +19,13 @@ import yaml
 from datasette.app import Datasette
 from doc_pages import DOCS, HEADING, anchors
 from every_page import PAGES
+from metric_tables import prometheus
 from places import ROOT
 
 from datasette_pubsub import client, hooks
 from datasette_pubsub.access import rules
 from datasette_pubsub.broadcast import definition, harmless, tables
+from datasette_pubsub.broker import probe
 from datasette_pubsub.cli.main import pubsub
 from datasette_pubsub.core import errors, events, values
 from datasette_pubsub.core.configuration import read_settings
@@ -31,6 +33,7 @@ from datasette_pubsub.core.settings import PLUGIN, Settings
 from datasette_pubsub.core.standing import FIELDS, StandingQuery
 from datasette_pubsub.gen import db_pb2
 from datasette_pubsub.http import api, live, messages, request, sse
+from datasette_pubsub.live import admission
 from datasette_pubsub.pages import broadcast as pages_broadcast
 from datasette_pubsub.pages import panel, publish_form, standing, subscriptions, viewer
 from datasette_pubsub.protocol import frames, items
@@ -38,6 +41,7 @@ from datasette_pubsub.publish_batch import aggregate
 from datasette_pubsub.storage import log, objects, schema
 from datasette_pubsub.storage import standing as stored
 from datasette_pubsub.storage.query import Limits
+from datasette_pubsub.telemetry.registry import METRICS, SCOPE
 
 #: The README has tests of its own (test_readme.py); what it names must be there, too.
 ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
@@ -370,6 +374,8 @@ def test_no_name_that_does_not_exist() -> None:
     known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds", "lag_is_more", "relay_to"}
     known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])) | {"pubsub_messages"}
     known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
+    known |= {field.name for field in fields(probe.Report)} | {SCOPE, *get_args(admission.Kind)}
+    known |= {f"{prometheus(metric)}{part}" for metric in METRICS for part in ("", "_bucket", "_sum", "_count")}
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}

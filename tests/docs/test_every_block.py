@@ -48,6 +48,7 @@ EXEMPT = {
     ("docs/deploy.md", 'python -c "import sys, datasette.app, datasette_pubsub.rpc.service; print('): (
         "needs Python 3.13, and without the lock to print what the page says"
     ),
+    ("docs/monitoring.md", "datasette install opentelemetry-sdk"): "the tests have both packages installed",
     ("docs/orm.md", "model Message {"): "Prisma downloads a program that is in no registry; the page says so",
     ("docs/orm.md", "const [first, second] = await prisma.$transaction(async (tx) => {"): "as above",
 }
@@ -92,7 +93,9 @@ def test_every_fence_is_seen() -> None:
 
 def test_the_notes_are_known() -> None:
     notes = {block["by"] for text in PAGES.values() for block in FENCE.finditer(text)} - {None}
-    # `server` is tests/server/test_servers.py, `shown` tests/docs/test_docs.py: what triggers publish.
-    assert notes == {"test", "server", "shown"}
+    # `server` is tests/server/test_servers.py, `monitoring` tests/server/test_monitoring.py, and `shown`
+    # tests/docs/test_docs.py: what triggers publish.
+    assert notes == {"test", "server", "monitoring", "shown"}
+    assert {page for page, text in PAGES.items() if "<!-- monitoring:" in text} == {"docs/monitoring.md"}
     assert {page for page, text in PAGES.items() if "<!-- server:" in text} == {"docs/deploy.md"}
     assert {page for page, text in PAGES.items() if "<!-- shown:" in text} == {"docs/tables.md"}

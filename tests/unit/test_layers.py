@@ -22,7 +22,7 @@ PACKAGE = Path(datasette_pubsub.__file__).parent
 
 #: From the ground up; rooms in one line know nothing of each other.
 FLOORS = [
-    {"client", "compat", "events", "gen", "lazy"},
+    {"client", "compat", "events", "gen", "lazy", "telemetry"},
     {"core"},
     {"storage", "protocol", "asgi"},
     {"broadcast", "live", "relay"},
@@ -42,6 +42,7 @@ WALLS = {
     "core": {"sqlite3", "datasette", "asyncio", "click"},
     "storage": {"datasette", "asyncio", "click", "connectrpc"},
     "protocol": {"sqlite3", "datasette", "asyncio", "click", "connectrpc"},
+    "telemetry": {"sqlite3", "asyncio", "click", "connectrpc", "uvicorn"},
     "asgi": {"sqlite3", "click", "connectrpc"},
     "live": {"sqlite3", "sqlite_utils", "datasette", "click", "connectrpc", "uvicorn"},
     "broadcast": {"datasette", "asyncio", "click"},

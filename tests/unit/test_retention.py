@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasette_pubsub.core.limits import HEALTH_CHANNEL
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.settings import Rule, Settings
 from datasette_pubsub.core.validation import utc_text
@@ -52,6 +53,18 @@ def test_old_messages_that_came_later_take_no_young_ones_with_them(conn: sqlite3
     aged(conn, "history", [90, 80, 70, 60, 50, 40])
     aged(conn, "a", [0.5])
     assert trimmed(conn, Settings()) == ["2", "1", "0.5"]
+
+
+@pytest.mark.parametrize("others", [Settings(), Settings(channel_retention=(("b", Rule(messages=1)),))])
+def test_messages_of_health_checks_are_kept_for_a_day(conn: sqlite3.Connection, others: Settings) -> None:
+    aged(conn, "a", [2])
+    aged(conn, HEALTH_CHANNEL, [2, 1.5, 0.9])
+    assert trimmed(conn, others) == ["2", "0.9"]
+
+
+def test_a_rule_for_their_channel_takes_the_place_of_the_day(conn: sqlite3.Connection) -> None:
+    aged(conn, HEALTH_CHANNEL, [3, 2, 1.5])
+    assert trimmed(conn, Settings(channel_retention=(("datasette-pubsub/*", Rule(messages=2)),))) == ["2", "1.5"]
 
 
 def test_a_time_that_is_still_to_come_holds_nothing(conn: sqlite3.Connection) -> None:

@@ -79,7 +79,7 @@ class World:
         self.conn = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         schema.install(self.conn, Settings())
         self.sessions = 0
-        self.batcher = Batcher(Settings(), self._write, lambda result: None, "me")
+        self.batcher = Batcher("data", Settings(), self._write, lambda result: None, "me")
         self._pool = ThreadPoolExecutor(1)
 
     async def _write(self, session: Callable[[Transaction], None], since: float) -> None:
