@@ -22,7 +22,7 @@ check: lint types generated proto
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cog --check -P -I docs docs/api.md docs/configuration.md docs/monitoring.md
+	$(BIN)/cog --check -P -I docs docs/api.md docs/cli.md docs/configuration.md docs/monitoring.md
 
 types:
 	$(BIN)/mypy
@@ -38,7 +38,7 @@ proto:
 # Write what the docs have from the code (tables of options, the Python API), then build their site in build/docs.
 .PHONY: docs
 docs: $(VENV)/test-installed
-	$(BIN)/cog -r -P -I docs docs/api.md docs/configuration.md docs/monitoring.md
+	$(BIN)/cog -r -P -I docs docs/api.md docs/cli.md docs/configuration.md docs/monitoring.md
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
 	@echo "The site: build/docs/index.html"
 
