@@ -5,22 +5,20 @@ Nothing here checks permissions: a plugin that acts for a visitor uses :mod:`.ac
 
 from __future__ import annotations
 
-import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
-import msgspec
-
 from .broker.registry import registry
 from .broker.subscribing import SubscribeOptions
 from .core.errors import InvalidArgument
-from .core.events import Event
 from .core.filters import normalised
 from .core.limits import PLUGIN_OWNER
 from .core.selector import Selector
 from .core.validation import check_message_id, check_since, check_start
 from .core.values import Item, Message, Start, Where
+from .protocol.passed import PassedEncoder
+from .protocol.passed import messages as passed_messages
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from .live.subscriber import Subscriber
 
 __all__ = ["Item", "Message", "Messages", "publish", "subscribe"]
-
-_LENGTH = struct.Struct(">I")
 
 
 async def publish(datasette: Datasette, database: str, items: Iterable[Item]) -> list[int]:
@@ -98,7 +94,7 @@ async def subscribe(
         ack="auto" if subscription is None else "explicit",
         party=PLUGIN_OWNER,
     )
-    async with broker.subscribe(options, _Encoder()) as subscriber, aclosing(subscriber.frames()) as frames:
+    async with broker.subscribe(options, PassedEncoder()) as subscriber, aclosing(subscriber.frames()) as frames:
         yield Messages(broker, subscriber, frames, subscription)
 
 
@@ -130,32 +126,10 @@ class Messages:
                 if missed:
                     self.missed = -1 if missed < 0 or self.missed < 0 else self.missed + missed
                 return message
-            self._taken = _messages(await anext(self._frames))
+            self._taken = passed_messages(await anext(self._frames))
 
     async def ack(self, message: Message) -> int:
         """Move the subscription's cursor to a message; returns the cursor when it is on disk."""
         if self._subscription is None:
             raise InvalidArgument("only a subscription has acks: subscribe with its name")
         return await self._broker.acknowledge(PLUGIN_OWNER, self._subscription, message.id)
-
-
-class _Encoder:
-    """Passes messages through a stream as they are. Events have no frames: the first message tells a gap."""
-
-    name = "plugins"
-
-    def message(self, message: Message, missed: int = 0) -> bytes:
-        data = msgspec.msgpack.encode((message.id, message.channel, message.payload, message.created_at, missed))
-        return _LENGTH.pack(len(data)) + data
-
-    def event(self, event: Event) -> bytes:
-        return b""
-
-
-def _messages(frames: bytes) -> Iterator[tuple[Message, int]]:
-    at = 0
-    while at < len(frames):
-        end = at + _LENGTH.size + _LENGTH.unpack_from(frames, at)[0]
-        *fields, missed = msgspec.msgpack.decode(frames[at + _LENGTH.size : end])
-        yield Message(*fields), missed
-        at = end

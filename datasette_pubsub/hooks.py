@@ -365,6 +365,22 @@ async def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None, req
     return await jump_menu.channels(datasette, actor, request.args.get("q") or "")
 
 
+@hookimpl(optionalhook=True)
+def register_mcp_tools(datasette: Datasette, mcp: Any) -> None:
+    """A hook of datasette-mcp."""
+    from .agents.mcp import register
+
+    register(datasette, mcp)
+
+
+@hookimpl(optionalhook=True)
+def register_agent_tools() -> list[Any]:
+    """A hook of datasette-agent."""
+    from .agents.chat import agent_tools
+
+    return agent_tools()
+
+
 @hookimpl
 def register_commands(cli: Any) -> None:
     from .cli.group import Commands

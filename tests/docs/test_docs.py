@@ -24,6 +24,7 @@ from places import ROOT
 
 from datasette_pubsub import client, hooks
 from datasette_pubsub.access import rules
+from datasette_pubsub.agents import tools
 from datasette_pubsub.broadcast import definition, harmless, tables
 from datasette_pubsub.broker import probe
 from datasette_pubsub.cli.main import pubsub
@@ -384,6 +385,7 @@ def test_no_name_that_does_not_exist() -> None:
     known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
     known |= {field.name for field in fields(probe.Report)} | {SCOPE, *get_args(admission.Kind)}
     known |= {f"{prometheus(metric)}{part}" for metric in METRICS for part in ("", "_bucket", "_sum", "_count")}
+    known |= {name for name, _ in inspect.getmembers(tools, inspect.iscoroutinefunction)}
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
