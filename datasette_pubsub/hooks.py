@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasette.events import Event
     from datasette.utils.asgi import Request, Response
 
-    from . import compat, events
+    from . import compat, events, sinks
     from .access import permissions, rules, rulings, table_rules
     from .asgi import deferred, heap
     from .broadcast import tables as broadcast_tables
@@ -56,6 +56,7 @@ else:
     rulings = lazy.LazyModule("access.rulings")
     runs = lazy.LazyModule("pages.runs")
     shutdown = lazy.LazyModule("broker.shutdown")
+    sinks = lazy.LazyModule("sinks")
     table_rules = lazy.LazyModule("access.table_rules")
     viewer = lazy.LazyModule("pages.viewer")
     weather = lazy.LazyModule("demo.weather")
@@ -127,6 +128,7 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
                 if broker.settings.standing_queries:
                     # They run from the start, not from the first request.
                     registry(datasette).of(name)
+        sinks.start(datasette)
         for warning in permissions.warnings(datasette):
             logger.warning(warning)
 

@@ -22,7 +22,7 @@ from every_page import PAGES
 from metric_tables import prometheus
 from places import ROOT
 
-from datasette_pubsub import client, hooks
+from datasette_pubsub import client, hooks, hookspecs
 from datasette_pubsub.access import rules
 from datasette_pubsub.agents import tools
 from datasette_pubsub.broadcast import definition, harmless, tables
@@ -386,6 +386,7 @@ def test_no_name_that_does_not_exist() -> None:
     known |= {field.name for field in fields(probe.Report)} | {SCOPE, *get_args(admission.Kind)}
     known |= {f"{prometheus(metric)}{part}" for metric in METRICS for part in ("", "_bucket", "_sum", "_count")}
     known |= {name for name, _ in inspect.getmembers(tools, inspect.iscoroutinefunction)}
+    known |= {name for name in vars(hookspecs) if name.startswith("pubsub_")}
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}

@@ -23,14 +23,14 @@ PACKAGE = Path(datasette_pubsub.__file__).parent
 
 #: From the ground up; rooms in one line know nothing of each other.
 FLOORS = [
-    {"client", "compat", "events", "gen", "lazy", "telemetry"},
+    {"client", "compat", "events", "gen", "hookspecs", "lazy", "telemetry"},
     {"core"},
     {"storage", "protocol", "asgi"},
     {"broadcast", "live", "relay"},
     {"live_query"},
     {"broker"},
     {"access", "api", "demo"},
-    {"cli", "http"},
+    {"cli", "http", "sinks"},
     {"publish_batch"},
     {"rpc", "pages", "agents"},
     {"hooks"},
