@@ -321,6 +321,14 @@ def test_every_command_and_option() -> None:
         assert set(first_cells(text)) == flags, name
 
 
+def test_the_tables_of_options_are_written_from_the_code() -> None:
+    """By cog, whose check `make lint` runs."""
+    for page in ("cli", "configuration"):
+        written = re.findall(r"\[\[\[cog\n.*?\[\[\[end\]\]\]", DOCS[page], re.DOTALL)
+        tables_of = [text for text in written if "\n| option |" in text]
+        assert len(tables_of) == DOCS[page].count("\n| option |") > 0, page
+
+
 def test_no_command_or_option_that_does_not_exist() -> None:
     for page, text in ALL.items():
         for name, rest in re.findall(r"datasette pubsub ([a-z]+)([^\n`|]*)", text):
