@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasette.events import Event
     from datasette.utils.asgi import Request, Response
 
-    from . import compat, events, sinks
+    from . import compat, datasette_events, events, sinks
     from .access import permissions, rules, rulings, table_rules
     from .asgi import deferred, heap
     from .broadcast import tables as broadcast_tables
@@ -41,6 +41,7 @@ else:
     own_writes = lazy.LazyModule("broker.own_writes")
     error_frames = lazy.LazyModule("storage.error_frames")
     compat = lazy.LazyModule("compat")
+    datasette_events = lazy.LazyModule("datasette_events")
     deferred = lazy.LazyModule("asgi.deferred")
     events = lazy.LazyModule("events")
     heap = lazy.LazyModule("asgi.heap")
@@ -109,12 +110,11 @@ def register_events() -> list[type[Event]]:
 
 @hookimpl
 def track_event(datasette: Datasette, event: Event) -> Any:
-    """After the commit, bring the hub up to the log's head."""
+    """After the commit, bring the hub up to the log's head; publish events of other kinds where that is wanted."""
     if isinstance(event, events.PublishMessages):
         broker = registry(datasette).find(event.database)
-        if broker is not None:
-            return broker.refresh()
-    return None
+        return None if broker is None else broker.refresh()
+    return datasette_events.publish(datasette, event)
 
 
 @hookimpl

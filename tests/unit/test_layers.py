@@ -30,7 +30,7 @@ FLOORS = [
     {"live_query"},
     {"broker"},
     {"access", "api", "demo"},
-    {"cli", "http", "sinks"},
+    {"cli", "datasette_events", "http", "sinks"},
     {"publish_batch"},
     {"rpc", "pages", "agents"},
     {"hooks"},
