@@ -6,12 +6,12 @@ PORT ?= 8001
 
 .PHONY: demo test check lint types generated proto slow clean
 
-# A live page with arriving messages: http://127.0.0.1:8001/weather/-/pubsub
+# A server, arriving messages and a durable subscriber; prints the link that logs in as root, and the pages to look at.
 demo: $(VENV)/demo-installed
 	@exec env PORT=$(PORT) BIN=$(BIN) sh demo/run
 
 # Install everything, then run every check: lint, types, generated code, the service's definition, all tests.
-test: system-packages $(VENV)/test-installed
+test: said system-packages $(VENV)/test-installed
 	$(MAKE) check
 
 # Five at a time: the tests mostly wait for servers, browsers and clients. The longest first: see tests/conftest.py.
@@ -22,7 +22,7 @@ check: lint types generated proto
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cog --check -P -I docs docs/api.md docs/configuration.md docs/monitoring.md
+	$(BIN)/cog --check -P -I docs docs/api.md docs/cli.md docs/configuration.md docs/monitoring.md
 
 types:
 	$(BIN)/mypy
@@ -39,7 +39,7 @@ proto:
 # Write what the docs have from the code (tables of options, the Python API), then build their site in build/docs.
 .PHONY: docs
 docs: $(VENV)/test-installed
-	$(BIN)/cog -r -P -I docs docs/api.md docs/configuration.md docs/monitoring.md
+	$(BIN)/cog -r -P -I docs docs/api.md docs/cli.md docs/configuration.md docs/monitoring.md
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
 	@echo "The site: build/docs/index.html"
 
@@ -51,6 +51,12 @@ pictures: system-packages $(VENV)/test-installed
 # Run the tests that take minutes.
 slow: system-packages $(VENV)/test-installed
 	$(BIN)/python -m pytest -m slow
+
+.PHONY: said
+said:
+	@echo "make test: installs what the tests need into .venv (650 MB), and of Debian's packages Chromium, node and what else is"
+	@echo "missing, if it has the rights to; then runs every check. That takes about 8 minutes on two cores, and some more the"
+	@echo "first time."
 
 .PHONY: system-packages
 system-packages:

@@ -5,22 +5,22 @@ Nothing here checks permissions: a plugin that acts for a visitor uses :mod:`.ac
 
 from __future__ import annotations
 
-import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
-
-import msgspec
 
 from .broker.registry import registry
 from .broker.subscribing import SubscribeOptions
 from .core.errors import InvalidArgument
-from .core.events import Event
+from .core.events import Superseded
 from .core.filters import normalised
 from .core.limits import PLUGIN_OWNER
 from .core.selector import Selector
 from .core.validation import check_message_id, check_since, check_start
 from .core.values import Item, Message, Start, Where
+from .protocol.passed import PassedEncoder
+from .protocol.passed import messages as passed_messages
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from .broker.broker import Broker
     from .live.subscriber import Subscriber
 
-__all__ = ["Item", "Message", "Messages", "publish", "subscribe"]
-
-_LENGTH = struct.Struct(">I")
+__all__ = ["Item", "Message", "Messages", "Sink", "publish", "subscribe"]
 
 
 async def publish(datasette: Datasette, database: str, items: Iterable[Item]) -> list[int]:
@@ -98,8 +96,41 @@ async def subscribe(
         ack="auto" if subscription is None else "explicit",
         party=PLUGIN_OWNER,
     )
-    async with broker.subscribe(options, _Encoder()) as subscriber, aclosing(subscriber.frames()) as frames:
+    async with broker.subscribe(options, PassedEncoder()) as subscriber, aclosing(subscriber.frames()) as frames:
         yield Messages(broker, subscriber, frames, subscription)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sink:
+    """A place that a database's messages go to, every one of them: what a plugin returns from ``pubsub_sinks``.
+
+    ``handle`` is called with up to ``batch`` messages, in the order of their ids. When it returns, these are done; when
+    it raises, it is called with them again, after half a second and then ever more seldom, up to once a minute. The
+    database keeps the place under ``name``: after a restart the sink goes on with the first message that was not
+    done. So it may get messages twice, and never misses one that retention has not removed. A sink that is new
+    begins as ``start`` says. With several processes on one file, one of them runs it.
+
+    Example::
+
+        from datasette_pubsub.api import Item, Sink, publish
+
+        stored = []
+
+        async def store(messages):
+            stored.extend(message.payload for message in messages)
+
+        sink = Sink(name="archive", database="data", handle=store, patterns=["orders/*"])
+        assert sink.batch == 100
+    """
+
+    name: str
+    database: str
+    handle: Callable[[list[Message]], Awaitable[None]]
+    channels: Sequence[str] = ()
+    patterns: Sequence[str] = ()
+    filter: str = ""
+    start: Start = "latest"
+    batch: int = 100
 
 
 class Messages:
@@ -116,6 +147,8 @@ class Messages:
         self._frames = frames
         self._subscription = subscription
         self._taken: Iterator[tuple[Message, int]] = iter(())
+        #: How many of the taken ones are left.
+        self._left = 0
         #: How many messages were missed until now, since retention had trimmed them; -1: unknown (the log was replaced
         #: or restored).
         self.missed = 0
@@ -127,35 +160,29 @@ class Messages:
         """The next message; waits for it."""
         while True:
             for message, missed in self._taken:
+                self._left -= 1
                 if missed:
                     self.missed = -1 if missed < 0 or self.missed < 0 else self.missed + missed
                 return message
-            self._taken = _messages(await anext(self._frames))
+            taken = list(passed_messages(await anext(self._frames)))
+            self._taken, self._left = iter(taken), len(taken)
+
+    async def batch(self, most: int) -> list[Message]:
+        """The next messages that have arrived, at most so many; waits for the first. Empty when there are no more."""
+        found: list[Message] = []
+        async for message in self:
+            found.append(message)
+            if len(found) >= most or not self._left:
+                break
+        return found
+
+    @property
+    def superseded(self) -> bool:
+        """Whether they have ended because another process, or another part of this one, reads the subscription now."""
+        return isinstance(self._subscriber.end, Superseded)
 
     async def ack(self, message: Message) -> int:
         """Move the subscription's cursor to a message; returns the cursor when it is on disk."""
         if self._subscription is None:
             raise InvalidArgument("only a subscription has acks: subscribe with its name")
         return await self._broker.acknowledge(PLUGIN_OWNER, self._subscription, message.id)
-
-
-class _Encoder:
-    """Passes messages through a stream as they are. Events have no frames: the first message tells a gap."""
-
-    name = "plugins"
-
-    def message(self, message: Message, missed: int = 0) -> bytes:
-        data = msgspec.msgpack.encode((message.id, message.channel, message.payload, message.created_at, missed))
-        return _LENGTH.pack(len(data)) + data
-
-    def event(self, event: Event) -> bytes:
-        return b""
-
-
-def _messages(frames: bytes) -> Iterator[tuple[Message, int]]:
-    at = 0
-    while at < len(frames):
-        end = at + _LENGTH.size + _LENGTH.unpack_from(frames, at)[0]
-        *fields, missed = msgspec.msgpack.decode(frames[at + _LENGTH.size : end])
-        yield Message(*fields), missed
-        at = end

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasette.events import Event
     from datasette.utils.asgi import Request, Response
 
-    from . import compat, events
+    from . import compat, datasette_events, events, sinks
     from .access import permissions, rules, rulings, table_rules
     from .asgi import deferred, heap
     from .broadcast import tables as broadcast_tables
@@ -41,6 +41,7 @@ else:
     own_writes = lazy.LazyModule("broker.own_writes")
     error_frames = lazy.LazyModule("storage.error_frames")
     compat = lazy.LazyModule("compat")
+    datasette_events = lazy.LazyModule("datasette_events")
     deferred = lazy.LazyModule("asgi.deferred")
     events = lazy.LazyModule("events")
     heap = lazy.LazyModule("asgi.heap")
@@ -56,6 +57,7 @@ else:
     rulings = lazy.LazyModule("access.rulings")
     runs = lazy.LazyModule("pages.runs")
     shutdown = lazy.LazyModule("broker.shutdown")
+    sinks = lazy.LazyModule("sinks")
     table_rules = lazy.LazyModule("access.table_rules")
     viewer = lazy.LazyModule("pages.viewer")
     weather = lazy.LazyModule("demo.weather")
@@ -108,12 +110,11 @@ def register_events() -> list[type[Event]]:
 
 @hookimpl
 def track_event(datasette: Datasette, event: Event) -> Any:
-    """After the commit, bring the hub up to the log's head."""
+    """After the commit, bring the hub up to the log's head; publish events of other kinds where that is wanted."""
     if isinstance(event, events.PublishMessages):
         broker = registry(datasette).find(event.database)
-        if broker is not None:
-            return broker.refresh()
-    return None
+        return None if broker is None else broker.refresh()
+    return datasette_events.publish(datasette, event)
 
 
 @hookimpl
@@ -131,6 +132,7 @@ def startup(datasette: Datasette) -> Callable[[], Awaitable[None]]:
                 if broker.settings.standing_queries:
                     # They run from the start, not from the first request.
                     registry(datasette).of(name)
+        sinks.start(datasette)
         for warning in permissions.warnings(datasette):
             logger.warning(warning)
 
@@ -367,6 +369,22 @@ async def top_stored_query(datasette: Datasette, request: Request, database: str
 @hookimpl
 async def jump_items_sql(datasette: Datasette, actor: dict[str, Any] | None, request: Request) -> Any:
     return await jump_menu.channels(datasette, actor, request.args.get("q") or "")
+
+
+@hookimpl(optionalhook=True)
+def register_mcp_tools(datasette: Datasette, mcp: Any) -> None:
+    """A hook of datasette-mcp."""
+    from .agents.mcp import register
+
+    register(datasette, mcp)
+
+
+@hookimpl(optionalhook=True)
+def register_agent_tools() -> list[Any]:
+    """A hook of datasette-agent."""
+    from .agents.chat import agent_tools
+
+    return agent_tools()
 
 
 @hookimpl

@@ -8,12 +8,11 @@ Triggers publish each change of a row as JSON to the channel ``changes/<table>``
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+from datasette_pubsub.client import Client
 
 TRIGGERS = """
 CREATE TRIGGER IF NOT EXISTS items_inserted AFTER INSERT ON items BEGIN
@@ -32,29 +31,31 @@ END;
 Rows = dict[int, dict[str, Any]]
 
 
-def follow(base: str, table: str, until: Callable[[Rows, int], bool]) -> Rows:
-    """Keep the table's rows up to date, by id, and return them when ``until(rows, position)`` is true."""
-    snapshot = httpx.get(f"{base}/-/pubsub/-/snapshot.json", params={"table": table}).raise_for_status().json()
-    rows: Rows = {row["id"]: row for row in snapshot["rows"]}
-    position = int(snapshot["head"])
-    if until(rows, position):
-        return rows
-    stream = f"{base}/-/pubsub/-/stream"
-    params: dict[str, str | int] = {"channel": f"changes/{table}", "after": position}
-    with httpx.stream("GET", stream, params=params, timeout=60) as response:
-        for line in response.iter_lines():
-            if not line.startswith('data: {"messageId"'):
-                continue
-            message = json.loads(line.removeprefix("data: "))
-            change = json.loads(message["payload"])
-            if change["row"] is None:
-                rows.pop(change["id"], None)
-            else:
-                rows[change["id"]] = change["row"]
-            position = int(message["messageId"])
+def follow(address: str, table: str, until: Callable[[Rows, int], bool]) -> Rows:
+    """Keep the table's rows up to date, by id, and return them when ``until(rows, position)`` is true.
+
+    The client connects again by itself. What retention has removed while it was away cannot be applied: then all begins
+    anew, with another snapshot.
+    """
+    with Client(address) as client:
+        while True:
+            answer = client.http.get(f"{client.base}/snapshot.json", params={"table": table})
+            snapshot = answer.raise_for_status().json()
+            rows: Rows = {row["id"]: row for row in snapshot["rows"]}
+            position = int(snapshot["head"])
             if until(rows, position):
                 return rows
-    raise ConnectionError("the stream ended")
+            with client.subscribe(f"changes/{table}", after=position) as changes:
+                for message in changes:
+                    if message.missed:
+                        break
+                    change = message.json()
+                    if change["row"] is None:
+                        rows.pop(change["id"], None)
+                    else:
+                        rows[change["id"]] = change["row"]
+                    if until(rows, message.id):
+                        return rows
 
 
 if __name__ == "__main__":

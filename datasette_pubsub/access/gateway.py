@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from datasette.utils.asgi import Request
 
+from .. import compat
 from ..broker import shutdown
 from ..broker.broker import Broker
 from ..broker.subscribing import SubscribeOptions
@@ -162,6 +163,7 @@ class AdmittedQuery:
                 allowed=self._allowed,
                 recheck_seconds=settings.permission_recheck_seconds,
                 expires_in=revalidation.expires_in(self._request.actor),
+                direct_send=settings.direct_send and compat.CAN_ENTER_TASKS,
             ),
         )
 

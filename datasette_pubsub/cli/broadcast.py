@@ -33,36 +33,40 @@ def command(opened: Opener) -> click.Command:
     @click.command(name="broadcast")
     @click.argument("file")
     @click.argument("table", required=False)
-    @click.option("--channel", help="Where changes are published; default changes/TABLE.")
+    @click.option("--channel", help="Where changes are published; changes/TABLE by default.")
     @click.option(
-        "--channel-suffix", metavar="SQL", help="The value of this expression of columns follows the channel's name."
+        "--channel-suffix", metavar="SQL", help="An SQL expression of columns, whose value follows the channel's name."
     )
     @click.option("--column", "columns", multiple=True, help="Only this column, and the key; repeats.")
     @click.option(
         "--on", "operations", multiple=True, type=click.Choice(OPERATIONS), help="Only this operation; repeats."
     )
-    @click.option("--when-insert", metavar="SQL", help="Inserts only where this is true of NEW.")
-    @click.option("--when-update", metavar="SQL", help="Updates only where this is true of NEW and OLD.")
-    @click.option("--when-delete", metavar="SQL", help="Deletes only where this is true of OLD.")
+    @click.option("--when-insert", metavar="SQL", help="Inserts only where this SQL condition holds for NEW.")
+    @click.option("--when-update", metavar="SQL", help="Updates only where it holds for NEW and OLD.")
+    @click.option("--when-delete", metavar="SQL", help="Deletes only where it holds for OLD.")
     @click.option("--no-new", is_flag=True, help="Leave the new values out.")
     @click.option("--no-old", is_flag=True, help="Leave the old values out.")
     @click.option("--dry-run", is_flag=True, help="Print the triggers, and create nothing.")
-    @click.option("--show", is_flag=True, help="Print the triggers that are there.")
-    @click.option("--remove", is_flag=True, help="Remove the triggers that are there.")
-    @click.option("--again", is_flag=True, help="Make the broadcast again that TABLE had before it was rebuilt.")
-    @click.option("--check", is_flag=True, help="Name the tables that have lost their broadcast; then exit with 1.")
+    @click.option("--show", is_flag=True, help="Print the present triggers, and say if they no longer fit the table.")
+    @click.option("--remove", is_flag=True, help="Remove the triggers.")
+    @click.option("--again", is_flag=True, help="Create the broadcast again that TABLE had before it was rebuilt.")
+    @click.option(
+        "--check",
+        is_flag=True,
+        help="Without TABLE: print the tables that have lost their broadcast, and exit with 1 if there are any.",
+    )
     @click.option(
         "--load-extension",
         "extensions",
         type=LoadExtension(),
         envvar="DATASETTE_LOAD_EXTENSION",
         multiple=True,
-        help="An SQLite extension that TABLE needs, and optionally its entrypoint; repeats.",
+        help="An SQLite extension that TABLE needs, path or path:entrypoint as for Datasette; repeats.",
     )
     @click.option(
         "--plugins-dir",
         type=click.Path(exists=True, file_okay=False),
-        help="A folder of Datasette plugins that register the functions and collations that TABLE needs.",
+        help="A folder of Datasette plugins that register functions and collations that TABLE needs.",
     )
     @plainly
     def broadcast(

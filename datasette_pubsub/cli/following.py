@@ -41,7 +41,12 @@ def query_options(command: F) -> F:
     options = (
         click.option("--key", multiple=True, metavar="COLUMN", help="A result column that recognises a row; repeats."),
         click.option(
-            "--param", "params", multiple=True, nargs=2, metavar="NAME VALUE", help="A parameter of the query; repeats."
+            "--param",
+            "params",
+            multiple=True,
+            nargs=2,
+            metavar="NAME VALUE",
+            help="A parameter of the query, its name and its value; repeats.",
         ),
         click.option(
             "--interval",
@@ -49,7 +54,7 @@ def query_options(command: F) -> F:
             default=0.5,
             show_default=True,
             metavar="SECONDS",
-            help="Run the query at most this often.",
+            help="Run the query at most this often, in seconds; a slow query runs for at most a quarter of the time.",
         ),
         click.option(
             "--time-limit",
@@ -57,7 +62,7 @@ def query_options(command: F) -> F:
             default=1.0,
             show_default=True,
             metavar="SECONDS",
-            help="The longest run.",
+            help="The longest run, in seconds.",
         ),
         click.option(
             "--max-rows",
@@ -71,7 +76,7 @@ def query_options(command: F) -> F:
             type=click.IntRange(min=1024, max=256 * 1024 * 1024),
             default=4 * 1024 * 1024,
             show_default=True,
-            help="The largest result, as JSON.",
+            help="The largest result, in bytes as JSON.",
         ),
         click.option(
             "--load-extension",
@@ -79,12 +84,12 @@ def query_options(command: F) -> F:
             type=LoadExtension(),
             envvar="DATASETTE_LOAD_EXTENSION",
             multiple=True,
-            help="An SQLite extension that the query needs, and optionally its entrypoint; repeats.",
+            help="An SQLite extension that the query needs, path or path:entrypoint as for Datasette; repeats.",
         ),
         click.option(
             "--plugins-dir",
             type=click.Path(exists=True, file_okay=False),
-            help="A folder of Datasette plugins that register the functions and collations that the query needs.",
+            help="A folder of Datasette plugins that register functions and collations that the query needs.",
         ),
     )
     for option in reversed(options):

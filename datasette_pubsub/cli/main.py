@@ -66,7 +66,7 @@ def pubsub() -> None:
 
 @pubsub.command()
 @click.argument("file")
-@click.option("--create", is_flag=True, help="Make the file if there is none.")
+@click.option("--create", is_flag=True, help="Create the file if it does not exist.")
 @plainly
 def install(file: str, create: bool) -> None:
     """Install the log in FILE, bring it up to date, or repair it.
@@ -87,7 +87,7 @@ def install(file: str, create: bool) -> None:
 @click.option(
     "--json-lines",
     is_flag=True,
-    help='Each line is {"channel": …, "payload": …}, with "key" if wanted; CHANNEL is for lines that name none. '
+    help="Each line is a JSON object with the fields of a message; CHANNEL is for lines that name none. "
     "Reads what tail --json writes.",
 )
 @plainly
@@ -119,20 +119,24 @@ def publish(file: str, channel: str | None, payload: str | None, key: str | None
 @pubsub.command()
 @click.argument("file")
 @click.argument("channel", nargs=-1)
-@click.option("--pattern", multiple=True, metavar="GLOB", help="Channels by pattern, like 'orders/*'; repeats.")
+@click.option("--pattern", multiple=True, metavar="GLOB", help="Channels by GLOB pattern, like 'orders/*'; repeats.")
 @click.option("--after", metavar="ID", help="Begin after this message id.")
 @click.option("--since", metavar="TIME", help="Begin with the first message since an ISO 8601 time.")
 @click.option(
     "--start",
     type=click.Choice(["earliest", "latest", "last"]),
-    help="Begin with the oldest message of the log, with the next one, or with the newest of each channel.",
+    help="earliest: begin with the oldest message; latest: with the next one; last: with the newest of each channel.",
 )
-@click.option("--filter", "expression", metavar="SQL", help="Only messages for which this expression is true.")
+@click.option("--filter", "expression", metavar="SQL", help="Only messages for which this SQL expression is true.")
 @click.option(
-    "-n", "count", type=click.IntRange(min=0), metavar="COUNT", help="Begin with the newest COUNT messages; default 10."
+    "-n",
+    "count",
+    type=click.IntRange(min=0),
+    metavar="COUNT",
+    help="Begin with this many of the newest messages; 10 by default.",
 )
-@click.option("--follow", "-f", is_flag=True, help="Go on with new messages as they are committed; Ctrl+C ends.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as subscribers get it.")
+@click.option("--follow", "-f", is_flag=True, help="Continue with new messages as they are committed; Ctrl+C ends.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as subscribers receive it.")
 @plainly
 def tail(
     file: str,
@@ -257,18 +261,18 @@ def list_subscriptions(file: str, as_json: bool) -> None:
 @click.option(
     "--days",
     type=click.FloatRange(min=0, max=36500, min_open=True),
-    help="Keep the messages of the newest so many days. 30 when no limit is given.",
+    help="Keep the messages of this many days; 30 if no limit is given.",
 )
-@click.option("--messages", type=click.IntRange(min=1), help="Keep the newest so many messages.")
-@click.option("--bytes", "size", type=click.IntRange(min=1), help="Keep the newest so many bytes of payload.")
+@click.option("--messages", type=click.IntRange(min=1), help="Keep this many of the newest messages.")
+@click.option("--bytes", "size", type=click.IntRange(min=1), help="Keep this many bytes of the newest payloads.")
 @click.option(
     "--pattern",
     multiple=True,
     metavar="GLOB",
-    help="Only channels by pattern, like 'logs/*'; the limits then hold for each by itself. Repeats.",
+    help="Only channels that match a GLOB pattern; the limits then apply to each channel by itself. Repeats.",
 )
-@click.option("--vacuum", is_flag=True, help="Give the space back to the file system; rewrites the whole file.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--vacuum", is_flag=True, help="Then return the space to the file system, which rewrites the whole file.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 @plainly
 def trim(
     file: str,
@@ -328,7 +332,9 @@ relay.add(pubsub, _open)
 
 
 @pubsub.command(name="demo")
-@click.option("--file", default="weather.db", show_default=True, help="The demo database; made if there is none.")
+@click.option(
+    "--file", default="weather.db", show_default=True, help="The demo database; created if it does not exist."
+)
 @click.option(
     "--speed",
     type=click.FloatRange(min=0.01, max=10_000),

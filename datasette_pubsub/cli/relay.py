@@ -57,7 +57,7 @@ def _connects(command: Command) -> Command:
         click.option("--tls-key", type=path, help="The key of --tls-cert."),
         click.option("--tls-cert", type=path, help="A certificate to log in with."),
         click.option("--tls-ca", type=path, help="The authority of the server's certificate."),
-        click.option("--creds", type=path, help="A NATS credentials file (JWT and key)."),
+        click.option("--creds", type=path, help="A NATS credentials file."),
     ):
         command = option(command)
     return command
@@ -153,15 +153,23 @@ def add(pubsub: click.Group, open_file: Open) -> None:
 
     @pubsub.command()
     @click.argument("file")
-    @click.option("--to", "urls", multiple=True, required=True, metavar="URL", help="nats://host:4222; repeats.")
-    @click.option("--stream", metavar="NAME", help="The stream's name; the file's name without its end by default.")
-    @click.option("--create", is_flag=True, help="Make the stream if there is none.")
-    @click.option("--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="With --create.")
+    @click.option(
+        "--to", "urls", multiple=True, required=True, metavar="URL", help="A server, nats:// or tls://; repeats."
+    )
+    @click.option("--stream", metavar="NAME", help="The stream; the file's name without its end by default.")
+    @click.option("--create", is_flag=True, help="Make the stream if there is none, and the one for cursors.")
+    @click.option(
+        "--replicas",
+        type=click.IntRange(1, 5),
+        default=1,
+        show_default=True,
+        help="With --create: how many servers keep it, 1 to 5.",
+    )
     @click.option(
         "--max-age",
         type=_duration,
         metavar="DURATION",
-        help="With --create: how long the stream keeps messages, like 7d.",
+        help="With --create: how long it keeps messages, like 7d, 12h, 30m or 90s; for ever by default.",
     )
     @click.option("--publish-at", metavar="URL", help="With --create: where followers send publishers.")
     @click.option("--once", is_flag=True, help="End when all is relayed.")
@@ -211,8 +219,12 @@ def add(pubsub: click.Group, open_file: Open) -> None:
     @click.argument("url", nargs=-1, required=True, metavar="URL… FILE")
     @click.option("--stream", metavar="NAME", required=True, help="The stream that a relay has made.")
     @click.option("--verify", is_flag=True, help="Follow nothing; compare FILE with the stream.")
-    @click.option("--from", "first", type=click.IntRange(min=1), default=1, help="With --verify: the first id.")
-    @click.option("--to", "last", type=click.IntRange(min=1), default=2**62, help="With --verify: the last id.")
+    @click.option(
+        "--from", "first", type=click.IntRange(min=1), default=1, help="With --verify: the first message to compare."
+    )
+    @click.option(
+        "--to", "last", type=click.IntRange(min=1), default=2**62, help="With --verify: the last message to compare."
+    )
     @_connects
     @plainly
     def follow(
@@ -247,7 +259,7 @@ def add(pubsub: click.Group, open_file: Open) -> None:
     @click.argument("url", nargs=-1, required=True, metavar="URL… FILE")
     @click.option("--stream", metavar="NAME", required=True, help="The stream to take messages from.")
     @click.option(
-        "--channel", required=True, help="The channel for them; {subject} in it is the subject with slashes for dots."
+        "--channel", required=True, help="The channel; {subject} in it is the message's subject with slashes for dots."
     )
     @click.option("--once", is_flag=True, help="End when all is taken.")
     @_connects

@@ -37,7 +37,7 @@ def command(opened: Opener) -> click.Command:
         "--on", "operations", multiple=True, type=click.Choice(OPERATIONS), help="Only this operation; repeats."
     )
     @click.option("--initial", is_flag=True, help="Publish the rows of the first result, too.")
-    @click.option("--once", is_flag=True, help="Run once, publish what has changed since the last run, and end.")
+    @click.option("--once", is_flag=True, help="Run once and end, for cron.")
     @click.option("--forget", is_flag=True, help="Delete the stored result of NAME, and end.")
     @query_options
     @plainly

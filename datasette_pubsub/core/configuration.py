@@ -10,8 +10,11 @@ from dataclasses import fields
 from typing import Any
 
 from .errors import InvalidArgument
-from .settings import MAX_DAYS, PLUGIN, SYNCHRONOUS, ConfigError, Rule, Settings
+from .glob import glob_regex
+from .retention_rule import Rule
+from .settings import MAX_DAYS, PLUGIN, SYNCHRONOUS, ConfigError, Settings
 from .standing import StandingQuery, read_standing_queries
+from .validation import check_channel
 
 
 def _rules(option: str, value: Any) -> tuple[tuple[str, Rule], ...]:
@@ -86,6 +89,9 @@ def _check(option: str, kind: type, value: Any, meta: Mapping[str, Any]) -> Any:
 #: The options that belong to the instance.
 INSTANCE_ONLY = ("demo_database", "freeze_heap")
 
+#: The options that belong to a database.
+DATABASE_ONLY = ("events_channel", "standing_queries")
+
 
 def read_settings(instance: Any, database: Any = None) -> Settings:
     """Check the plugin's configuration and return the settings of one database.
@@ -106,10 +112,31 @@ def read_settings(instance: Any, database: Any = None) -> Settings:
                 raise ConfigError(f"{PLUGIN}: unknown option {name!r}; known: {', '.join(sorted(kinds))}")
             if name in INSTANCE_ONLY and level == "database":
                 raise ConfigError(f"{PLUGIN}: option {name!r} belongs to the instance, not to a database")
-            if name == "standing_queries" and level == "instance":
-                raise ConfigError(f"{PLUGIN}: option 'standing_queries' belongs to a database, not to the instance")
+            if name in DATABASE_ONLY and level == "instance":
+                raise ConfigError(f"{PLUGIN}: option {name!r} belongs to a database, not to the instance")
             values[name] = _check(name, *(kinds[name][0], value, kinds[name][1]))
     settings = Settings(**values)
     if settings.synchronous not in SYNCHRONOUS:
         raise ConfigError(f"{PLUGIN}: option 'synchronous' must be one of {', '.join(SYNCHRONOUS)}")
+    if settings.events_channel:
+        _check_events(settings)
     return settings
+
+
+def _check_events(settings: Settings) -> None:
+    """Events tell who did what: who may view them has to be said."""
+    where = f"{PLUGIN}: option 'events_channel'"
+    try:
+        check_channel(settings.events_channel, "channel")
+    except InvalidArgument as error:
+        raise ConfigError(f"{where}: {error.message}") from None
+    matching = (view for pattern, view, _ in settings.channel_permissions if _matches(pattern, settings.events_channel))
+    if next(matching, None) is None:
+        raise ConfigError(
+            f"{where}: say who may view {settings.events_channel!r}, with a pattern that matches it and its 'view' in "
+            "channel_permissions"
+        )
+
+
+def _matches(pattern: str, channel: str) -> bool:
+    return glob_regex(pattern).fullmatch(channel) is not None

@@ -1,8 +1,8 @@
 """The demo: four years of weather in Seattle, published by triggers in the file.
 
-It publishes as any other program would: it inserts into an ordinary table, whose triggers insert into ``vpubsub``. It
-changes only a database that it has made itself. Inside Datasette's process it uses Datasette's own connections
-(docs/architecture.md).
+It publishes as any other program would: it inserts into an ordinary table, which is broadcast, and whose own triggers
+insert alerts into ``vpubsub``. It changes only a database that it has made itself. Inside Datasette's process it uses
+Datasette's own connections (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..broadcast import tables
+from ..broadcast.definition import Broadcast
 from ..broker.registry import registry
 from ..core.errors import FailedPrecondition, PubsubError
 from ..core.settings import PLUGIN, ConfigError
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 
 TABLE = "observations"
 
-#: The number of days that a new demo database has from the beginning, so that no page is empty. January 2012 had snow
-#: and frost, so there are alerts as well.
-FIRST_DAYS = 30
+#: The number of days that a new demo database has from the beginning: the year 2012, so that no page is empty and the
+#: stored query has a year to compare with.
+FIRST_DAYS = 366
 
 #: The wind from which a day counts as a storm, in m/s: 27 days of the 1,461.
 STORM_WIND = 7
@@ -50,15 +52,11 @@ CREATE TABLE {TABLE} (
   weather TEXT
 )"""
 
-#: The triggers that publish the table's rows, by name.
+#: Every new row is published. A record that begins again deletes all rows at once, which would be a flood of messages.
+_BROADCAST = Broadcast("observations", conditions={"insert": ""})
+
+#: The triggers that raise alerts, by name.
 _TRIGGERS = {
-    f"{TABLE}_publish": f"""
-CREATE TRIGGER {TABLE}_publish AFTER INSERT ON {TABLE}
-BEGIN
-  INSERT INTO vpubsub (channel, payload) VALUES ('observations', json_object(
-    'date', NEW.date, 'precipitation', NEW.precipitation, 'temp_max', NEW.temp_max,
-    'temp_min', NEW.temp_min, 'wind', NEW.wind, 'weather', NEW.weather));
-END""",
     f"{TABLE}_storm": f"""
 CREATE TRIGGER {TABLE}_storm AFTER INSERT ON {TABLE} WHEN NEW.wind >= {STORM_WIND}
 BEGIN
@@ -110,7 +108,7 @@ def observations() -> tuple[Observation, ...]:
 
 
 def is_demo(conn: sqlite3.Connection) -> bool:
-    """Whether this file is a demo database: its table and triggers are those that :func:`prepare` makes."""
+    """Whether this file is a demo database: its table and alerts are those that :func:`prepare` makes."""
     sql = {row[0]: row[1] for row in conn.execute("SELECT name, sql FROM sqlite_master WHERE tbl_name = ?", [TABLE])}
     return all(sql.get(name) == text.strip() for name, text in {TABLE: _TABLE, **_TRIGGERS}.items())
 
@@ -130,7 +128,7 @@ def check(conn: sqlite3.Connection) -> bool:
 
 
 def prepare(conn: sqlite3.Connection) -> None:
-    """Make the table, its triggers and the first days, inside the caller's transaction, unless they exist.
+    """Make the table with its triggers, and the first days, inside the caller's transaction, unless they exist.
 
     Raises :class:`FailedPrecondition` if the file has no log to publish to, or
     has tables that the demo did not make.
@@ -141,6 +139,7 @@ def prepare(conn: sqlite3.Connection) -> None:
         raise FailedPrecondition("the demo's database has no log to publish to")
     for sql in (_TABLE, *_TRIGGERS.values()):
         conn.execute(sql.strip())
+    tables.create(conn, TABLE, _BROADCAST)
     for observation in observations()[:FIRST_DAYS]:
         _insert(conn, observation)
 

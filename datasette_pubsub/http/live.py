@@ -49,7 +49,14 @@ async def stream(scope: Any, receive: Any, send: Any, request: Request, datasett
     async with admitted.open(_ENCODER) as subscriber:
         try:
             headers, seconds = cors_headers(datasette), broker.settings.send_timeout_seconds
-            await answer(subscriber.frames(), receive, send, headers, seconds)
+            await answer(
+                subscriber.frames(),
+                receive,
+                send,
+                headers,
+                seconds,
+                through=lambda sender, _: subscriber.through(sender.begin),
+            )
         except SendTimeout:
             gateway.cut_off(request, broker, "subscriber of a live query")
     return None

@@ -10,28 +10,21 @@ with all messages in between: these enter the tail, and the waiters that follow 
 :meth:`Hub.rewind` moves it back, after a restore: every waiter wakes, and a subscriber that is ahead reports a gap,
 or waits until the head has reached its position again (:meth:`Hub.await_head`).
 
-The line is *idle* or *serving*. The first waiter that enters an idle line schedules :meth:`Hub._serve`. Each call
-releases up to :data:`SERVED_AT_ONCE` waiters and schedules the next call, until the line is empty and idle again.
-:mod:`.waiter` describes the states of a waiter.
+A few waiters at a time are served from the line (:mod:`.line`); :mod:`.waiter` describes the states of a waiter.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from weakref import WeakValueDictionary
 
 from ..core.selector import Selector
 from ..core.values import Message
 from .filtered import Evaluate
+from .line import Line
 from .tail import Tail
 from .waiter import Waiter
-
-#: One turn of the event loop serves this many subscribers. Publishers run between two turns, so that each send also
-#: carries what they have published since. With no more subscribers than this, all receive a message before its
-#: publisher receives the answer.
-SERVED_AT_ONCE = 16
 
 
 class Hub:
@@ -55,9 +48,7 @@ class Hub:
         self._waiters: set[Waiter] = set()
         #: Waiters of subscribers that are ahead of the head, with their positions.
         self._awaiting: dict[Waiter, int] = {}
-        #: The line: waiters that have something to receive, in their order; and whether :meth:`_serve` is scheduled.
-        self._due: deque[Waiter] = deque()
-        self._serves = False
+        self._line = Line()
         self._selectors: WeakValueDictionary[Selector, Selector] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -137,31 +128,13 @@ class Hub:
             for waiter in reached:
                 del self._awaiting[waiter]
             self._line_up(reached, previous)
-        if self._due and not self._serves:
-            self._serves = True
-            asyncio.get_running_loop().call_soon(self._serve)
+        self._line.begin()
 
     def _line_up(self, waiters: Iterable[Waiter], resume: int) -> None:
         """Put waiters in line that have nothing to receive up to ``resume``, and something after it."""
         for waiter in waiters:
             waiter.mark(resume)
-            if not waiter.due:
-                waiter.due = True
-                self._due.append(waiter)
-
-    def _serve(self) -> None:
-        """Release the first waiters in line, and schedule the next call for the rest. Runs outside of any task."""
-        loop = asyncio.get_running_loop()
-        due, now = self._due, loop.time()
-        try:
-            for _ in range(min(len(due), SERVED_AT_ONCE)):
-                waiter = due.popleft()
-                waiter.due = False
-                waiter.release(now)
-        finally:
-            self._serves = bool(due)
-            if due:
-                loop.call_soon(self._serve)
+            self._line.put(waiter)
 
     def skip_to(self, head: int) -> None:
         """Move the head forward without the messages before it; subscribers read those from the log."""

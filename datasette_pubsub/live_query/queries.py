@@ -28,6 +28,7 @@ from typing import Literal, Protocol, TypeVar
 from ..core.errors import PubsubError, TooManyRequests, Unavailable
 from ..core.settings import Settings
 from ..live.admission import Admission
+from ..live.line import Line
 from ..storage.error_frames import clear_frames
 from ..storage.query import Limits, Question
 from . import runs, shares
@@ -90,6 +91,7 @@ class LiveQueries:
         self._limits = limits
         self._stamp = stamp
         self._watch = watch
+        self._line = Line()
         self._queries: dict[Question, LiveQuery] = {}
         #: The first runs of new queries, which several subscribers may wait for.
         self._first_runs: dict[Question, asyncio.Future[None]] = {}
@@ -150,7 +152,7 @@ class LiveQueries:
                 self._count(options.party, question)
                 try:
                     query = await self._opened(question)
-                    subscriber = QuerySubscriber(query, encoder, options)
+                    subscriber = QuerySubscriber(query, encoder, options, self._line)
                     query.subscribers.add(subscriber)
                     place.take(subscriber)
                     yield subscriber
@@ -203,7 +205,7 @@ class LiveQueries:
 
     def _begin(self, question: Question) -> LiveQuery:
         """Begin to keep a query up to date, with a first run."""
-        query = self._queries[question] = LiveQuery(question, self._settings.max_live_query_bytes)
+        query = self._queries[question] = LiveQuery(question, self._settings.max_live_query_bytes, self._line)
         self._watch()
         task = self._start([query], None)
         self._first_runs[question] = task

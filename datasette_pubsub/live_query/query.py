@@ -17,6 +17,7 @@ from typing import Protocol
 from ..core.errors import PubsubError
 from ..core.events import Event
 from ..core.result import Change, Result, difference
+from ..live.line import Line
 from ..storage.query import Question, Reads
 
 
@@ -64,6 +65,13 @@ class _Version:
     size: int
     frames: dict[str, bytes] = field(default_factory=dict)
 
+    def frame(self, encoder: Encoder) -> bytes:
+        """The change in one wire format, made once."""
+        found = self.frames.get(encoder.name)
+        if found is None:
+            found = self.frames[encoder.name] = encoder.change(self.change)
+        return found
+
 
 def _size(change: Change) -> int:
     parts = (*change.removed, *change.inserted, *change.changed)
@@ -73,8 +81,10 @@ def _size(change: Change) -> int:
 class LiveQuery:
     """A question that is kept up to date for its subscribers, and its present result."""
 
-    def __init__(self, question: Question, max_bytes: int) -> None:
+    def __init__(self, question: Question, max_bytes: int, line: Line) -> None:
         self.question = question
+        #: Serves the subscribers, a few at a time.
+        self._line = line
         #: What is known from the file's schema; ``None`` until the first run.
         self.schema: Schema | None = None
         #: Whether a run is due, since which number of commits, and whether it is running.
@@ -148,6 +158,7 @@ class LiveQuery:
     def _wake(self) -> None:
         for subscriber in self.subscribers:
             subscriber.wake()
+        self._line.begin()
         self._wake_keepers()
 
     def _wake_keepers(self) -> None:
@@ -163,6 +174,9 @@ class LiveQuery:
             return version, b""
         if self.error is not None:
             return self.version, encoder.broken(self.error)
+        if self._versions and version == self._versions[-1].number - 1:
+            # Nearly always: the newest change, in a frame that all share.
+            return self.version, self._versions[-1].frame(encoder)
         if self._versions and version >= self._versions[0].number - 1:
             parts, size = [], 0
             for frame, number in self._frames(version, encoder):
@@ -181,10 +195,7 @@ class LiveQuery:
     def _frames(self, version: int, encoder: Encoder) -> Iterator[tuple[bytes, int]]:
         for made in self._versions:
             if made.number > version:
-                frame = made.frames.get(encoder.name)
-                if frame is None:
-                    frame = made.frames[encoder.name] = encoder.change(made.change)
-                yield frame, made.number
+                yield made.frame(encoder), made.number
 
 
 def compared(old: Result | None, new: Result) -> Change | None:

@@ -38,6 +38,7 @@ async def stream(datasette: Datasette, request: LiveQueryRequest) -> AsyncIterat
             call.sender.taking_over = True
             yield LiveQueryResponse()
             frame_sender = call.sender.frame_sender(broker.settings.send_timeout_seconds, None)
+            subscriber.through(frame_sender.begin)
             await frame_sender.start(subscriber.frames())
             end = subscriber.end
     except SendTimeout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import itertools
 import json
@@ -15,7 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pytest
+from commands import call
 from places import ROOT
 from servers import Server, sqlite_shell
 
@@ -148,3 +152,32 @@ def test_a_snapshot_and_its_stream_are_the_table(serve: Callable[..., Server]) -
     table = {row[0]: {"id": row[0], "value": row[1]} for row in server.rows("SELECT id, value FROM items")}
     for rows in seen:
         assert rows == table, f"seed {seed}"
+
+
+@pytest.mark.usefixtures("in_time")
+def test_what_was_trimmed_meanwhile_makes_it_begin_anew(serve: Callable[..., Server]) -> None:
+    example = load("follow_table")
+    server = serve()
+    server.publish(channel="first", payload="installs the log")
+    sqlite_shell(server.path, f"CREATE TABLE items (id INTEGER PRIMARY KEY, value); {example.TRIGGERS}")
+    seen = []
+
+    def until(rows: dict[int, Any], position: int) -> bool:
+        seen.append(len(rows))
+        if len(seen) == 1:
+            # After its snapshot, ten rows come, and nine messages are gone before it subscribes.
+            sqlite_shell(server.path, "INSERT INTO items SELECT value, 'x' FROM generate_series(1, 10)")
+            call("trim", server.path, "--messages", 1)
+        return len(rows) == 10
+
+    example.follow(f"{server.url}/data", "items", until)
+    assert seen == [0, 10]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_needs_nothing_else(path: Path) -> None:
+    """What pip installs with the plugin is enough: of that, only the plugin itself is counted on."""
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in found if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in found if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} <= {*sys.stdlib_module_names, "datasette_pubsub"}

@@ -22,8 +22,9 @@ from every_page import PAGES
 from metric_tables import prometheus
 from places import ROOT
 
-from datasette_pubsub import client, hooks
+from datasette_pubsub import client, hooks, hookspecs
 from datasette_pubsub.access import rules
+from datasette_pubsub.agents import tools
 from datasette_pubsub.broadcast import definition, harmless, tables
 from datasette_pubsub.broker import probe
 from datasette_pubsub.cli.main import pubsub
@@ -320,6 +321,14 @@ def test_every_command_and_option() -> None:
         assert set(first_cells(text)) == flags, name
 
 
+def test_the_tables_of_options_are_written_from_the_code() -> None:
+    """By cog, whose check `make lint` runs."""
+    for page in ("cli", "configuration"):
+        written = re.findall(r"\[\[\[cog\n.*?\[\[\[end\]\]\]", DOCS[page], re.DOTALL)
+        tables_of = [text for text in written if "\n| option |" in text]
+        assert len(tables_of) == DOCS[page].count("\n| option |") > 0, page
+
+
 def test_no_command_or_option_that_does_not_exist() -> None:
     for page, text in ALL.items():
         for name, rest in re.findall(r"datasette pubsub ([a-z]+)([^\n`|]*)", text):
@@ -376,6 +385,8 @@ def test_no_name_that_does_not_exist() -> None:
     known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
     known |= {field.name for field in fields(probe.Report)} | {SCOPE, *get_args(admission.Kind)}
     known |= {f"{prometheus(metric)}{part}" for metric in METRICS for part in ("", "_bucket", "_sum", "_count")}
+    known |= {name for name, _ in inspect.getmembers(tools, inspect.iscoroutinefunction)}
+    known |= {name for name in vars(hookspecs) if name.startswith("pubsub_")}
     # Connect's, and names of Datasette and SQLite.
     known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
     known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}

@@ -75,16 +75,17 @@ def test_what_a_page_shows_must_be_what_is_printed(shown: str) -> None:
     assert same('id: 3\ndata: {"a": "…"}', 'id: 3\ndata: {"a":"b"}\n')
 
 
-def test_the_plugin_of_the_page(reader: Reader, serve: Callable[..., Server], tmp_path: Path) -> None:
-    (code,) = [block.code for block in blocks(DOCS["plugins"]) if block.kind == "plugin file"]
+def test_the_plugins_of_the_page(reader: Reader, serve: Callable[..., Server], tmp_path: Path) -> None:
+    found = [block.code for block in blocks(DOCS["plugins"]) if block.kind == "plugin file"]
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "mine.py").write_text(code)
+    for number, code in enumerate(found):
+        (tmp_path / "plugins" / f"mine{number}.py").write_text(code)
     server = serve(config={}, options=["--plugins-dir", str(tmp_path / "plugins")])
-    wait_for(
-        lambda: server.rows("SELECT 1 FROM pubsub_subscriptions WHERE name = 'my-plugin'"), "the plugin subscribes"
-    )
+    sql = "SELECT count(*) FROM pubsub_subscriptions WHERE name IN ('my-plugin', 'archive')"
+    wait_for(lambda: server.rows(sql) == [(2,)], "the plugins subscribe")
     reader.run("datasette pubsub publish data.db orders one")
-    wait_for(lambda: "got orders\n" in server.log, "the plugin gets the message")
+    for said in ("got orders\n", "stored orders\n", "data has 1 more, up to 9\n"):
+        wait_for(lambda said=said: said in server.log, f"the plugins get the message: {server.log}")
 
 
 @pytest.mark.browser

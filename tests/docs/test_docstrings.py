@@ -51,7 +51,13 @@ def modules() -> list[str]:
     """The package's modules by their dotted names, but for generated ones."""
     paths = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
     names = [path.with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__") for path in paths]
-    return [f"datasette_pubsub.{name}" for name in names if name.split(".")[0] not in ("gen", "__init__")]
+    # Two import what is no dependency.
+    others = ("agents.chat", "agents.mcp")
+    return [
+        f"datasette_pubsub.{name}"
+        for name in names
+        if name.split(".")[0] not in ("gen", "__init__") and name not in others
+    ]
 
 
 EXAMPLES = [

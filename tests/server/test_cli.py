@@ -94,8 +94,7 @@ def test_subscriptions(serve: Callable[..., Server]) -> None:
 def test_the_demo_script(tmp_path: Path) -> None:
     root = ROOT
     folder = tmp_path / "checkout"
-    (folder / "demo").mkdir(parents=True)
-    shutil.copy(root / "demo" / "run", folder / "demo" / "run")
+    shutil.copytree(root / "demo", folder / "demo")
     for name in ("metadata.yml", "datasette.yml"):
         shutil.copy(root / name, folder)
     port = free_port()
@@ -106,16 +105,31 @@ def test_the_demo_script(tmp_path: Path) -> None:
             ["sh", "demo/run"], cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        wait_for(
-            lambda: f"The live page: http://127.0.0.1:{port}/weather/-/pubsub\n" in shown.read_text(), "the address"
-        )
-        with Sse(f"http://127.0.0.1:{port}/weather/-/pubsub/-/stream", channel="observations") as days:
-            assert json.loads(days.messages(1)[0]["payload"])["date"].startswith("2012-")
-        pages = set(re.findall(r"<http://127\.0\.0\.1:8001(/weather/[^>]+)>", (root / "README.md").read_text()))
-        assert "/weather/this_month.live" in pages
-        for page in pages:
-            answer = httpx.get(f"http://127.0.0.1:{port}{page}", timeout=DEADLINE)
-            assert answer.status_code == 200, page
+        wait_for(lambda: "Ctrl+C ends it." in shown.read_text(), "the addresses")
+        here = f"http://127.0.0.1:{port}"
+        with Sse(f"{here}/weather/-/pubsub/-/stream", channel="observations") as days:
+            assert json.loads(days.messages(1)[0]["payload"])["new"]["date"].startswith("2013-")
+        wait_for(lambda: "alarms: alerts/frost " in shown.read_text(), "the durable subscriber prints an alert")
+        found = re.findall(r"^ +([\w ]+): +(http\S+)$", shown.read_text(), re.MULTILINE)
+        assert [name for name, _ in found] == [
+            "Log in as root", "Live messages", "A live table", "A live query", "Publish", "Subscriptions",
+        ]  # fmt: skip
+        with httpx.Client(timeout=DEADLINE, follow_redirects=True) as browser:
+            # The first one logs in; without it, the form refuses.
+            assert httpx.get(dict(found)["Publish"], timeout=DEADLINE).status_code == 403
+            pages = {name: browser.get(address) for name, address in found}
+            assert {name: page.status_code for name, page in pages.items()} == dict.fromkeys(pages, 200)
+            assert "alarms" in pages["Subscriptions"].text
+            rows = browser.get(f"{here}/weather/-/pubsub/-/subscriptions.json").json()["subscriptions"]
+            assert [(row["owner"], row["connected"], row["delivery"]) for row in rows] == [("root", True, "explicit")]
+            (row,) = browser.get(f"{here}/weather/-/pubsub/-/queries.json").json()["queries"]
+            assert (row["name"], row["configured"], row["error"]) == ("records", True, None)
+            shows = browser.get(f"{here}/weather/this_month.json?_shape=array").json()
+            assert all(row["years_before"] is not None for row in shows), "a year to compare with"
+        addresses = {address.replace(str(port), "8001") for _, address in found}
+        named = set(re.findall(r"<(http://127\.0\.0\.1:8001/weather/[^>]+)>", (root / "README.md").read_text()))
+        assert f"{here.replace(str(port), '8001')}/weather/this_month.live" in named
+        assert named <= addresses
         taken = subprocess.run(["sh", "demo/run"], cwd=folder, env=environment, capture_output=True, text=True)
         wrong = (
             f"demo: port {port} cannot be used (address already in use); choose another: make demo PORT={port + 1}\n"

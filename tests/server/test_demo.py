@@ -61,16 +61,21 @@ def counts(conn: sqlite3.Connection) -> dict[str, int]:
 
 def test_the_triggers_publish_every_observation_and_the_alerts(conn: sqlite3.Connection) -> None:
     weather.prepare(conn)
-    first = search.newest(conn, Selector.of(["observations"]), 100).messages[-1]
+    first = search.newest(conn, Selector.of(["observations"]), 1).messages[0]
     assert json.loads(str(first.payload)) == {
-        "date": "2012-01-01",
-        "precipitation": 0.0,
-        "temp_max": 12.8,
-        "temp_min": 5.0,
-        "wind": 4.7,
-        "weather": "drizzle",
+        "op": "insert",
+        "table": "observations",
+        "key": {"date": "2012-12-31"},
+        "new": {
+            "date": "2012-12-31",
+            "precipitation": 0.0,
+            "temp_max": 3.3,
+            "temp_min": -1.1,
+            "wind": 2.0,
+            "weather": "drizzle",
+        },
     }
-    assert counts(conn) == {"alerts/frost": 9, "alerts/snow": 7, "alerts/storm": 1, "observations": 30}
+    assert counts(conn) == {"alerts/frost": 18, "alerts/snow": 21, "alerts/storm": 8, "observations": 366}
     while weather.advance(conn):
         pass
     days = weather.observations()
@@ -89,7 +94,7 @@ def test_the_record_goes_on_and_begins_again(conn: sqlite3.Connection) -> None:
     assert weather.begin(conn) == weather.FIRST_DAYS
     day = weather.advance(conn)
     assert day is not None
-    assert day.date == "2012-01-31"
+    assert day.date == "2013-01-01"
     assert weather.begin(conn) == weather.FIRST_DAYS + 1
     while weather.advance(conn):
         pass
@@ -117,7 +122,7 @@ def test_the_command_refuses_a_database_of_the_users(tmp_path: Path) -> None:
 def test_a_first_start_makes_and_serves_the_demo(serve_folder: Serve) -> None:
     server = serve_folder()
     rows = httpx.get(f"{server.url}/weather/observations.json?_shape=array&_size=max").json()
-    assert [rows[0]["date"], rows[-1]["date"], len(rows)] == ["2012-01-30", "2012-01-01", 30]
+    assert [rows[0]["date"], rows[-1]["date"], len(rows)] == ["2012-12-31", "2012-01-01", 366]
     assert "Four years of weather in Seattle" in httpx.get(server.url).text
     assert httpx.get(f"{server.pubsub}").status_code == 200
     channels = httpx.get(f"{server.pubsub}/-/channels.json").json()["channels"]
@@ -159,7 +164,7 @@ def test_an_empty_file_becomes_the_demo(serve_folder: Serve, tmp_path: Path) -> 
     (tmp_path / "checkout").mkdir()
     (tmp_path / "checkout" / "weather.db").touch()
     server = serve_folder()
-    assert server.rows("SELECT count(*) FROM observations") == [(30,)]
+    assert server.rows("SELECT count(*) FROM observations") == [(366,)]
 
 
 @pytest.mark.parametrize(
@@ -186,8 +191,8 @@ def test_the_replay_arrives_live(serve_folder: Serve) -> None:
         days.until("ready")
         alerts.until("ready")
         done = run("demo", "--file", server.path, "--speed", 500, "--once")
-        assert done.stdout.startswith("Replayed 1431 days, last id ")
-        found = [json.loads(message["payload"])["date"] for message in days.messages(1431)]
+        assert done.stdout.startswith("Replayed 1095 days, last id ")
+        found = [json.loads(message["payload"])["key"]["date"] for message in days.messages(1095)]
         assert found == [day.date for day in weather.observations()[weather.FIRST_DAYS :]]
         missing = sum(
             (day.temp_min < 0) + (day.weather == "snow") + (day.wind >= weather.STORM_WIND)
@@ -212,7 +217,7 @@ def test_the_replay_ends_at_ctrl_c_and_goes_on_where_it_was(tmp_path: Path) -> N
     try:
         assert process.stderr is not None
         assert "/weather/-/pubsub" in process.stderr.readline()
-        wait_for(lambda: rows("SELECT count(*) FROM observations") > 40, "days pass")
+        wait_for(lambda: rows("SELECT count(*) FROM observations") > weather.FIRST_DAYS + 10, "days pass")
         process.send_signal(signal.SIGINT)
         output, error = process.communicate(timeout=DEADLINE)
     finally:

@@ -249,9 +249,11 @@ def after_the_readme(folder: Path, shell_path: str, start: Any) -> Reader:
     reader = Reader(folder, shell_path)
     for kind, code in blocks(README):
         if kind == "shell" and "datasette serve" in code:
-            # It is installed already, and the test's server is started in another way.
-            reader.run("\n".join(code.splitlines()[1:-1]))
+            reader.run("\n".join(code.splitlines()[:-1]))
             reader.server = start()
+        elif "pip install" in code:
+            # It is installed already.
+            continue
         elif kind in ("shell", "sqlite3", "token", "query", "curl"):
             do(reader, kind, code)
     return reader

@@ -15,7 +15,8 @@ from datasette_pubsub.asgi.frame_sender import FrameSender
 from datasette_pubsub.core.events import Bye, Superseded
 from datasette_pubsub.core.selector import Selector
 from datasette_pubsub.core.values import Message
-from datasette_pubsub.live.hub import SERVED_AT_ONCE, Hub
+from datasette_pubsub.live.hub import Hub
+from datasette_pubsub.live.line import SERVED_AT_ONCE
 
 
 @pytest.mark.asyncio

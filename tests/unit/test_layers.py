@@ -17,21 +17,22 @@ import pytest
 from architecture import PAGE, WALKS, functions, part
 
 import datasette_pubsub
+from datasette_pubsub import hooks
 
 PACKAGE = Path(datasette_pubsub.__file__).parent
 
 #: From the ground up; rooms in one line know nothing of each other.
 FLOORS = [
-    {"client", "compat", "events", "gen", "lazy", "telemetry"},
+    {"client", "compat", "events", "gen", "hookspecs", "lazy", "telemetry"},
     {"core"},
     {"storage", "protocol", "asgi"},
     {"broadcast", "live", "relay"},
     {"live_query"},
     {"broker"},
     {"access", "api", "demo"},
-    {"cli", "http"},
+    {"cli", "datasette_events", "http", "sinks"},
     {"publish_batch"},
-    {"rpc", "pages"},
+    {"rpc", "pages", "agents"},
     {"hooks"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -122,6 +123,13 @@ def test_an_import_up_is_found(tmp_path: Path, file: str, line: str, fault: str)
     path.write_text(line)
     (found,) = faults(tmp_path)
     assert found.startswith(fault)
+
+
+def test_the_face_shows_every_hook() -> None:
+    """A hook that it leaves out would never be called."""
+    found = [name for name, value in vars(hooks).items() if hasattr(value, "datasette_impl")]
+    assert len(found) > 20
+    assert sorted(datasette_pubsub.__all__) == sorted(found)
 
 
 # -- what docs/architecture.md says of the rooms ------------------------------

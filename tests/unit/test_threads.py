@@ -33,6 +33,7 @@ from datasette_pubsub.broker.registry import registry
 from datasette_pubsub.core.errors import FailedPrecondition, PubsubError
 from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.values import Item, Message
+from datasette_pubsub.live.line import Line
 from datasette_pubsub.live_query import queries
 from datasette_pubsub.live_query.query import LiveQuery
 from datasette_pubsub.pages import runs
@@ -269,7 +270,7 @@ async def test_what_an_error_has_left_behind_is_freed_by_the_thread_of_its_conne
 
     monkeypatch.setattr("datasette_pubsub.live_query.runs.run", fail)
     if way == "query":
-        query = LiveQuery(Question(sql="SELECT 1"), 1000)
+        query = LiveQuery(Question(sql="SELECT 1"), 1000, Line())
         error = await broker.store.read(lambda conn: queries._tried(conn, query, Limits(seconds=1, rows=1, bytes=1)))
     else:
         others = datasette.get_database("data").execute_write_fn
