@@ -10,8 +10,9 @@ import sqlite3
 import time
 from collections import Counter
 
+from ..core.retention_rule import Rule
 from ..core.selector import Selector
-from ..core.settings import Rule, Settings
+from ..core.settings import Settings
 from ..storage import log, retention
 from ..storage.names import Name
 from ..storage.transaction import transaction

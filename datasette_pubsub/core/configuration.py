@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import Any
 
 from .errors import InvalidArgument
-from .settings import MAX_DAYS, PLUGIN, SYNCHRONOUS, ConfigError, Rule, Settings
+from .retention_rule import Rule
+from .settings import MAX_DAYS, PLUGIN, SYNCHRONOUS, ConfigError, Settings
 from .standing import StandingQuery, read_standing_queries
 
 

@@ -17,8 +17,9 @@ from itertools import islice
 from typing import TypeVar
 
 from ..core.glob import glob_regex
+from ..core.retention_rule import Rule
 from ..core.selector import Selector
-from ..core.settings import Rule, Settings
+from ..core.settings import Settings
 from ..core.validation import utc_text
 from . import log, subscriptions
 from .names import OF_CHANNEL, Name, exact, shown, sort_key

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasette_pubsub.core.retention_rule import Rule
 from datasette_pubsub.core.selector import Selector
-from datasette_pubsub.core.settings import Rule, Settings
+from datasette_pubsub.core.settings import Settings
 from datasette_pubsub.core.validation import utc_text
 from datasette_pubsub.core.values import Item
 from datasette_pubsub.storage import log, retention, schema
