@@ -40,7 +40,7 @@ proto:
 docs: $(VENV)/test-installed
 	$(BIN)/cog -r -P -I docs docs/configuration.md
 
-# Make the pictures in the docs: every page, on a phone and a desktop, light and dark.
+# Make the pictures in the docs: every page, on a phone and a desktop, and some of them dark.
 .PHONY: pictures
 pictures: system-packages $(VENV)/test-installed
 	$(BIN)/python tests/support/pictures.py docs/pictures

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .option import option
+from .retention_rule import Rule
 
 if TYPE_CHECKING:
     from .standing import StandingQuery
@@ -33,20 +34,6 @@ SYNCHRONOUS = {"normal": 1, "full": 2, "extra": 3}
 
 class ConfigError(ValueError):
     """An option is unknown, of the wrong type or out of bounds; the text names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A retention rule: keep messages younger than ``days``, the newest ``messages``, the newest ``bytes`` of payload.
-
-    0 and ``None`` set no limit; a message is trimmed when it exceeds any limit.
-    In a rule for channels, ``days`` of ``None`` applies the log's own ``days``,
-    and 0 keeps messages of any age.
-    """
-
-    days: float | None = None
-    messages: int | None = None
-    bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +359,12 @@ class Settings:
         "true or false",
         "whether there are live rows: on the page of a broadcast table, and on `.live` pages of tables and queries",
         why="each open live page requests changed rows, or follows a live query",
+    )
+    dark_scheme: bool = option(
+        False,
+        "true or false",
+        "whether the plugin's pages are dark for visitors whose system prefers dark",
+        why="Datasette's own pages are light: without this, the plugin's pages follow them",
     )
     direct_send: bool = option(
         True,
