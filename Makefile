@@ -43,7 +43,7 @@ docs: $(VENV)/test-installed
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
 	@echo "The site: build/docs/index.html"
 
-# Make the pictures in the docs: every page, on a phone and a desktop, light and dark.
+# Make the pictures in the docs: every page, on a phone and a desktop, and some of them dark.
 .PHONY: pictures
 pictures: system-packages $(VENV)/test-installed
 	$(BIN)/python tests/support/pictures.py docs/pictures

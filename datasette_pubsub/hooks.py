@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .broker.registry import Registry
     from .demo import weather
     from .http import responses
-    from .pages import broadcast, jump_menu, live_query, live_table, panel, publish_form, runs, viewer
+    from .pages import broadcast, jump_menu, live_query, live_table, log_cells, panel, publish_form, runs, viewer
     from .publish_batch import aggregate, bridge
     from .storage import error_frames, log
 else:
@@ -50,6 +50,7 @@ else:
     live_query = lazy.LazyModule("pages.live_query")
     live_table = lazy.LazyModule("pages.live_table")
     log = lazy.LazyModule("storage.log")
+    log_cells = lazy.LazyModule("pages.log_cells")
     panel = lazy.LazyModule("pages.panel")
     permissions = lazy.LazyModule("access.permissions")
     publish_form = lazy.LazyModule("pages.publish_form")
@@ -347,8 +348,15 @@ async def extra_js_urls(
 
 
 @hookimpl
-def extra_css_urls(request: Request | None) -> list[str]:
-    return live_table.style(request)
+def extra_css_urls(request: Request | None, table: str | None) -> list[str]:
+    return [*live_table.style(request), *log_cells.style(table)]
+
+
+@hookimpl
+def render_cell(
+    datasette: Datasette, request: Request | None, database: str, table: str | None, column: str, value: Any
+) -> Any:
+    return log_cells.cell(datasette, request, database, table, column, value)
 
 
 @hookimpl

@@ -130,7 +130,7 @@ def create(conn: sqlite3.Connection, table: str, broadcast: Broadcast) -> list[T
     if the log takes no messages; the caller must then roll its transaction back.
     """
     if not installed(conn):
-        raise FailedPrecondition("the log is not installed in this file")
+        raise FailedPrecondition("this file has no log of messages yet: run `datasette pubsub install` on it first")
     check_own(conn)
     _check_json(conn)
     shape = shape_of(conn, table)

@@ -76,7 +76,7 @@ def install(file: str, create: bool) -> None:
     with _open(file, writes=True, create=create) as conn:
         for name in _install(conn):
             click.echo(f"Repaired {name}, which was not as datasette-pubsub makes it")
-    click.echo(f"The log is installed in {file}")
+    click.echo(f"{file} is ready: programs can publish to it and subscribe to it")
 
 
 @pubsub.command()

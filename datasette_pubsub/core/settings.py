@@ -367,6 +367,12 @@ class Settings:
         bounds="a channel, or empty for none",
         why="who did what stands in the file; other programs' writes cause no event, and a broadcast table tells all",
     )
+    dark_scheme: bool = option(
+        False,
+        "true or false",
+        "whether the plugin's pages are dark for visitors whose system prefers dark",
+        why="Datasette's own pages are light: without this, the plugin's pages follow them",
+    )
     direct_send: bool = option(
         True,
         "true or false",

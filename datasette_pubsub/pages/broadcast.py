@@ -25,7 +25,7 @@ from ..broker.registry import registry
 from ..core.errors import Conflict, InvalidArgument, PermissionDenied, PubsubError, UnsupportedMediaType
 from ..core.validation import check_channel
 from ..http.request import BodyLimit, broker_of, read_body, require_method
-from .layout import shown
+from .layout import place, shown
 
 if TYPE_CHECKING:
     from datasette.app import Datasette
@@ -141,10 +141,8 @@ async def _show(
     there = found.broadcast if found else None
     before = there or (lost.broadcast if lost else None)
     context = {
+        **await place(datasette, request, broker),
         "path": broadcast_path(datasette, broker.name, shape.table),
-        "base": datasette.urls.database(broker.name) + "/-/pubsub",
-        "database": broker.name,
-        "database_color": datasette.get_database(broker.name).color,
         "table": shape.table,
         "shape": shape,
         "found": found,

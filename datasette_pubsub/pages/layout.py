@@ -16,7 +16,7 @@ from ..broker.broker import Broker
 from ..broker.registry import registry
 from ..core.attachment import attached
 from ..core.display import visible
-from ..core.errors import PubsubError
+from ..core.errors import FailedPrecondition, PubsubError
 from ..http.request import check_query
 from ..http.responses import View, error_headers, internal, without_body
 
@@ -106,11 +106,22 @@ async def place(datasette: Datasette, request: Request, broker: Broker, channel:
         "database": name,
         "database_color": datasette.get_database(name).color,
         "base": base,
+        "dark_scheme": broker.settings.dark_scheme,
         "publish_path": publish,
         "subscriptions_path": f"{base}/-/subscriptions" if views else None,
         "queries_path": f"{base}/-/queries" if views else None,
         "follows": await _follows(broker),
+        "obstacle": _obstacle(broker),
     }
+
+
+def _obstacle(broker: Broker) -> str | None:
+    """Why nothing can ever be published to a database, as a sentence; ``None`` if something can."""
+    try:
+        broker.store.check_writable()
+    except FailedPrecondition as error:
+        return visible(error.message[:1].upper() + error.message[1:])
+    return None
 
 
 async def _follows(broker: Broker) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from ..access.questions import AskedQuery, question_of
 from ..broker.broker import Broker
 from ..broker.registry import registry
+from ..core.display import PLAIN_CHARACTERS, PLAIN_LINES
 from ..core.errors import NotFound, PubsubError
 from ..http.live import OWN
 from ..storage.query import as_json
@@ -138,7 +139,7 @@ async def page(datasette: Datasette, request: Request, source: Source, found: Ro
     rows = _rows(context, found, datasette.setting("truncate_cells_html"), broker.settings.max_live_query_bytes)
     html = await datasette.render_template(
         ["pubsub_query.html"],
-        {**context, **rows, "silence": silence(broker), "error": error},
+        {**context, **rows, "silence": silence(broker), "error": error, "dark_scheme": broker.settings.dark_scheme},
         request=request,
         view_name="pubsub_query",
     )
@@ -162,6 +163,7 @@ async def _context(datasette: Datasette, request: Request, source: Source, found
         "kind": source.kind,
         "heading": heading,
         "sql": sql,
+        "long_sql": sql is not None and (len(sql) > PLAIN_CHARACTERS or sql.count("\n") >= PLAIN_LINES),
         "parameters": [pair for pair in pairs if not pair[0].startswith("_hide_sql")],
         "base": f"{datasette.urls.database(database)}/-/pubsub",
         "follow": json.dumps({source.kind: value, "params": pairs}),

@@ -27,6 +27,7 @@ from ..http.request import broker_of, only_get
 from ..storage import activity, log, search
 from ..storage.names import Name
 from ..storage.objects import LOG
+from ..storage.quoting import literal
 from ..storage.schema import installed
 from ..storage.search import Found
 from .export_links import links
@@ -80,6 +81,8 @@ async def _page(request: Request, datasette: Datasette) -> str:
             "channel": None if channel is None else visible(channel),
             "query": query,
             "filtered": bool(parameters),
+            "asked": None if channel is not None else visible(" or ".join((*query.channels, *query.patterns))),
+            "sql": _statement("hello" if channel is None else channel) if seen.installed else None,
             "channels": [_listed(row, seen.counts[row.exact], base) for row in seen.channels],
             "unlisted": seen.unlisted,
             "plot": drawn(seen.counts[channel]) if live and channel is not None else None,
@@ -95,7 +98,8 @@ async def _page(request: Request, datasette: Datasette) -> str:
             "span": seen.span,
             "silence": silence(broker),
             "row_base": datasette.urls.table(database, LOG) if may_view_log else None,
-            "links": await links(datasette, request, database, query, may_view_log),
+            # Before the log is there, its table and SQL that reads it would be errors.
+            "links": await links(datasette, request, database, query, may_view_log and seen.installed),
         },
         request=request,
         view_name="pubsub",
@@ -108,6 +112,7 @@ class Seen:
     """The content of a page, from one read transaction: so the script can continue from the head and the counts."""
 
     found: Found
+    installed: bool
     span: int
     channels: list[log.Channel]
     unlisted: int
@@ -121,13 +126,20 @@ def _read(conn: Any, query: Query, channel: str | None) -> Seen:
         rows = []
         if channel is None and query.before is None:
             rows = [row for row in log.channels(conn) if query.selector.matches(row.name)]
-        recent = sorted(rows, key=lambda row: row.newest_id)[-LISTED_CHANNELS:]
-        listed = sorted(recent, key=lambda row: row.name)
+        listed = sorted(rows, key=lambda row: row.newest_id, reverse=True)[:LISTED_CHANNELS]
         plotted: list[Name] = [row.exact for row in listed] if channel is None else [channel]
-        counts = activity.counts(conn, plotted, span) if query.before is None and installed(conn) else {}
+        there = installed(conn)
+        counts = activity.counts(conn, plotted, span) if query.before is None and there else {}
     if channel is not None:
         counts.setdefault(channel, (0,) * activity.SPANS)
-    return Seen(found, span, listed, len(rows) - len(listed), counts)
+    return Seen(found, there, span, listed, len(rows) - len(listed), counts)
+
+
+def _statement(channel: str) -> str | None:
+    """SQL that publishes a first message to a channel; ``None`` if its name has characters that nobody sees."""
+    if visible(channel) != channel:
+        return None
+    return f"INSERT INTO {LOG} (channel, payload) VALUES ({literal(channel)}, 'world')"
 
 
 def _follow(query: Query) -> str:

@@ -12,7 +12,7 @@
  */
 
 import { connect } from "../pubsub.js";
-import { element, tildeEncode } from "../ui/dom.js";
+import { element, localTime, tildeEncode } from "../ui/dom.js";
 import { arrange, isGone, mark, MARKS } from "../ui/marks.js";
 
 /** Wait from a change to the request, in ms, so that one request shows several changes; too short to notice. */
@@ -200,7 +200,7 @@ class PubsubTable extends HTMLElement {
     replace(".facet-results", there);
     moveNext(mine, theirs);
     document.title = there.title;
-    this.#time.textContent = `last change ${new Date().toLocaleTimeString()}`;
+    this.#time.textContent = `last change ${localTime(new Date())}`;
   }
 
   /** Update a table's body to the server's rows; a row that exists already keeps its element. */

@@ -12,7 +12,7 @@
 
 import { connect } from "../pubsub.js";
 import { element, localise, tildeEncode, timeElement } from "../ui/dom.js";
-import { Clock, Rate, sparklineElement } from "../ui/sparkline.js";
+import { Clock, Rate, sparklineNodes } from "../ui/sparkline.js";
 import { previewOf, visible } from "../ui/text.js";
 
 /** Shortest time between two updates of the panel, and time between two updates while no messages arrive, in ms. */
@@ -222,7 +222,7 @@ class PubsubPanel extends HTMLElement {
       element("td", { className: "col-channel" }, element("a", { href, textContent: visible(channel) })),
       element("td", { className: "col-payload" }),
       element("td", { className: "col-rate type-int" }),
-      element("td", { className: "col-plot" }, sparklineElement()),
+      element("td", { className: "col-plot" }, ...sparklineNodes()),
       element("td", { className: "col-created" }),
     );
   }

@@ -25,6 +25,7 @@ const SOME_CHANNEL = "channel";
 class PubsubPublish extends HTMLElement {
   /** @type {AbortController | null} Ends all listeners; set while connected. */ #life = null;
   #form;
+  /** Says which messages the statements publish, once it is not what is in the form. */ #which;
   #error;
   #done;
   /** By language: the function that makes the statement, and the element that shows it. */ #statements = new Map();
@@ -55,7 +56,9 @@ class PubsubPublish extends HTMLElement {
 
   #examples() {
     const section = element("section", { className: "pubsub-statements" });
-    section.append(element("h2", { textContent: "The same elsewhere" }));
+    section.append(element("h2", { textContent: "The same from a program" }));
+    this.#which = element("p", { className: "pubsub-hint pubsub-which", hidden: true });
+    section.append(this.#which);
     const kinds = [["SQL", sql, "In any program that opens the file"], ["curl", curl], ["TypeScript", typescript]];
     for (const [name, statement, hint] of kinds) {
       const code = element("code");
@@ -67,7 +70,7 @@ class PubsubPublish extends HTMLElement {
       const copy = element("button", { type: "button", className: "core", textContent: "Copy" });
       copy.setAttribute("aria-label", `Copy ${name}`);
       copy.addEventListener("click", () => this.#copy(code, said), { signal: this.#life.signal });
-      const head = element("div", { className: "pubsub-statement" }, element("h3", { textContent: name }), copy, said);
+      const head = element("div", { className: "pubsub-statement" }, element("h3", { textContent: name }), said, copy);
       section.append(head, ...(hint ? [element("p", { className: "pubsub-hint", textContent: hint })] : []), pre);
       this.#statements.set(name, { statement, code, said });
     }
@@ -82,6 +85,7 @@ class PubsubPublish extends HTMLElement {
   }
 
   #show() {
+    this.#which.hidden = true;
     const { channel, payloads, key } = this.#typed();
     const base = new URL(this.getAttribute("base"), document.baseURI);
     const publish = {
@@ -155,7 +159,9 @@ class PubsubPublish extends HTMLElement {
     payload.value = "";
     key.value = "";
     payload.focus();
-    this.#show();
+    // The statements stay as they are until something else is typed: what was just published can be copied.
+    this.#which.textContent = ids.length === 1 ? "The message that was just published" : "The messages that were just published";
+    this.#which.hidden = false;
     const rows = this.getAttribute("row-base");
     const first = String(ids[0]);
     const number = rows ? element("a", { href: `${rows}/${first}`, textContent: first }) : first;

@@ -11,7 +11,7 @@
 
 import { apply, parse } from "../client/result.js";
 import { followQuery } from "../client/shared_query.js";
-import { element } from "../ui/dom.js";
+import { element, localTime } from "../ui/dom.js";
 import { visible } from "../ui/text.js";
 import { ResultTable } from "./query_rows.js";
 
@@ -116,9 +116,11 @@ class PubsubQuery extends HTMLElement {
       reconnecting: `Reconnecting: ${visible(this.#reason)}`,
       closed: "Not connected while nobody looks",
     };
-    const text = [states[this.#state], this.#paused ? "paused" : ""].filter(Boolean).join("; ");
+    const paused = this.#state === "live" ? "Paused: changes wait" : `${states[this.#state]}; paused`;
+    const text = this.#paused ? paused : states[this.#state];
     if (this.#status.textContent !== text) this.#status.textContent = text;
     this.dataset.status = this.#state;
+    this.toggleAttribute("data-paused", this.#paused);
   }
 
   #setPaused(paused) {
@@ -162,7 +164,7 @@ class PubsubQuery extends HTMLElement {
     if (same(columns, this.#table.columns)) {
       const { added, changed, gone } = this.#table.show(rows, key);
       if (added + changed + gone) {
-        this.#time.textContent = `last change ${new Date().toLocaleTimeString()}`;
+        this.#time.textContent = `last change ${localTime(new Date())}`;
         this.#speak(`${added} new, ${changed} changed, ${gone} gone`);
       }
     } else {

@@ -17,6 +17,7 @@ import { connect } from "../pubsub.js";
 import { ChannelList } from "./viewer_channels.js";
 import { element, localise } from "../ui/dom.js";
 import { MessageSearch } from "./viewer_search.js";
+import { Slide } from "../ui/slide.js";
 import { Clock, Rate } from "../ui/sparkline.js";
 import { contains, entryOf, RowMaker } from "./viewer_rows.js";
 import { visible } from "../ui/text.js";
@@ -29,6 +30,9 @@ const IDLE_MS = 1_000;
 
 /** Most rows of one update that are marked and read out, in rows: the browser paints every mark. */
 const MARKED_ROWS = 10;
+
+/** From this width on the channels stand beside the messages, open; pubsub.css has the same width. */
+const WIDE = "(min-width: 1100px)";
 
 /**
  * If an update brings more than `TORRENT_ROWS` rows within `TORRENT_MS` of the last one, a visitor cannot read them,
@@ -65,6 +69,7 @@ class PubsubViewer extends HTMLElement {
   /** @type {ChannelList | null} On the page of all channels. */ #channels = null;
   /** @type {Rate | null} On the page of one channel. */ #rate = null;
   #clock;
+  #slide = new Slide();
   #paused = false;
   #state = "connecting";
   #reason = "";
@@ -126,6 +131,11 @@ class PubsubViewer extends HTMLElement {
     const span = Number(this.getAttribute("span"));
     this.#clock = new Clock(span);
     const list = this.querySelector(".pubsub-channel-list");
+    if (list) {
+      const wide = matchMedia(WIDE);
+      list.open = wide.matches;
+      wide.addEventListener("change", () => (list.open = wide.matches), { signal });
+    }
     if (list) this.#channels = new ChannelList(list, this.getAttribute("base"), this.#clock, span);
     const plot = this.querySelector(".pubsub-rate .pubsub-plot");
     if (plot) this.#rate = new Rate(span, plot.dataset.counts);
@@ -199,9 +209,11 @@ class PubsubViewer extends HTMLElement {
       superseded: "Superseded by a newer connection",
       closed: "Not connected while the tab is hidden",
     };
-    const text = [states[this.#state], this.#paused ? "paused" : "", this.#gap].filter(Boolean).join(", ");
+    const paused = this.#state === "live" ? ["Paused"] : [states[this.#state], "paused"];
+    const text = [...(this.#paused ? paused : [states[this.#state]]), this.#gap].filter(Boolean).join(", ");
     if (this.#status.textContent !== text) this.#status.textContent = text;
     this.dataset.status = this.#state;
+    this.toggleAttribute("data-paused", this.#paused);
   }
 
   #setPaused(paused) {
@@ -309,10 +321,15 @@ class PubsubViewer extends HTMLElement {
     if (few) for (const row of rows) row.classList.add("pubsub-fresh");
     this.#log.setAttribute("aria-live", few && now - this.#added > CALM_MS ? "polite" : "off");
     this.#added = now;
-    const kept = [...this.#body.rows].slice(0, limit - rows.length);
-    const full = kept.length < this.#body.rows.length;
-    if (full) this.#body.replaceChildren(...rows, ...kept);
-    else this.#body.prepend(...rows);
+    const old = [...this.#body.rows];
+    const kept = old.slice(0, limit - rows.length);
+    const full = kept.length < old.length;
+    const add = () => {
+      if (full) for (const row of old.slice(kept.length)) row.remove();
+      this.#body.prepend(...rows);
+    };
+    if (!torrent && kept.length) this.#slide.run([this.#body], kept[0], add);
+    else add();
     this.querySelector(".zero-results").hidden = true;
     this.#search.endsAt(this.#body.lastElementChild.dataset.id, full);
   }

@@ -2,24 +2,32 @@
  * The list of channels on the live page: counts, rates and newest times, updated as messages arrive.
  *
  * The list counts each message once: either the server has counted it for the page, or
- * it has arrived since. The list is bounded.
+ * it has arrived since. The channels with the newest messages are above, but a busy channel
+ * keeps its place, as in the panel: rows that change places all the time cannot be read.
+ * The list is bounded.
  *
  * @module pages/viewer_channels
  */
 
 import { element, tildeEncode, timeElement } from "../ui/dom.js";
-import { Rate, sparklineElement } from "../ui/sparkline.js";
+import { Slide } from "../ui/slide.js";
+import { Rate, sparklineNodes } from "../ui/sparkline.js";
 import { visible } from "../ui/text.js";
 
 /** Most channels in the list. pages/viewer.py has the same constant. */
 const LISTED_CHANNELS = 100;
+
+/** A channel keeps its place while it has had a message in this time, in ms; pages/panel.js has the same constant. */
+const KEPT_MS = 60_000;
 
 export class ChannelList {
   #root;
   #body;
   #base;
   #clock;
-  /** By encoded name: a listed channel's row, count, newest id and rate. */ #channels = new Map();
+  #slide = new Slide();
+  #below = new Slide();
+  /** By encoded name: a listed channel's row, count, newest id, time of the last message, and rate. */ #channels = new Map();
   /** The channels that have changed since the list was last drawn. */ #changed = new Map();
   /** The span for which the rates were last drawn. */ #drawn = 0;
 
@@ -38,7 +46,8 @@ export class ChannelList {
     for (const row of this.#body.rows) {
       const { channel, count, newestId } = row.dataset;
       const rate = new Rate(span, row.querySelector(".pubsub-plot").dataset.counts);
-      this.#channels.set(channel, { row, count: Number(count), newestId: BigInt(newestId), rate });
+      const moment = Date.parse(row.querySelector("time").dateTime);
+      this.#channels.set(channel, { row, count: Number(count), newestId: BigInt(newestId), moment, rate });
     }
   }
 
@@ -47,7 +56,7 @@ export class ChannelList {
     const key = tildeEncode(channel);
     const known = this.#channels.get(key) ?? this.#changed.get(key)?.entry;
     if (known && id <= known.newestId) return;
-    const entry = known ?? { row: null, count: 0, newestId: 0n, rate: new Rate(this.#clock.span) };
+    const entry = known ?? { row: null, count: 0, newestId: 0n, moment: 0, rate: new Rate(this.#clock.span) };
     entry.count += 1;
     entry.newestId = id;
     entry.rate.add(this.#clock.spanOf(createdAt));
@@ -57,8 +66,13 @@ export class ChannelList {
 
   /** Show what has changed. */
   draw() {
+    const now = Date.now();
+    const risen = [];
     for (const [key, { entry, channel, createdAt }] of this.#changed) {
-      entry.row ??= this.#add(key, channel, entry);
+      entry.row ??= this.#row(key, channel);
+      this.#channels.set(key, entry);
+      if (now - entry.moment > KEPT_MS) risen.unshift(entry.row);
+      entry.moment = now;
       entry.row.querySelector(".col-count").textContent = entry.count.toLocaleString("en");
       entry.row.querySelector(".col-created").replaceChildren(timeElement(createdAt));
     }
@@ -73,32 +87,44 @@ export class ChannelList {
     }
     this.#drawn = span;
     this.#changed.clear();
+    this.#rise(risen);
   }
 
-  /** Add a new channel in the order of names; beyond the limit, remove the channel with the oldest newest message. */
-  #add(key, channel, entry) {
+  /** Put new channels, and those that were quiet, above all others; beyond the limit, remove the quietest. */
+  #rise(risen) {
+    const lowest = Math.max(-1, ...risen.filter((row) => row.isConnected).map((row) => row.sectionRowIndex));
+    const pushed = [...this.#body.rows].slice(0, risen.some((row) => !row.isConnected) ? undefined : lowest + 1);
+    const moved = pushed.filter((row) => !risen.includes(row));
+    const add = () => this.#body.prepend(...risen);
+    const rise = () => (moved.length ? this.#slide.run(moved, moved[0], add) : add());
+    // On a narrow screen the messages are below the channels, and a new channel pushes them down.
+    const below = this.#root.nextElementSibling;
+    if (risen.length) this.#below.run([below], below, rise);
+    while (this.#channels.size > LISTED_CHANNELS) {
+      const [quietest, { row }] = [...this.#channels].reduce((one, other) => (other[1].newestId < one[1].newestId ? other : one));
+      this.#channels.delete(quietest);
+      row.remove();
+    }
+    if (risen.length) this.#root.querySelector(".pubsub-no-channels").hidden = true;
+  }
+
+  #row(key, channel) {
     const row = element("tr", { dataset: { channel: key } });
     const name = visible(channel);
     const link = element("a", { href: `${this.#base}/${key}`, textContent: name });
+    const cell = (className, ...children) => {
+      const made = element("td", { className }, ...children);
+      made.setAttribute("role", "cell");
+      return made;
+    };
+    row.setAttribute("role", "row");
     row.append(
-      element("td", { className: "col-channel" }, link),
-      element("td", { className: "col-count type-int" }),
-      element("td", { className: "col-rate type-int" }),
-      element("td", { className: "col-plot" }, sparklineElement()),
-      element("td", { className: "col-created" }),
+      cell("col-channel", link),
+      cell("col-count type-int"),
+      cell("col-rate type-int"),
+      cell("col-plot", ...sparklineNodes()),
+      cell("col-created"),
     );
-    const next = [...this.#body.rows].find((other) => other.cells[0].textContent > name);
-    this.#body.insertBefore(row, next ?? null);
-    this.#channels.set(key, entry);
-    if (this.#channels.size > LISTED_CHANNELS) {
-      let quietest = key;
-      for (const [other, { newestId }] of this.#channels) {
-        if (newestId < this.#channels.get(quietest).newestId) quietest = other;
-      }
-      this.#channels.get(quietest).row.remove();
-      this.#channels.delete(quietest);
-    }
-    this.#root.hidden = false;
     return row;
   }
 }

@@ -25,6 +25,8 @@ export class MessageSearch {
   #input;
   #older;
   #timer = 0;
+  /** Whether this change of the text has its own entry in the browser's history: Back undoes a change as a whole. */
+  #entered = false;
   /** @type {AbortController | null} Aborts the present search. */ #search = null;
 
   /**
@@ -43,6 +45,15 @@ export class MessageSearch {
     this.wanted = this.#input.value.toLowerCase();
     const { pattern } = form.elements;
     this.#input.addEventListener("input", () => this.#typed(), { signal });
+    this.#input.addEventListener("change", () => {
+      this.search();
+      this.#entered = false;
+    }, { signal });
+    addEventListener("popstate", () => this.#goBack(), { signal });
+    addEventListener("pageshow", ({ persisted }) => {
+      // A page from the back-forward cache still has what was typed before it was left.
+      if (persisted && pattern) pattern.value = pattern.defaultValue;
+    }, { signal });
     pattern?.addEventListener("change", () => form.requestSubmit(), { signal });
     form.addEventListener("submit", (event) => {
       if (pattern && pattern.value !== pattern.defaultValue) return;
@@ -70,9 +81,7 @@ export class MessageSearch {
     clearTimeout(this.#timer);
     const text = this.#input.value;
     this.wanted = text.toLowerCase();
-    const here = new URL(location.href);
-    setOrDelete(here, "q", text);
-    history.replaceState(history.state, "", here);
+    this.#enter(text);
     this.#link(text);
     this.#search?.abort();
     this.#search = new AbortController();
@@ -80,13 +89,32 @@ export class MessageSearch {
       const answer = await this.#ask({ before: this.#page.before() }, this.#search.signal);
       this.#page.replace(answer);
       this.#goOn(answer);
-      const zero = this.#root.querySelector(".zero-results");
-      zero.textContent = text ? "No messages that contain this text" : "No messages";
+      const [some, none] = [".pubsub-none-with-text", ".pubsub-none-at-all"].map((name) => this.#root.querySelector(name));
+      if (some) [some.hidden, none.hidden] = [text === "", text !== ""];
     } catch (error) {
       // Another search has replaced this one.
       if (error.name === "AbortError") return;
       this.#say(`Not searched: ${error.message}`);
     }
+  }
+
+  /** Put the text into the page's address: a new entry of the history for the first search of a change. */
+  #enter(text) {
+    const here = new URL(location.href);
+    if ((here.searchParams.get("q") ?? "") === text) return;
+    setOrDelete(here, "q", text);
+    if (this.#entered) history.replaceState(history.state, "", here);
+    else history.pushState(history.state, "", here);
+    this.#entered = true;
+  }
+
+  /** The visitor went back or forward to another text. */
+  #goBack() {
+    const text = new URL(location.href).searchParams.get("q") ?? "";
+    this.#entered = false;
+    if (text === this.#input.value) return;
+    this.#input.value = text;
+    this.search();
   }
 
   /** The number of messages after an id in the channels that the page follows; null if the server does not answer. */

@@ -26,14 +26,19 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
+/** A moment in the visitor's time zone, in the one format that all pages have: `2026-01-31 23:59:59.999`. */
+export function localTime(moment) {
+  const two = (number, width = 2) => String(number).padStart(width, "0");
+  const day = `${moment.getFullYear()}-${two(moment.getMonth() + 1)}-${two(moment.getDate())}`;
+  const clock = `${two(moment.getHours())}:${two(moment.getMinutes())}:${two(moment.getSeconds())}`;
+  return `${day} ${clock}.${two(moment.getMilliseconds(), 3)}`;
+}
+
 /** Show a time in the visitor's time zone, and UTC in its tooltip. */
 export function localise(time) {
   const moment = new Date(time.dateTime);
   if (Number.isNaN(moment.getTime())) return;
-  const two = (number, width = 2) => String(number).padStart(width, "0");
-  const day = `${moment.getFullYear()}-${two(moment.getMonth() + 1)}-${two(moment.getDate())}`;
-  const clock = `${two(moment.getHours())}:${two(moment.getMinutes())}:${two(moment.getSeconds())}`;
-  time.textContent = `${day} ${clock}.${two(moment.getMilliseconds(), 3)}`;
+  time.textContent = localTime(moment);
   time.title = `${time.dateTime.replace("T", " ").replace("Z", "")} UTC`;
 }
 

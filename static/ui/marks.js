@@ -4,6 +4,8 @@
  * @module ui/marks
  */
 
+import { localTime } from "./dom.js";
+
 /** The CSS class of a row for each operation, and the text of its tooltip. */
 export const MARKS = { insert: ["pubsub-new", "New"], update: ["pubsub-changed", "Changed"], delete: ["pubsub-gone", "Gone"] };
 
@@ -22,7 +24,7 @@ export function mark(row, operation) {
   if (operation === null) return;
   const [name, text] = MARKS[operation];
   row.classList.add(name, again);
-  row.title = `${text} at ${new Date().toLocaleTimeString()}`;
+  row.title = `${text} at ${localTime(new Date())}`;
 }
 
 /**

@@ -93,6 +93,8 @@ export class Rate {
     this.#drawn = state;
     svg.querySelector("path").setAttribute("d", this.#path());
     svg.setAttribute("aria-label", this.words);
+    const peak = svg.nextElementSibling;
+    if (peak?.classList.contains("pubsub-max")) peak.textContent = maximum(this.peak);
     return true;
   }
 
@@ -108,12 +110,21 @@ export class Rate {
   }
 }
 
-/** An empty sparkline, for a new channel. */
-export function sparklineElement() {
+function maximum(peak) {
+  return `max ${peak.toLocaleString("en")}`;
+}
+
+/** An empty sparkline and its maximum, for a new channel. */
+export function sparklineNodes() {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
   const attributes = { class: "pubsub-plot", role: "img", viewBox: `0 0 ${SPANS} ${HEIGHT}`, preserveAspectRatio: "none" };
   for (const [name, value] of Object.entries(attributes)) svg.setAttribute(name, value);
   svg.append(document.createElementNS(space, "path"));
-  return svg;
+  const peak = document.createElement("span");
+  peak.className = "pubsub-max";
+  peak.title = `Most messages in ${SPAN_SECONDS} seconds`;
+  peak.setAttribute("aria-hidden", "true");
+  peak.textContent = maximum(0);
+  return [svg, " ", peak];
 }

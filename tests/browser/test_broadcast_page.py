@@ -38,7 +38,7 @@ def test_broadcast_is_made_changed_and_removed_on_its_page(
     page.get_by_role("menuitem", name="Broadcast this table").click()
     page.get_by_label("Channel").fill("prices")
     page.get_by_label("name", exact=True).uncheck()
-    page.get_by_label("delete").uncheck()
+    page.get_by_role("checkbox", name="delete").uncheck()
     page.locator("input[name=when_update]").fill("NEW.cost > 1")
     page.get_by_role("button", name="Show the triggers").click()
     expect(page.get_by_role("alert")).to_have_text("the condition for update: no such column: NEW.cost")

@@ -53,3 +53,27 @@ def test_live_in_two_tabs_on_one_connection_paused_and_over_a_crash(
         panel.until("document.querySelector('pubsub-panel tbody').innerText.includes('to the panel')")
         picture = panel.evaluate("document.querySelector('pubsub-panel svg').getAttribute('aria-label')")
         assert picture.startswith("40 messages in the last 10 minutes")
+
+
+def test_the_layout_and_colours_are_those_of_chromium(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """Channels beside the messages or folded, and colours of the page's scheme."""
+    server = serve()
+    server.publish({"channel": "a", "payload": "x"}, {"channel": "b", "payload": "y"})
+    with firefox.running(tmp_path) as browser:
+        tab = browser.open(server.pubsub)
+        tab.until(LIVE)
+        edge = "document.querySelector('{}').getBoundingClientRect().{}"
+        wide = tab.evaluate("innerWidth >= 1100")
+        assert tab.evaluate("document.querySelector('.pubsub-channel-list').open") == wide
+        if wide:
+            list_ends = tab.evaluate(edge.format(".pubsub-channel-list", "right"))
+            assert list_ends < tab.evaluate(edge.format(".pubsub-log", "left"))
+        assert tab.evaluate(edge.format(".pubsub-messages tbody tr", "top")) < 340
+        colour = "getComputedStyle(document.querySelector('td.col-channel a')).color"
+        assert tab.evaluate(colour) == "rgb(39, 104, 144)"
+        tab.evaluate("document.documentElement.style.colorScheme = 'dark'")
+        assert tab.evaluate(colour) == "rgb(142, 193, 234)"
+        # A new row comes to rest in its place.
+        server.publish(channel="a", payload="new")
+        tab.until("document.querySelector('td.col-payload').innerText.trim() === 'new'")
+        tab.until("getComputedStyle(document.querySelector('.pubsub-messages tbody')).transform.endsWith(', 0, 0)')")

@@ -163,7 +163,7 @@ def test_paused_changes_wait_and_the_keyboard_resumes(serve: Callable[..., Serve
     button.focus()
     page.keyboard.press("Enter")
     expect(button).to_have_text("Resume")
-    status(page, "Live: changes appear as they happen; paused")
+    status(page, "Paused: changes wait")
     before = rows(page)
     sqlite_shell(server.path, "DELETE FROM orders WHERE id = 1; UPDATE orders SET total = 1 WHERE id = 2")
     expect(button).to_have_text("Resume: 2 changes wait")

@@ -45,8 +45,8 @@ def test_every_command_is_explained() -> None:
 def test_install_makes_every_program_a_publisher(tmp_path: Path) -> None:
     path = tmp_path / "data.db"
     sqlite_shell(path, "CREATE TABLE users (name)")
-    assert run("install", path).stdout == f"The log is installed in {path}\n"
-    assert run("install", path).stdout == f"The log is installed in {path}\n"
+    assert run("install", path).stdout == f"{path} is ready: programs can publish to it and subscribe to it\n"
+    assert run("install", path).stdout == f"{path} is ready: programs can publish to it and subscribe to it\n"
     sqlite_shell(path, "INSERT INTO vpubsub (channel, payload) VALUES ('a', 'from the shell')")
     assert payloads(path) == ["from the shell"]
     assert sqlite_shell(path, "PRAGMA journal_mode").strip() == "wal"

@@ -58,7 +58,7 @@ def is_a_followers(path: Path) -> bool:
 
 
 def test_install_keeps_it(path: Path) -> None:
-    assert call("install", path).stdout == f"The log is installed in {path}\n"
+    assert call("install", path).stdout == f"{path} is ready: programs can publish to it and subscribe to it\n"
     assert is_a_followers(path)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from auth import cookie
 from commands import datasette
 from playwright.sync_api import BrowserContext, Page, expect
 from servers import Server, sqlite_shell
+
+from datasette_pubsub.core.settings import PLUGIN
 
 STANDING = {
     "large-orders": {
@@ -19,7 +22,7 @@ STANDING = {
 }
 
 #: Everybody may publish; ada is logged in and may do everything else, in a database of either name.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "permissions": {"publish-message": True, "alter-table": {"id": "ada"}},
     "databases": {
         name: {
@@ -48,10 +51,20 @@ PAGES = {
     "queries": "/-/pubsub/-/queries",
     "delete": "/-/pubsub/-/subscriptions?delete=billing&owner=ada",
     "broadcast": "/orders/-/broadcast",
+    "preview": "/orders/-/broadcast",
     "table": "/orders",
+    "log": "/vpubsub?_sort_desc=id",
     "query": "/-/query.live?sql=SELECT+customer,+count(*)+AS+orders,+sum(total)+AS+total%0A"
     "FROM+orders+GROUP+BY+customer+ORDER+BY+total+DESC",
 }
+
+#: Those that the docs also show with the option ``dark_scheme``, to a visitor whose system prefers dark.
+DARK = ("live", "channel", "publish")
+
+
+def dark_config() -> dict[str, Any]:
+    """As ``CONFIG``, with that option."""
+    return {**CONFIG, "plugins": {PLUGIN: {**CONFIG["plugins"][PLUGIN], "dark_scheme": True}}}
 
 
 def fill(server: Server) -> None:
@@ -93,6 +106,9 @@ def show(context: BrowserContext, server: Server, name: str) -> Page:
         expect(page.locator("pubsub-query")).to_have_attribute("data-status", "live")
         sqlite_shell(server.path, "UPDATE orders SET total = total + 0.5 WHERE id = 1")
         expect(page.locator("tr.pubsub-changed")).to_have_count(1)
+    elif name == "preview":
+        page.get_by_role("button", name="Show the triggers").click()
+        expect(page.get_by_role("button", name="Create these triggers")).to_be_visible()
     elif name == "publish":
         page.get_by_label("Payload").fill('{"text": "it\'s getting warm"}')
     return page

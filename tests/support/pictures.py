@@ -1,4 +1,4 @@
-"""Pictures of every page, on a phone and a desktop, light and dark: ``python tests/support/pictures.py FOLDER``."""
+"""Pictures of every page, on a phone and a desktop, some also dark: ``python tests/support/pictures.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import browsers as chromium
 import yaml
 from commands import call
-from every_page import CONFIG, PAGES, fill, log_in, show
+from every_page import CONFIG, DARK, PAGES, dark_config, fill, log_in, show
 from places import ROOT
 from playwright.sync_api import Browser, BrowserContext, expect
 from servers import Server
@@ -42,21 +42,20 @@ def served(name: str, config: dict[str, Any]) -> Iterator[Server]:
             server.kill()
 
 
-def contexts(browser: Browser) -> Iterator[tuple[str, BrowserContext]]:
-    """A profile for each size and scheme, with its name."""
-    for scheme in get_args(Scheme):
-        for kind, width in WIDTHS.items():
-            viewport: Any = {"width": width, "height": 800}
-            with contextlib.closing(browser.new_context(color_scheme=scheme, viewport=viewport)) as context:
-                yield f"{kind}-{scheme}", context
+def contexts(browser: Browser, scheme: Scheme = "light") -> Iterator[tuple[str, BrowserContext]]:
+    """A profile for each size, with its name and the scheme's."""
+    for kind, width in WIDTHS.items():
+        viewport: Any = {"width": width, "height": 800}
+        with contextlib.closing(browser.new_context(color_scheme=scheme, viewport=viewport)) as context:
+            yield f"{kind}-{scheme}", context
 
 
-def every_page(browser: Browser, folder: Path) -> None:
-    with served("shop", CONFIG) as server:
+def pages(browser: Browser, folder: Path, names: Iterable[str], config: dict[str, Any], scheme: Scheme) -> None:
+    with served("shop", config) as server:
         fill(server)
-        for kind, context in contexts(browser):
+        for kind, context in contexts(browser, scheme):
             log_in(context, server)
-            for name in PAGES:
+            for name in names:
                 page = show(context, server, name)
                 page.screenshot(path=folder / f"{name}-{kind}.png")
                 page.close()
@@ -85,7 +84,8 @@ def demo(browser: Browser, folder: Path) -> None:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with chromium.running() as browser:
-        every_page(browser, folder)
+        pages(browser, folder, PAGES, CONFIG, "light")
+        pages(browser, folder, DARK, dark_config(), "dark")
         demo(browser, folder)
 
 
