@@ -18,7 +18,7 @@ from . import lazy
 if TYPE_CHECKING:
     from datasette.app import Datasette
     from datasette.events import Event
-    from datasette.utils.asgi import Request, Response
+    from datasette.utils.asgi import Request
 
     from . import compat, datasette_events, events, sinks
     from .access import permissions, rules, rulings, table_rules
@@ -276,34 +276,9 @@ def database_actions(datasette: Datasette, actor: dict[str, Any] | None, databas
 
 @hookimpl
 def register_output_renderer() -> dict[str, Any]:
-    """``.live`` beside ``.json`` and ``.csv``; Datasette passes what the parameters are named after."""
-
-    async def can_render(
-        datasette: Datasette, request: Request, view_name: str, database: str, table: Any, query_name: Any, sql: Any
-    ) -> bool:
-        source = live_query.Source(database=database, table=table, query_name=query_name, sql=sql)
-        return view_name != "row" and await live_query.offered(datasette, request, source)
-
-    async def render(
-        datasette: Datasette,
-        request: Request,
-        view_name: str,
-        database: str,
-        table: Any,
-        query_name: Any,
-        sql: Any,
-        columns: list[str],
-        rows: list[Any],
-        truncated: bool,
-        error: str | None,
-    ) -> Response | None:
-        if view_name == "row":
-            return None
-        source = live_query.Source(database=database, table=table, query_name=query_name, sql=sql)
-        found = live_query.Rows(columns=columns, rows=rows, truncated=truncated, error=error)
-        return await live_query.page(datasette, request, source, found)
-
-    return {"extension": "live", "render": render, "can_render": can_render}
+    """``.live`` beside ``.json`` and ``.csv``."""
+    found: dict[str, Any] = live_query.renderer()
+    return found
 
 
 @hookimpl

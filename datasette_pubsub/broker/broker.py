@@ -232,16 +232,15 @@ class Broker:
     async def publishing(
         self, party: str, rights: Callable[[], Awaitable[Rights | None]]
     ) -> AsyncIterator[PublishStream]:
-        """Open a publish stream until the block ends.
+        """Open a publish stream until the block ends. It counts for ``party``, as a subscriber does.
 
-        It counts for ``party``, an actor or address, as a subscriber does;
         ``rights`` returns what it may publish. Raises :class:`~.core.errors.PubsubError`.
         """
         self.store.check_writable()
         publish_stream = PublishStream(self._batcher, self.settings, self.name, rights)
         with self._admission.enter(party, "publisher") as place:
-            place.take(publish_stream)
             await publish_stream.open()
+            place.take(publish_stream)
             yield publish_stream
 
     async def acknowledge(self, owner: str, name: str, message_id: int) -> int:

@@ -365,10 +365,7 @@ class DatabaseFile:
         )
 
     async def read(self, fn: Callable[[sqlite3.Connection], T], seconds: float = math.inf) -> T:
-        """Run a read on one of Datasette's read connections. Raises :class:`PubsubError`.
-
-        Raises :class:`Unavailable` when the read takes longer than ``seconds``.
-        """
+        """Run a read on one of Datasette's read connections, for at most ``seconds``. Raises :class:`PubsubError`."""
         since = _now()
 
         def checked(conn: sqlite3.Connection) -> T:
