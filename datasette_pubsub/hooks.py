@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from .broker.registry import Registry
     from .demo import weather
     from .http import responses
-    from .pages import broadcast, jump_menu, live_query, live_table, log_cells, panel, publish_form, runs, viewer
+    from .pages import (
+        broadcast,
+        jump_menu,
+        live_query,
+        live_table,
+        log_cells,
+        panel,
+        publish_form,
+        renderer,
+        runs,
+        viewer,
+    )
     from .publish_batch import aggregate, bridge
     from .storage import error_frames, log
 else:
@@ -56,6 +67,7 @@ else:
     publish_form = lazy.LazyModule("pages.publish_form")
     rules = lazy.LazyModule("access.rules")
     rulings = lazy.LazyModule("access.rulings")
+    renderer = lazy.LazyModule("pages.renderer")
     runs = lazy.LazyModule("pages.runs")
     shutdown = lazy.LazyModule("broker.shutdown")
     sinks = lazy.LazyModule("sinks")
@@ -277,8 +289,7 @@ def database_actions(datasette: Datasette, actor: dict[str, Any] | None, databas
 @hookimpl
 def register_output_renderer() -> dict[str, Any]:
     """``.live`` beside ``.json`` and ``.csv``."""
-    found: dict[str, Any] = live_query.renderer()
-    return found
+    return renderer.renderer()
 
 
 @hookimpl

@@ -207,34 +207,3 @@ def _rows(context: dict[str, Any], found: Rows, most: int, max_bytes: int) -> di
         # Inside of a script element, only this could end it.
         "rows_json": None if whole is None else Markup(whole.replace("<", "\\u003c")),
     }
-
-
-def renderer() -> dict[str, Any]:
-    """For Datasette's hook ``register_output_renderer``; Datasette passes what the parameters are named after."""
-
-    async def can_render(
-        datasette: Datasette, request: Request, view_name: str, database: str, table: Any, query_name: Any, sql: Any
-    ) -> bool:
-        source = Source(database=database, table=table, query_name=query_name, sql=sql)
-        return view_name != "row" and await offered(datasette, request, source)
-
-    async def render(
-        datasette: Datasette,
-        request: Request,
-        view_name: str,
-        database: str,
-        table: Any,
-        query_name: Any,
-        sql: Any,
-        columns: list[str],
-        rows: list[Any],
-        truncated: bool,
-        error: str | None,
-    ) -> Response | None:
-        if view_name == "row":
-            return None
-        source = Source(database=database, table=table, query_name=query_name, sql=sql)
-        found = Rows(columns=columns, rows=rows, truncated=truncated, error=error)
-        return await page(datasette, request, source, found)
-
-    return {"extension": "live", "render": render, "can_render": can_render}

@@ -17,7 +17,9 @@ import pytest
 from places import ROOT
 
 #: What npm, buf and Python make.
-NOT_SHIPPED = re.compile(r"(^|/)(node_modules|__pycache__)/|^clients/typescript/dist/|^tests/node/\w+/gen/")
+NOT_SHIPPED = re.compile(
+    r"(^|/)(node_modules|__pycache__)/|^clients/typescript/dist/|^tests/node/\w+/gen/|^bench/peers/(ceiling|load|sink)$"
+)
 
 
 @pytest.fixture(scope="module")
