@@ -7,7 +7,6 @@ from the file. So there is one way to recover from everything, which is to begin
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import re
 import ssl
@@ -175,14 +174,25 @@ async def _session(
     except ssl.SSLError as error:
         raise _explained(url, error) from error
     except Error as error:
-        if not begun and type(error) is Error:
-            # What the server itself, or nats-py, says against a new connection; subclasses are for its loss.
+        if not begun and client.greeted and type(error) is Error:
+            # What the server itself, or nats-py, says against a new connection; subclasses are for its loss. Who says
+            # nothing at all is no server yet, or not any more: something in between has taken the connection.
             raise Refused(f"{shown(url)} refuses the connection: {error}") from error
         raise
     finally:
-        with contextlib.suppress(Error, OSError, TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await client.close()
+        await _close(client)
+
+
+async def _close(client: Client) -> None:
+    """Close a connection, at most for ``CLOSE_SECONDS``, whatever it does with a cancellation."""
+    closing = asyncio.ensure_future(client.close())
+    done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+    if done:
+        # Nobody waits for what it says.
+        closing.cancelled() or closing.exception()
+    else:
+        closing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        closing.cancel()
 
 
 def _explained(url: str, error: ssl.SSLError) -> Exception:
@@ -206,8 +216,11 @@ class _Client(Client):
         self._has_certificate = has_certificate
         #: What the server has said that this user may not do, if it has.
         self.denied: str | None = None
+        #: Whether the server has said anything.
+        self.greeted = False
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        self.greeted = True
         # nats-py begins TLS only if the server's first line, which anybody on the way may change, says so.
         if initial_connection and self._secure and not info.get("tls_required"):
             raise Refused(f"{shown(self._url)} has no TLS: give an address with nats:// and no --tls options")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
+import socket
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -242,6 +243,22 @@ def test_nobody_is_there(tmp_path: Path, file: Path, start: Start) -> None:
         read_line(relay, "All relayed, up to 1")
     finally:
         server.kill()
+
+
+def test_somebody_takes_connections_and_says_nothing(file: Path, nats: NatsServer, start: Start) -> None:
+    """As a proxy does whose NATS is away: that is no refusal, and the relay waits."""
+    publish(file, 5)
+    nats.kill()
+    with socket.socket() as proxy:
+        proxy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        proxy.bind(("127.0.0.1", nats.port))
+        proxy.listen()
+        proxy.settimeout(30)
+        relay = start("relay", file, "--to", nats.url, "--stream", "orders", "--create")
+        for _ in range(3):
+            proxy.accept()[0].close()
+    nats.start()
+    read_line(relay, "All relayed, up to 5")
 
 
 def test_several_addresses_are_tried(tmp_path: Path, file: Path, nats: NatsServer, start: Start) -> None:
