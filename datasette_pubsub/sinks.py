@@ -80,6 +80,9 @@ class _Again:
             except PubsubError as error:
                 logger.warning("%s: %s; trying again", self.what, error.message)
                 await self.failed()
+            except Exception:
+                logger.exception("%s: trying again", self.what)
+                await self.failed()
 
     async def once(self, datasette: Datasette) -> None:
         """Do it once."""
@@ -114,8 +117,9 @@ class Runner(_Again):
             subscription=sink.name,
         ) as messages:
             while found := await messages.batch(sink.batch):
+                last = found[-1]
                 await self._give(found)
-                await messages.ack(found[-1])
+                await messages.ack(last)
                 self._told(messages)
         if messages.superseded:
             await self._stand_by(datasette)
@@ -123,7 +127,8 @@ class Runner(_Again):
     async def _give(self, found: list[Any]) -> None:
         while True:
             try:
-                await self._sink.handle(found)
+                # A list of its own each time: the function may take messages out of it.
+                await self._sink.handle(list(found))
             except Exception as error:
                 logger.warning("%s: messages from %s on: %r; trying again", self.what, found[0].id, error)
                 await self.failed()

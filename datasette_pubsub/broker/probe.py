@@ -118,22 +118,23 @@ class Probe:
                     return Report(checked_at, error=f"a publish was not answered within {PUBLISH_SECONDS:g} s")
                 (message_id,) = publish.result()
                 published = time.monotonic()
-                arrived = (await asyncio.wait({arrival}, timeout=DELIVER_SECONDS))[0]
+                await asyncio.wait({arrival}, timeout=DELIVER_SECONDS)
+                arrived_at = arrival.result() if arrival.done() else None
             finally:
                 arrival.cancel()
                 await asyncio.wait({arrival})
-            if not arrived:
+            if arrived_at is None:
                 error = f"a message was not delivered within {DELIVER_SECONDS:g} s after its commit"
                 return Report(checked_at, message_id, published - began, error=error)
-            return Report(checked_at, message_id, published - began, max(0.0, arrival.result() - published))
+            return Report(checked_at, message_id, published - began, max(0.0, arrived_at - published))
 
 
-async def _arrival(frames: AsyncIterator[bytes], payload: bytes) -> float:
-    """When the message with this payload has arrived, by the monotonic clock; infinity if the stream ends before."""
+async def _arrival(frames: AsyncIterator[bytes], payload: bytes) -> float | None:
+    """When the message with this payload has arrived, by the monotonic clock; ``None`` if the stream ends before."""
     async for frame in frames:
         if payload in frame:
             return time.monotonic()
-    return float("inf")
+    return None
 
 
 class _Probes:

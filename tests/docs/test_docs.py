@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import fields
-from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,61 +14,26 @@ import click
 import pytest
 import yaml
 from datasette.app import Datasette
-from doc_pages import DOCS, HEADING, anchors
-from every_page import DARK, PAGES
-from metric_tables import prometheus
+from doc_pages import DOCS, HEADING
+from doc_parts import ALL, WEB, asked_for, error_classes, first_cells, section, table
 from places import ROOT
 
-from datasette_pubsub import client, hooks, hookspecs
+from datasette_pubsub import hooks
 from datasette_pubsub.access import rules
-from datasette_pubsub.agents import tools
-from datasette_pubsub.broadcast import definition, harmless, tables
-from datasette_pubsub.broker import probe
+from datasette_pubsub.broadcast import definition, tables
 from datasette_pubsub.cli.main import pubsub
-from datasette_pubsub.core import errors, events, values
+from datasette_pubsub.core import events, values
 from datasette_pubsub.core.configuration import read_settings
 from datasette_pubsub.core.settings import PLUGIN, Settings
 from datasette_pubsub.core.standing import FIELDS, StandingQuery
 from datasette_pubsub.gen import db_pb2
-from datasette_pubsub.http import api, live, messages, request, sse
-from datasette_pubsub.live import admission
+from datasette_pubsub.http import api, request
 from datasette_pubsub.pages import broadcast as pages_broadcast
-from datasette_pubsub.pages import panel, publish_form, standing, subscriptions, viewer
 from datasette_pubsub.protocol import frames, items
 from datasette_pubsub.publish_batch import aggregate
 from datasette_pubsub.storage import log, objects, schema
 from datasette_pubsub.storage import standing as stored
 from datasette_pubsub.storage.query import Limits
-from datasette_pubsub.telemetry.registry import METRICS, SCOPE
-
-#: The README has tests of its own (test_readme.py); what it names must be there, too.
-ALL = {**DOCS, "../README": (ROOT / "README.md").read_text()}
-
-#: The modules that read requests.
-WEB = (api, live, request, messages, panel, sse, viewer, publish_form, standing, subscriptions)
-
-
-def section(page: str, heading: str) -> str:
-    """What stands under a heading, up to the next of its level or above."""
-    match = re.search(rf"^(#+) {re.escape(heading)}$", DOCS[page], re.MULTILINE)
-    assert match, f"docs/{page}.md has no heading: {heading}"
-    rest = DOCS[page][match.end() :]
-    end = re.search(rf"^#{{1,{len(match[1])}}} ", rest, re.MULTILINE)
-    return rest[: end.start()] if end else rest
-
-
-def first_cells(text: str) -> list[str]:
-    """The names in the first cells of tables; a cell may hold several."""
-    cells = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
-    return [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
-
-
-def table(text: str, head: str) -> list[list[str]]:
-    """The rows of the table with this head, as cells."""
-    rows = re.search(rf"^\| {re.escape(head)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
-    assert rows, head
-    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[1].splitlines()]
-
 
 # -- options -----------------------------------------------------------------
 
@@ -163,19 +125,6 @@ def test_no_address_that_does_not_exist() -> None:
             assert any(re.match(pattern, path) for pattern, _ in hooks.ROUTES), (page, path)
 
 
-def asked_for(module: Any, holder: str) -> set[str]:
-    """The names that a module takes out of ``args`` or ``data``."""
-    names = set()
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("get", "getlist"):
-            of = node.func.value
-            if (getattr(of, "attr", None) or getattr(of, "id", None)) == holder and isinstance(
-                node.args[0], ast.Constant
-            ):
-                names.add(str(node.args[0].value))
-    return names
-
-
 def test_every_parameter_and_field_of_requests() -> None:
     parameters = set(request.LAST_EVENT_ID).union(*(asked_for(module, "args") for module in WEB))
     assert {"channel", "since", "table", "before"} <= parameters
@@ -249,12 +198,6 @@ def test_every_event() -> None:
             found[name] = found.get(name, set()) | set(re.findall(r'"(\w+)":', data))
     rows = table(section("http", "`GET /<database>/-/pubsub/-/stream`"), "event")
     assert {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in rows} == found
-
-
-def error_classes(base: type[errors.PubsubError] = errors.PubsubError) -> Iterator[type[errors.PubsubError]]:
-    yield base
-    for derived in base.__subclasses__():
-        yield from error_classes(derived)
 
 
 def test_every_error_with_its_status_and_code() -> None:
@@ -365,73 +308,3 @@ def test_every_export_option_and_status_of_the_module() -> None:
         for name in returned:
             for entry in properties(name):
                 assert f"`{entry}" in text, (name, entry)
-
-
-# -- words and links ---------------------------------------------------------
-
-
-def client_methods() -> list[Any]:
-    kinds = (client.Client, client.Subscriber)
-    return [client.follow, *(method for kind in kinds for _, method in inspect.getmembers(kind, inspect.isfunction))]
-
-
-def test_no_name_that_does_not_exist() -> None:
-    """Every `name_with_underscores` in the docs is one of something."""
-    known = {option.name for option in fields(Settings)} | {error.code for error in error_classes()}
-    known |= {field.name for message in db_pb2.DESCRIPTOR.message_types_by_name.values() for field in message.fields}
-    known |= set().union(*(asked_for(module, holder) for module in WEB for holder in ("args", "data")))
-    known |= set(log.Channel("a", 1, 1, "").as_json()) | {"publish_batch", "span_seconds", "lag_is_more", "relay_to"}
-    known |= set(re.findall(r"`(v?pubsub\w*)`", DOCS["sql"])) | {"pubsub_messages"}
-    known |= set(re.findall(r"\w+", " ".join(aggregate for _, aggregate in objects.OBJECTS.values())))
-    known |= {field.name for field in fields(probe.Report)} | {SCOPE, *get_args(admission.Kind)}
-    known |= {f"{prometheus(metric)}{part}" for metric in METRICS for part in ("", "_bucket", "_sum", "_count")}
-    known |= {name for name, _ in inspect.getmembers(tools, inspect.iscoroutinefunction)}
-    known |= {name for name in vars(hookspecs) if name.startswith("pubsub_")}
-    # Connect's, and names of Datasette and SQLite.
-    known |= {"too_large", "per_row", *(f"when_{operation}" for operation in definition.OPERATIONS)}
-    known |= {"deadline_exceeded", "base_url", "execute_write_fn", "execute_isolated_fn", "permission_resources_sql"}
-    known |= {"write_wrapper", "prepare_connection", *client.__all__}
-    known |= {name for method in client_methods() for name in inspect.signature(method).parameters}
-    known |= {method.__name__ for method in client_methods()} | {"resumed_at", "track_event"}
-    known |= {
-        "sql_time_limit_ms",
-        "max_returned_rows",
-        "json_each",
-        "sqlite_master",
-        "cache_size_kb",
-        "num_sql_threads",
-        "call_soon_threadsafe",
-        "lru_cache",
-        *harmless.FUNCTIONS,
-        *request.LAST_EVENT_ID,
-    }
-    for page, text in DOCS.items():
-        for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
-            assert name in known, (page, name)
-
-
-def test_links_lead_somewhere() -> None:
-    for page, text in DOCS.items():
-        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
-            name, _, anchor = target.partition("#")
-            path = (ROOT / "docs" / name).resolve() if name else ROOT / "docs" / f"{page}.md"
-            assert path.exists(), (page, target)
-            if anchor:
-                assert anchor in anchors(path.read_text()), (page, target)
-    contents = set(re.findall(r"\]\(([\w-]+)\.md\)", DOCS["README"]))
-    # The site has the top-level README in place of index.
-    assert contents == set(DOCS) - {"README", "index"}
-
-
-def test_every_page_is_shown_on_a_phone_and_a_desktop_and_some_are_shown_dark() -> None:
-    shown = set(re.findall(r"\]\(pictures/(.+?)\.png\)", DOCS["pictures"]))
-    # The demo's query has its pictures from the demo.
-    sizes = ("phone", "desktop")
-    kinds = [*product([*PAGES, "month"], sizes, ("light",)), *product(DARK, sizes, ("dark",))]
-    assert shown == {"-".join(kind) for kind in kinds}
-    assert shown == {path.stem for path in (ROOT / "docs" / "pictures").iterdir()}
-
-
-def test_every_function_that_an_expression_may_call() -> None:
-    text = section("tables", "What can be chosen")
-    assert [name for name in sorted(harmless.FUNCTIONS) if f"`{name}`" not in text] == []

@@ -33,6 +33,8 @@ def pubsub_sinks(datasette):
     async def store(messages):
         broken = os.path.exists(OUT + ".broken")
         note(pid=os.getpid(), ids=[message.id for message in messages], failed=broken)
+        # What it does with its list is its own affair.
+        messages.clear()
         if broken:
             raise RuntimeError("the archive is away")
 
